@@ -1,0 +1,71 @@
+# Weir. `make help` lists the targets; `make` alone builds ./bin/weir.
+SHELL := /bin/bash
+.DEFAULT_GOAL := build
+
+GO      ?= go
+BIN     := bin
+# Root is needed to load eBPF programs and make network namespaces. Tests are
+# compiled as you and only run through sudo, so that caches stay yours.
+SUDO    := $(if $(filter 0,$(shell id -u)),,sudo -E)
+EXEC    := $(if $(SUDO),-exec "$(SUDO)",)
+VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
+LDFLAGS := -s -w -X main.version=$(VERSION)
+FUZZTIME ?= 20s
+GOLANGCI := $(GO) run github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0
+
+# What each target needs from Debian.
+NEED_GENERATE := clang-14 llvm-14 clang-format-14 protobuf-compiler
+NEED_TEST     := iproute2 nftables nginx-light procps
+NEED_DEMO     := iproute2 nftables nginx-light curl procps
+NEED_BENCH    := $(NEED_TEST) haproxy wrk iperf3 python3-pip
+
+.PHONY: help
+help: ## This list
+	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  \033[1m%-10s\033[0m %s\n", $$1, $$2}' $(MAKEFILE_LIST) | { [ -t 1 ] && cat || sed 's/\x1b\[[0-9;]*m//g'; }
+
+.PHONY: build
+build: ## Build ./bin/weir (Go only: generated eBPF objects are committed)
+	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o $(BIN)/weir ./cmd/weir
+
+.PHONY: generate
+generate: ## Compile the eBPF programs and generate Go from C and protobuf
+	@./deploy/debian $(NEED_GENERATE)
+	$(GO) generate ./...
+
+.PHONY: test
+test: build ## Every test, on this kernel (root or sudo)
+	@./deploy/debian $(NEED_TEST)
+	WEIR_BIN=$(CURDIR)/$(BIN)/weir $(GO) test $(EXEC) -timeout 20m ./...
+
+.PHONY: race
+race: ## The pure and the concurrent packages under the race detector
+	@./deploy/debian $(NEED_TEST)
+	$(GO) test $(EXEC) -race -timeout 20m ./identity/... ./policy/... ./flow/... ./kube/... ./proxy/... ./endpoint/...
+
+.PHONY: lint
+lint: ## gofmt, vet, staticcheck, the import arrow, clang-format
+	$(GOLANGCI) run ./...
+	@./deploy/debian clang-format-14
+	clang-format-14 --dry-run --Werror bpf/*.c bpf/*.h
+
+.PHONY: fuzz
+fuzz: ## Each fuzz target for FUZZTIME (20s)
+	@./deploy/fuzz $(FUZZTIME) $(if $(SUDO),"$(SUDO)")
+
+.PHONY: bench
+bench: build ## Speed and memory beside nginx, HAProxy and Envoy (about 20 minutes)
+	@./deploy/debian $(NEED_BENCH)
+	$(SUDO) env "PATH=$$PATH" $(GO) run ./bench $(BENCHFLAGS)
+
+.PHONY: demo
+demo: build ## Weir over a small shop in network namespaces (DEMOFLAGS=--keep to play)
+	@./deploy/debian $(NEED_DEMO)
+	$(SUDO) ./$(BIN)/weir demo $(DEMOFLAGS)
+
+.PHONY: check
+check: ## What CI runs: generated files current, lint, build, test, fuzz smoke
+	./.ci/run
+
+.PHONY: clean
+clean: ## Remove what was built
+	rm -rf $(BIN) dist

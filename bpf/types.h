@@ -1,0 +1,157 @@
+/* SPDX-License-Identifier: Apache-2.0 OR GPL-2.0 */
+/* Layouts shared with user space. bpf2go generates the Go types from these, so
+ * this is their only spelling. All padding is explicit and zero in keys. */
+#pragma once
+
+/* IPv6, or IPv4 as ::ffff:a.b.c.d; network byte order. */
+struct addr {
+	__be32 word[4];
+};
+
+/* The forward direction of a flow. ICMP echo: both ports are the identifier.
+ * Protocols without ports: 0. */
+struct tuple {
+	struct addr saddr, daddr;
+	__be16 sport, dport;
+	__u8 proto;
+	__u8 pad[3];
+};
+
+/* endpoints: address of a pod of this node -> where it is and its policy. */
+struct endpoint {
+	__u32 ifindex; /* host side of its veth; 0: not found yet */
+	__u32 policy;  /* policy id */
+	__u32 identity;
+	__u32 pad;
+	__u8 pod_mac[6];  /* of the pod's own interface */
+	__u8 host_mac[6]; /* of the host side */
+	__u8 pad2[4];
+};
+
+/* devices: ifindex of a host veth -> the pod behind it, for packets whose
+ * source address is none of the pod's (link-local, spoofed). */
+struct device {
+	__u32 policy;
+	__u32 identity;
+};
+
+/* ipcache: address prefix -> who that is. */
+struct prefix {
+	__u32 bits; /* of the 128-bit address: an IPv4 /24 is 120 */
+	struct addr addr;
+};
+struct peer {
+	__u32 identity;
+	__u32 flags; /* PEER_WORLD: ask fqdn, too */
+};
+#define PEER_WORLD 1
+
+/* policies: policy id -> what policy_key probes are worth doing. */
+struct policy_info {
+	__u8 enforced[2];     /* by direction; 0: everything passes */
+	__u8 pad[2];
+	__u32 port_bits[2];   /* by direction, bit n: entries with port_bits n exist (1..15) */
+};
+
+/* policy: see policy.Key and policy.Lookup in Go. */
+struct policy_key {
+	__u32 policy;
+	__u32 identity; /* 0: every peer */
+	__u16 port;     /* host byte order, bits beyond port_bits 0; ICMP: type */
+	__u8 port_bits; /* 16 exact .. 0 every port */
+	__u8 proto;     /* 0: every protocol */
+	__u8 direction; /* enum direction */
+	__u8 pad[3];
+};
+struct policy_entry {
+	__u8 action; /* enum action */
+	__u8 reason; /* enum reason, of ACTION_REFUSE */
+	__u8 pad[2];
+	__u32 rule_set; /* of ACTION_REDIRECT; 0: every request passes */
+	__u32 rule;     /* number of the deciding rule */
+};
+enum direction { DIRECTION_INGRESS = 0, DIRECTION_EGRESS = 1 };
+enum action { ACTION_DENY = 1, ACTION_ALLOW = 2, ACTION_REDIRECT = 3, ACTION_REFUSE = 4 };
+
+/* conntrack: one entry per flow, whichever way its packets go: the key has
+ * the lower (address, port) first. */
+struct conntrack {
+	__u64 last_seen;     /* bpf_ktime_get_ns() (CLOCK_MONOTONIC) */
+	__u64 packets[2];    /* forward, reply */
+	__u64 bytes[2];
+	__u32 revision[2];   /* by direction: policy revision a forward packet was last judged at */
+	__u32 ifindex;       /* redirected: host veth of the pod the proxy speaks for */
+	__u16 flags;         /* CT_* */
+	__u8 generation;     /* redirected: the proxy it went to */
+	__u8 pad;
+	__u8 l2[14];         /* redirected: Ethernet header that makes a packet come from that pod */
+	__u8 pad2[2];
+	__u32 rule[2];       /* by direction: deciding rule */
+};
+#define CT_SWAPPED 1u          /* the initiator is the higher (address, port) of the key */
+#define CT_JUDGED_INGRESS 2u   /* ingress policy of the responder allowed it (revision[0] holds) */
+#define CT_JUDGED_EGRESS 4u    /* egress policy of the initiator allowed it (revision[1] holds) */
+#define CT_REDIRECTED 8u       /* goes through the proxy, both directions */
+#define CT_CUT 16u             /* being reset: both directions go where a RST comes back */
+#define CT_REPLIED 32u         /* a reply was seen */
+#define CT_FIN_FORWARD 64u
+#define CT_FIN_REPLY 128u
+#define CT_RST 256u
+#define CT_MIDSTREAM 512u      /* its start was not seen */
+
+/* conns: forward tuple of a redirected flow -> what the proxy must know.
+ * Not LRU; the proxy deletes an entry when its flow has ended (only its own:
+ * id tells a successor with the same tuple apart). */
+struct conn {
+	__u64 id;            /* bpf_ktime_get_ns() of the SYN */
+	__u32 ifindex;       /* host veth of the pod it speaks for */
+	__u32 revision;      /* policy revision of what follows; rewritten by the kernel when a later forward packet is judged anew */
+	__u32 src_identity, dst_identity;
+	__u32 rule_set[2];   /* by direction; counts where L7 has the direction's bit */
+	__u32 rule[2];       /* by direction: deciding rule of the L4 verdict */
+	__u8 l7;             /* bit (1 << direction): the rule set of it must be applied */
+	__u8 generation;
+	__u8 l2[14];
+};
+
+/* proxies: generation -> how to reach it. alive 0: gone or draining to none. */
+struct proxy {
+	__u32 ifindex;    /* host side of its veth */
+	__u32 alive;
+	__u8 mac[6];      /* of the namespace's eth0 */
+	__u8 pad[2];
+};
+
+/* state: one entry, mapped into user space by agent (rw) and proxy (ro). */
+struct state {
+	__u32 revision;   /* bumped by the agent after each batch of changes */
+	__u32 generation; /* proxy that new flows go to; proxies[generation].alive tells whether there is one */
+};
+
+/* metrics: per-CPU. */
+struct metric_key {
+	__u8 reason;      /* enum reason */
+	__u8 direction;
+	__u8 pad[2];
+};
+struct metric {
+	__u64 packets, bytes;
+};
+
+/* events: a new flow's verdict, a changed verdict, or a drop. */
+struct event {
+	__u64 time;       /* bpf_ktime_get_ns() */
+	struct tuple tuple; /* as in the packet */
+	__u32 src_identity, dst_identity;
+	__u32 rule;       /* number of the deciding rule, 0 none */
+	__u32 policy;     /* policy id of the pod that judged */
+	__u32 ifindex;
+	__u32 bytes;
+	__u8 verdict;     /* enum verdict */
+	__u8 reason;
+	__u8 direction;
+	__u8 tcp_flags;
+	__u8 icmp_type, icmp_code;
+	__u8 pad[2];
+};
+enum verdict { VERDICT_DROPPED = 0, VERDICT_FORWARDED = 1, VERDICT_REDIRECTED = 2 };

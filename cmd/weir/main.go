@@ -1,0 +1,42 @@
+// Command weir enforces Kubernetes and Cilium network policies on this node.
+package main
+
+import (
+	"fmt"
+	"os"
+
+	"github.com/spf13/cobra"
+)
+
+func main() { os.Exit(run(os.Args[1:])) }
+
+// run returns the exit status: 0 done, 1 the answer is no (a policy is
+// refused, the agent is not ready), 2 the call itself was wrong or failed.
+func run(args []string) int {
+	root := &cobra.Command{
+		Use:           "weir",
+		Short:         "Network policy for Kubernetes: L3/L4 in the kernel, L7 in one proxy per node",
+		SilenceUsage:  true,
+		SilenceErrors: true,
+	}
+	root.AddCommand(commands()...)
+	root.SetArgs(args)
+	if err := root.Execute(); err != nil {
+		if code, ok := err.(exitCode); ok {
+			return int(code)
+		}
+		fmt.Fprintln(os.Stderr, "weir:", err)
+		return 2
+	}
+	return 0
+}
+
+// exitCode ends the program with that status; what there was to say is said.
+type exitCode int
+
+func (c exitCode) Error() string { return fmt.Sprintf("exit status %d", int(c)) }
+
+// commands lists the verbs in the order help shows them.
+func commands() []*cobra.Command {
+	return []*cobra.Command{}
+}

@@ -1,0 +1,33 @@
+package api
+
+import (
+	"fmt"
+	"strings"
+)
+
+// Error is one reason to refuse an object, or what is suspicious about it.
+type Error struct {
+	File     string // as it was named; may be empty
+	Document int    // from 1; 0: not known
+	Line     int    // from 1; 0: not known
+	Field    string // "spec.ingress[0].toPorts"; empty: the document as a whole
+	Message  string
+}
+
+// Error says "file:line: field: message", less what is not known.
+func (e *Error) Error() string {
+	var b strings.Builder
+	switch {
+	case e.File != "" && e.Line > 0:
+		fmt.Fprintf(&b, "%s:%d: ", e.File, e.Line)
+	case e.File != "":
+		fmt.Fprintf(&b, "%s: ", e.File)
+	case e.Line > 0:
+		fmt.Fprintf(&b, "line %d: ", e.Line)
+	}
+	if e.Field != "" {
+		fmt.Fprintf(&b, "%s: ", e.Field)
+	}
+	b.WriteString(e.Message)
+	return b.String()
+}

@@ -1,0 +1,144 @@
+package api
+
+import (
+	"slices"
+	"strings"
+)
+
+// Label sources. A selector's key may begin with one and a colon; what has
+// none is of any source.
+const (
+	SourceAny       = "any"
+	SourceK8s       = "k8s"
+	SourceReserved  = "reserved"
+	SourceCIDR      = "cidr"
+	SourceCIDRGroup = "cidrgroup"
+)
+
+// Operator is what a label requirement asks.
+type Operator string
+
+// The operators of matchExpressions.
+const (
+	In           Operator = "In"
+	NotIn        Operator = "NotIn"
+	Exists       Operator = "Exists"
+	DoesNotExist Operator = "DoesNotExist"
+)
+
+// EndpointSelector selects by labels; without any requirement, everything in
+// its scope. Keys are as written, source included ("k8s:app", "app").
+type EndpointSelector struct {
+	MatchLabels      map[string]string  `json:"matchLabels,omitempty"`
+	MatchExpressions []LabelRequirement `json:"matchExpressions,omitempty"`
+}
+
+// LabelRequirement is one item of matchExpressions, as written.
+type LabelRequirement struct {
+	Key      string   `json:"key"`
+	Operator Operator `json:"operator"`
+	Values   []string `json:"values,omitempty"`
+}
+
+// Requirement is one condition of a selector, with the key's source split off.
+// All of a selector's must hold.
+type Requirement struct {
+	Source   string // SourceAny where the key named none
+	Key      string
+	Operator Operator
+	Values   []string // sorted, without duplicates
+}
+
+// Requirements lists what the selector asks: matchLabels (as In with one
+// value) by key, then matchExpressions in their order. A key without a source
+// gets defaultSource (SourceAny, or SourceCIDRGroup in a cidrGroupSelector).
+// A nil receiver asks nothing.
+func (s *EndpointSelector) Requirements(defaultSource string) []Requirement {
+	if s == nil {
+		return nil
+	}
+	out := make([]Requirement, 0, len(s.MatchLabels)+len(s.MatchExpressions))
+	for _, k := range sortedKeys(s.MatchLabels) {
+		source, key := SplitKey(k, defaultSource)
+		out = append(out, Requirement{Source: source, Key: key, Operator: In, Values: []string{s.MatchLabels[k]}})
+	}
+	for _, e := range s.MatchExpressions {
+		source, key := SplitKey(e.Key, defaultSource)
+		values := slices.Clone(e.Values)
+		slices.Sort(values)
+		out = append(out, Requirement{Source: source, Key: key, Operator: e.Operator, Values: slices.Compact(values)})
+	}
+	return out
+}
+
+// SplitKey splits a selector's key at its source.
+func SplitKey(key, defaultSource string) (source, rest string) {
+	if source, rest, ok := strings.Cut(key, ":"); ok && source != "" {
+		return source, rest
+	}
+	return defaultSource, strings.TrimPrefix(key, ":")
+}
+
+func sortedKeys[V any](m map[string]V) []string {
+	keys := make([]string, 0, len(m))
+	for k := range m {
+		keys = append(keys, k)
+	}
+	slices.Sort(keys)
+	return keys
+}
+
+// CIDR is a prefix in text: "10.0.0.0/8". Host bits may be set, and do not count.
+type CIDR string
+
+// CIDRRule is a prefix, or the prefixes of groups, less exceptions. Exactly
+// one of CIDR, CIDRGroupRef and CIDRGroupSelector is set.
+type CIDRRule struct {
+	CIDR              CIDR              `json:"cidr,omitempty"`
+	CIDRGroupRef      string            `json:"cidrGroupRef,omitempty"`
+	CIDRGroupSelector *EndpointSelector `json:"cidrGroupSelector,omitempty"`
+	Except            []CIDR            `json:"except,omitzero"`
+}
+
+// CIDRGroup is a CiliumCIDRGroup: named prefixes outside the cluster.
+type CIDRGroup struct {
+	Name   string
+	UID    string
+	Labels map[string]string
+	Source Position
+
+	ExternalCIDRs []CIDR
+	// Refused tells why the object does not count as written; empty: it does.
+	// A refused group has no prefixes.
+	Refused []*Error
+}
+
+// Entity names a class of peers.
+type Entity string
+
+// All entities of Cilium. World-ipv4 and world-ipv6 exist in selectors and
+// questions, not in policy objects.
+const (
+	EntityAll           Entity = "all"
+	EntityWorld         Entity = "world"
+	EntityWorldIPv4     Entity = "world-ipv4"
+	EntityWorldIPv6     Entity = "world-ipv6"
+	EntityCluster       Entity = "cluster"
+	EntityClusterMesh   Entity = "cluster-mesh"
+	EntityHost          Entity = "host"
+	EntityInit          Entity = "init"
+	EntityIngress       Entity = "ingress"
+	EntityUnmanaged     Entity = "unmanaged"
+	EntityRemoteNode    Entity = "remote-node"
+	EntityHealth        Entity = "health"
+	EntityNone          Entity = "none"
+	EntityKubeAPIServer Entity = "kube-apiserver"
+)
+
+// Entities lists those a policy may name.
+func Entities() []Entity {
+	return []Entity{
+		EntityAll, EntityWorld, EntityCluster, EntityClusterMesh, EntityHost, EntityInit, EntityIngress,
+		EntityUnmanaged, EntityRemoteNode, EntityHealth, EntityNone, EntityKubeAPIServer,
+	}
+}

@@ -1,0 +1,147 @@
+package policy
+
+import (
+	"net/netip"
+
+	"github.com/weirnet/weir/identity"
+	"github.com/weirnet/weir/policy/api"
+)
+
+// The objects policies are evaluated against, as little of each as they need.
+type (
+	// Pod is a pod of any node. Terminal pods (Succeeded, Failed) are not
+	// given to the engine: they own no address.
+	Pod struct {
+		Namespace, Name string
+		UID             string
+		Node            string
+		Labels          map[string]string
+		ServiceAccount  string
+		HostNetwork     bool
+		Addresses       []netip.Addr
+		Ports           []NamedPort
+		// Created orders pods that claim one address: the newest owns it.
+		Created int64 // seconds since the epoch
+	}
+	// NamedPort is a container port with a name.
+	NamedPort struct {
+		Name     string
+		Protocol uint8
+		Port     uint16
+	}
+	Namespace struct {
+		Name   string
+		Labels map[string]string
+	}
+	Node struct {
+		Name      string
+		Labels    map[string]string
+		Addresses []netip.Addr
+		PodCIDRs  []netip.Prefix
+	}
+	Service struct {
+		Namespace, Name string
+		Labels          map[string]string
+		Selector        map[string]string
+		ClusterIPs      []netip.Addr
+		ExternalIPs     []netip.Addr // and load-balancer addresses
+		Ports           []ServicePort
+	}
+	ServicePort struct {
+		Name     string
+		Protocol uint8
+		Port     uint16
+		NodePort uint16
+	}
+	EndpointSlice struct {
+		Namespace, Name string
+		Service         string // kubernetes.io/service-name
+		Ports           []SlicePort
+		Addresses       []netip.Addr // of endpoints that serve (ready, or serving while terminating)
+	}
+	SlicePort struct {
+		Name     string
+		Protocol uint8
+		Port     uint16
+	}
+)
+
+// Object is a key of what the engine holds: kind is one of Pod, Namespace,
+// Node, Service, EndpointSlice, NetworkPolicy, CiliumNetworkPolicy,
+// CiliumClusterwideNetworkPolicy, CiliumCIDRGroup.
+type Object struct{ Kind, Namespace, Name string }
+
+// Change is an object's new state. Value is nil (gone), or a *Pod,
+// *Namespace, *Node, *Service, *EndpointSlice, or an *api.Policy or
+// *api.CIDRGroup as the decoder made it, refused ones included (Refused set):
+// the engine closes what they would select.
+type Change struct {
+	Object Object
+	Value  any
+}
+
+// Options of an Engine.
+type Options struct {
+	// NodeName is this node: its addresses are identity host, the others'
+	// remote-node; policies are resolved for its pods.
+	NodeName string
+	// Seeds are the numbers a predecessor gave out.
+	Seeds Seeds
+}
+
+// Seeds are numbers given out before, per kind (see identity.NewAllocator).
+type Seeds struct{ Identities, Policies, RuleSets, Rules map[uint32]identity.Digest }
+
+// Delta is what a batch of changes made of the tables: desired state after it,
+// less desired state before. Whoever applies it keeps the order: new rule
+// sets, then new policies and entries, then prefixes and endpoints, then
+// deletes in the reverse order.
+type Delta struct {
+	// Prefixes: 0 as identity means the prefix is gone.
+	Prefixes map[netip.Prefix]Peer
+	// Policies by policy id; nil: gone.
+	Policies map[uint32]*Resolved
+	// Endpoints by address of a local pod that is not on the host network;
+	// nil: gone.
+	Endpoints map[netip.Addr]*Endpoint
+	// RuleSets by id; nil: gone.
+	RuleSets map[uint32]*RuleSet
+	// Numbers that must be remembered before anything uses them, and those
+	// that can be forgotten after everything else was applied.
+	Numbers Seeds
+	Freed   Seeds
+}
+
+// Peer is what an address prefix stands for.
+type Peer struct {
+	Identity identity.ID
+	// World: an outside address; what DNS taught about it counts as well.
+	World bool
+}
+
+// Endpoint is a pod of this node.
+type Endpoint struct {
+	Namespace, Name, UID string
+	Identity             identity.ID
+	Policy               uint32 // key of Delta.Policies
+}
+
+// Resolved is the policy of one label set: what the kernel's policy map says
+// under one policy id.
+type Resolved struct {
+	// Enforced tells per direction whether the entries decide; if not,
+	// everything passes.
+	Enforced [2]bool
+	Entries  map[Key]Entry
+	// Selecting names the policies that select the subject, per direction:
+	// what a default deny is explained with.
+	Selecting [2][]string
+}
+
+// RuleRef names the rule behind a number.
+type RuleRef struct {
+	Policy string `json:"policy"` // "CiliumNetworkPolicy shop/web", kind and name as in kubectl
+	Rule   string `json:"rule"`   // field path in the object: "spec.ingress[1].toPorts[0]"
+	File   string `json:"file,omitempty"`
+	Line   int    `json:"line,omitempty"`
+}
