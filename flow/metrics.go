@@ -1,0 +1,144 @@
+package flow
+
+import (
+	"strconv"
+	"sync"
+
+	"github.com/prometheus/client_golang/prometheus"
+)
+
+// Metrics counts records. What the kernel counts by itself (every dropped
+// packet, also those too many to be recorded) is read from it by a collector
+// of its own, see NewKernelCollector.
+type Metrics struct {
+	flows    *prometheus.CounterVec
+	requests *prometheus.CounterVec
+	latency  prometheus.Histogram
+
+	mu       sync.Mutex
+	policies map[string]bool
+}
+
+// maxPolicyLabels bounds the values of the policy label; what comes later is
+// counted under "other".
+const maxPolicyLabels = 500
+
+// NewMetrics registers the counters of records with reg.
+func NewMetrics(reg prometheus.Registerer) *Metrics {
+	m := &Metrics{
+		flows: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "weir_flows_total",
+			Help: "Flow verdicts recorded by the kernel: new flows, changed verdicts and drops (drops beyond a rate limit are in weir_drop_packets_total only).",
+		}, []string{"verdict", "reason", "direction"}),
+		requests: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "weir_http_requests_total",
+			Help: "HTTP requests the proxy decided, by verdict, status code sent to the client and deciding policy (\"\": default deny; \"other\": beyond the first 500 policies).",
+		}, []string{"verdict", "code", "policy"}),
+		latency: prometheus.NewHistogram(prometheus.HistogramOpts{
+			Name:    "weir_http_response_seconds",
+			Help:    "Time from a forwarded HTTP request's head to its response's head.",
+			Buckets: prometheus.ExponentialBuckets(0.0001, 2.5, 14),
+		}),
+		policies: map[string]bool{},
+	}
+	reg.MustRegister(m.flows, m.requests, m.latency)
+	return m
+}
+
+// Observe counts one record.
+func (m *Metrics) Observe(r *Record) {
+	if r.HTTP == nil {
+		m.flows.WithLabelValues(r.Verdict.String(), r.Reason, r.Direction).Inc()
+		return
+	}
+	policy := ""
+	if r.Rule != nil {
+		policy = m.policyLabel(r.Rule.Policy)
+	}
+	m.requests.WithLabelValues(r.Verdict.String(), codeLabel(r.HTTP.Status), policy).Inc()
+	if r.Verdict != Dropped && r.HTTP.Latency > 0 {
+		m.latency.Observe(r.HTTP.Latency.Seconds())
+	}
+}
+
+// codeLabel bounds what a server can make the label say.
+func codeLabel(status int) string {
+	if status == 0 {
+		return "none"
+	}
+	if status < 100 || status > 599 {
+		return "other"
+	}
+	return strconv.Itoa(status)
+}
+
+func (m *Metrics) policyLabel(name string) string {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if !m.policies[name] {
+		if len(m.policies) >= maxPolicyLabels {
+			return "other"
+		}
+		m.policies[name] = true
+	}
+	return name
+}
+
+// KernelCount is what the kernel counted for one reason and direction.
+type KernelCount struct {
+	Reason, Direction string
+	Drop              bool
+	Packets, Bytes    uint64
+}
+
+// NewKernelCollector returns a collector that reads the kernel's counters at
+// each scrape: dropped packets and new flows, by reason, and what was lost.
+func NewKernelCollector(read func() ([]KernelCount, error), lost *Lost) prometheus.Collector {
+	return &kernelCollector{
+		read: read, lost: lost,
+		drops: prometheus.NewDesc("weir_drop_packets_total",
+			"Packets dropped in the kernel, by reason and the direction that judged.", []string{"reason", "direction"}, nil),
+		dropBytes: prometheus.NewDesc("weir_drop_bytes_total",
+			"Bytes of the packets in weir_drop_packets_total.", []string{"reason", "direction"}, nil),
+		passed: prometheus.NewDesc("weir_new_flows_total",
+			"New flows the kernel let pass or sent to the proxy, by reason and direction.", []string{"reason", "direction"}, nil),
+		events: prometheus.NewDesc("weir_lost_records_total",
+			"Records that were lost: at \"kernel\" because its ring was full or drops came too fast, at \"reader\" because someone who follows flows was too slow.", []string{"at"}, nil),
+		failed: prometheus.NewDesc("weir_kernel_metrics_readable",
+			"1 if the kernel's counters could be read at this scrape.", nil, nil),
+	}
+}
+
+type kernelCollector struct {
+	read                                     func() ([]KernelCount, error)
+	lost                                     *Lost
+	drops, dropBytes, passed, events, failed *prometheus.Desc
+}
+
+func (c *kernelCollector) Describe(ch chan<- *prometheus.Desc) {
+	for _, d := range []*prometheus.Desc{c.drops, c.dropBytes, c.passed, c.events, c.failed} {
+		ch <- d
+	}
+}
+
+func (c *kernelCollector) Collect(ch chan<- prometheus.Metric) {
+	counter := func(d *prometheus.Desc, v uint64, labels ...string) {
+		ch <- prometheus.MustNewConstMetric(d, prometheus.CounterValue, float64(v), labels...)
+	}
+	counts, err := c.read()
+	readable := 1.0
+	if err != nil {
+		readable = 0
+	}
+	ch <- prometheus.MustNewConstMetric(c.failed, prometheus.GaugeValue, readable)
+	for _, k := range counts {
+		if k.Drop {
+			counter(c.drops, k.Packets, k.Reason, k.Direction)
+			counter(c.dropBytes, k.Bytes, k.Reason, k.Direction)
+		} else {
+			counter(c.passed, k.Packets, k.Reason, k.Direction)
+		}
+	}
+	counter(c.events, c.lost.Kernel.Load(), "kernel")
+	counter(c.events, c.lost.Readers.Load(), "reader")
+}

@@ -1,0 +1,126 @@
+package flow
+
+import (
+	"net"
+	"strconv"
+	"strings"
+	"time"
+	"unicode"
+)
+
+// Text is the record as one line for people: time, verdict, who asked whom,
+// what, why, and which policy decided. With color the verdict stands out.
+func (r *Record) Text(color bool) string {
+	var b strings.Builder
+	b.WriteString(r.Time.Local().Format("15:04:05.000 "))
+	word, paint := r.Verdict.String(), "\x1b[31m"
+	switch r.Verdict {
+	case Forwarded:
+		paint = "\x1b[32m"
+	case Redirected:
+		paint = "\x1b[33m"
+	}
+	if color {
+		b.WriteString(paint)
+	}
+	b.WriteString(word)
+	if color {
+		b.WriteString("\x1b[0m")
+	}
+	b.WriteString(strings.Repeat(" ", max(11-len(word), 1)))
+	b.WriteString(r.Source.Text())
+	b.WriteString(" -> ")
+	b.WriteString(r.Dest.Text())
+	b.WriteByte(' ')
+	b.WriteString(r.Protocol)
+	if r.ICMPType != nil {
+		b.WriteString(" type " + strconv.Itoa(int(*r.ICMPType)))
+	}
+	if h := r.HTTP; h != nil {
+		b.WriteString("  " + clean(h.Method) + " ")
+		if h.Host != "" {
+			b.WriteString(clean(h.Host))
+		}
+		b.WriteString(clean(h.Path))
+		if h.Status != 0 {
+			b.WriteString(" " + strconv.Itoa(h.Status))
+		}
+		if h.Latency > 0 {
+			b.WriteString(" " + h.Latency.Round(10*time.Microsecond).String())
+		}
+	}
+	b.WriteString("  " + r.Reason)
+	if r.Direction != "" {
+		b.WriteString(" (" + r.Direction + ")")
+	}
+	if why := r.Why(); why != "" {
+		b.WriteString("  " + why)
+	}
+	return b.String()
+}
+
+// Why names what decided: the rule, or the policies that select the pod and
+// have no rule that allows this.
+func (r *Record) Why() string {
+	if r.Rule != nil && r.Rule.Policy != "" {
+		s := r.Rule.Policy
+		if r.Rule.Rule != "" {
+			s += " " + r.Rule.Rule
+		}
+		if r.Rule.File != "" {
+			s += " (" + r.Rule.File
+			if r.Rule.Line > 0 {
+				s += ":" + strconv.Itoa(r.Rule.Line)
+			}
+			s += ")"
+		}
+		return s
+	}
+	switch n := len(r.Policies); {
+	case n == 0:
+		return ""
+	case n <= 3:
+		return "no rule in " + strings.Join(r.Policies, ", ")
+	default:
+		return "no rule in " + strings.Join(r.Policies[:3], ", ") + " and " + strconv.Itoa(n-3) + " more"
+	}
+}
+
+// Text is namespace/pod:port where the pod is known, else address:port with
+// what the address stands for.
+func (p Peer) Text() string {
+	if p.Pod != "" {
+		s := p.Namespace + "/" + p.Pod
+		if p.Port != 0 {
+			s += ":" + strconv.Itoa(int(p.Port))
+		}
+		return s
+	}
+	s := p.Addr.String()
+	if p.Port != 0 {
+		s = net.JoinHostPort(s, strconv.Itoa(int(p.Port)))
+	}
+	for _, l := range p.Labels {
+		if name, ok := strings.CutPrefix(l, "reserved:"); ok {
+			return s + " (" + name + ")"
+		}
+	}
+	return s
+}
+
+// clean keeps what a client sent from steering the reader's terminal.
+func clean(s string) string {
+	const limit = 120
+	var b strings.Builder
+	n := 0
+	for _, c := range s {
+		if n++; n > limit {
+			return b.String() + "..."
+		}
+		if !unicode.IsPrint(c) || c == unicode.ReplacementChar {
+			c = '?'
+		}
+		b.WriteRune(c)
+	}
+	return b.String()
+}
