@@ -1,0 +1,254 @@
+package redirect
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// nobody is the user the proxy is, seen from the host.
+const nobody = 65534
+
+// Descriptors the child inherits, after standard input, output and error.
+const (
+	fdListener = 3 + iota // the listening control socket
+	fdLock                // the launcher's lock: held as long as either lives
+	fdNetns               // place for the child's own network namespace, which Confine opens
+)
+
+// Names below a run directory.
+const (
+	socketName = "proxy.sock"
+	lockName   = "proxy.lock"
+	logName    = "proxy.log"
+	emptyName  = "empty" // an empty directory, the proxy's root
+)
+
+// Restart delays of a child that keeps dying.
+const (
+	quickDeath  = time.Second
+	firstDelay  = 50 * time.Millisecond
+	longestWait = 5 * time.Second
+)
+
+// LauncherOptions say what is launched.
+type LauncherOptions struct {
+	// RunDir holds the socket; it is created where it is missing.
+	RunDir string
+	// Child is the command line that calls Confine, less the program: this
+	// very binary. The path of an empty directory is appended, which is to be
+	// the proxy's root.
+	Child []string
+	// Drain is how long connections get when the launcher is told to go.
+	Drain time.Duration
+	// Log takes what the child writes to its standard error.
+	Log io.Writer
+	// Logger is told of the child's lives.
+	Logger *slog.Logger
+}
+
+// ErrRunning is returned by Launch when another launcher, or a proxy whose
+// launcher died, has the run directory.
+var ErrRunning = errors.New("a proxy is running already")
+
+// Launch makes the control socket, starts the proxy as a child in namespaces
+// of its own, and starts it anew whenever it dies. It returns when ctx ends
+// and the child has drained, or when the child went because its agent said
+// so. It needs root.
+func Launch(ctx context.Context, o LauncherOptions) error {
+	if err := os.MkdirAll(o.RunDir, 0o755); err != nil {
+		return fmt.Errorf("make run directory: %w", err)
+	}
+	lock, err := takeLock(ctx, filepath.Join(o.RunDir, lockName))
+	if err != nil {
+		return err
+	}
+	defer lock.Close()
+	listener, err := listen(filepath.Join(o.RunDir, socketName))
+	if err != nil {
+		return err
+	}
+	defer listener.Close()
+	root := filepath.Join(o.RunDir, emptyName)
+	if err := emptyDir(root); err != nil {
+		return err
+	}
+	if err := raiseFiles(); err != nil {
+		return err
+	}
+	delay := firstDelay
+	for {
+		began := time.Now()
+		done, err := o.life(ctx, listener, lock, root)
+		if done {
+			// The socket goes with the last proxy, so that nobody waits for an
+			// answer that can't come.
+			_ = os.Remove(filepath.Join(o.RunDir, socketName))
+			return err
+		}
+		if time.Since(began) > quickDeath {
+			delay = firstDelay
+		}
+		o.Logger.Error("proxy died, starting a new one", "error", err, "lived", time.Since(began), "delay", delay)
+		select {
+		case <-ctx.Done():
+			_ = os.Remove(filepath.Join(o.RunDir, socketName))
+			return nil
+		case <-time.After(delay):
+		}
+		if delay = delay * 2; delay > longestWait {
+			delay = longestWait
+		}
+	}
+}
+
+// life runs one child to its end. done: it went because it was told to, or
+// none can be started at all.
+func (o *LauncherOptions) life(ctx context.Context, listener, lock *os.File, root string) (done bool, err error) {
+	place, err := os.Open(os.DevNull)
+	if err != nil {
+		return false, fmt.Errorf("start the proxy: %w", err)
+	}
+	defer place.Close()
+	cmd := &exec.Cmd{
+		Path:       "/proc/self/exe",
+		Args:       append(append([]string{os.Args[0]}, o.Child...), root),
+		Env:        []string{"GOTRACEBACK=single"},
+		Dir:        "/",
+		Stderr:     o.Log,
+		ExtraFiles: []*os.File{listener, lock, place},
+		SysProcAttr: &syscall.SysProcAttr{
+			Cloneflags: unix.CLONE_NEWUSER | unix.CLONE_NEWNET | unix.CLONE_NEWPID | unix.CLONE_NEWIPC | unix.CLONE_NEWUTS,
+			// Uid 0 inside, or the exec would take the capabilities in the new
+			// namespaces away.
+			Credential:                 &syscall.Credential{Uid: 0, Gid: 0},
+			UidMappings:                []syscall.SysProcIDMap{{ContainerID: 0, HostID: nobody, Size: 1}},
+			GidMappings:                []syscall.SysProcIDMap{{ContainerID: 0, HostID: nobody, Size: 1}},
+			GidMappingsEnableSetgroups: true, // Credential sets the (empty) list of groups
+			Setsid:                     true,
+		},
+	}
+	if err := cmd.Start(); err != nil {
+		return true, fmt.Errorf("start the proxy: %w", err)
+	}
+	o.Logger.Info("proxy started", "pid", cmd.Process.Pid)
+	ended := make(chan error, 1)
+	go func() { ended <- cmd.Wait() }()
+	select {
+	case err := <-ended:
+		return err == nil, err
+	case <-ctx.Done():
+	}
+	_ = cmd.Process.Signal(syscall.SIGTERM)
+	select {
+	case err := <-ended:
+		return true, err
+	case <-time.After(o.Drain + 2*time.Second):
+		_ = cmd.Process.Kill()
+		<-ended
+		return true, errors.New("the proxy did not drain in time and was killed")
+	}
+}
+
+// takeLock takes the lock that says who may own the socket, and writes this
+// process's id into it. A predecessor that is just dying gets a second.
+func takeLock(ctx context.Context, path string) (*os.File, error) {
+	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
+	if err != nil {
+		return nil, fmt.Errorf("open lock: %w", err)
+	}
+	for deadline := time.Now().Add(time.Second); ; {
+		if err = unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err == nil {
+			break
+		}
+		if time.Now().After(deadline) || ctx.Err() != nil {
+			f.Close()
+			return nil, fmt.Errorf("%s: %w", path, ErrRunning)
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	if err := f.Truncate(0); err == nil {
+		_, err = f.WriteAt([]byte(strconv.Itoa(os.Getpid())+"\n"), 0)
+	}
+	if err != nil {
+		f.Close()
+		return nil, fmt.Errorf("write lock: %w", err)
+	}
+	return f, nil
+}
+
+// listen makes the control socket. Only root may connect: the file has mode
+// 0600 before it has its name. (The proxy can't check that itself: root has
+// no number in its user namespace.)
+func listen(path string) (*os.File, error) {
+	fresh := path + ".new"
+	if err := os.Remove(fresh); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return nil, fmt.Errorf("make control socket: %w", err)
+	}
+	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: fresh, Net: "unix"})
+	if err != nil {
+		return nil, fmt.Errorf("make control socket: %w", err)
+	}
+	defer l.Close()
+	l.SetUnlinkOnClose(false)
+	if err := os.Chmod(fresh, 0o600); err != nil {
+		return nil, fmt.Errorf("make control socket: %w", err)
+	}
+	f, err := l.File()
+	if err != nil {
+		return nil, fmt.Errorf("make control socket: %w", err)
+	}
+	if err := os.Rename(fresh, path); err != nil {
+		f.Close()
+		return nil, fmt.Errorf("make control socket: %w", err)
+	}
+	return f, nil
+}
+
+// emptyDir makes sure path is an empty directory that only root can change.
+func emptyDir(path string) error {
+	if err := os.Mkdir(path, 0o555); err != nil && !errors.Is(err, os.ErrExist) {
+		return fmt.Errorf("make the proxy's root: %w", err)
+	}
+	entries, err := os.ReadDir(path)
+	if err != nil {
+		return fmt.Errorf("make the proxy's root: %w", err)
+	}
+	if len(entries) > 0 {
+		return fmt.Errorf("make the proxy's root: %s is not empty", path)
+	}
+	return nil
+}
+
+// raiseFiles raises the limit of open files as far as it goes. The child
+// can't: it has no power over limits. Setting it here also keeps the Go
+// runtime from handing the child the lower one this process started with.
+func raiseFiles() error {
+	const wanted = 1 << 20
+	var l syscall.Rlimit
+	if err := syscall.Getrlimit(syscall.RLIMIT_NOFILE, &l); err != nil {
+		return fmt.Errorf("read limit of open files: %w", err)
+	}
+	if l.Max < wanted {
+		high := syscall.Rlimit{Cur: wanted, Max: wanted}
+		if syscall.Setrlimit(syscall.RLIMIT_NOFILE, &high) == nil {
+			return nil
+		} // needs CAP_SYS_RESOURCE: without it the hard limit stays
+	}
+	l.Cur = l.Max
+	if err := syscall.Setrlimit(syscall.RLIMIT_NOFILE, &l); err != nil {
+		return fmt.Errorf("raise limit of open files: %w", err)
+	}
+	return nil
+}
