@@ -707,9 +707,9 @@ type Record struct {
 	Rules []uint32 `protobuf:"varint,11,rep,packed,name=rules,proto3" json:"rules,omitempty"`
 	// Judge is the direction that decided: 0 ingress, 1 egress, 2 both or none.
 	Judge    uint32 `protobuf:"varint,12,opt,name=judge,proto3" json:"judge,omitempty"`
-	Method   string `protobuf:"bytes,13,opt,name=method,proto3" json:"method,omitempty"`
-	Host     string `protobuf:"bytes,14,opt,name=host,proto3" json:"host,omitempty"`
-	Path     string `protobuf:"bytes,15,opt,name=path,proto3" json:"path,omitempty"`
+	Method   []byte `protobuf:"bytes,13,opt,name=method,proto3" json:"method,omitempty"`
+	Host     []byte `protobuf:"bytes,14,opt,name=host,proto3" json:"host,omitempty"`
+	Path     []byte `protobuf:"bytes,15,opt,name=path,proto3" json:"path,omitempty"`
 	Protocol string `protobuf:"bytes,16,opt,name=protocol,proto3" json:"protocol,omitempty"`
 	Status   uint32 `protobuf:"varint,17,opt,name=status,proto3" json:"status,omitempty"`
 	Latency  int64  `protobuf:"varint,18,opt,name=latency,proto3" json:"latency,omitempty"`
@@ -833,25 +833,25 @@ func (x *Record) GetJudge() uint32 {
 	return 0
 }
 
-func (x *Record) GetMethod() string {
+func (x *Record) GetMethod() []byte {
 	if x != nil {
 		return x.Method
 	}
-	return ""
+	return nil
 }
 
-func (x *Record) GetHost() string {
+func (x *Record) GetHost() []byte {
 	if x != nil {
 		return x.Host
 	}
-	return ""
+	return nil
 }
 
-func (x *Record) GetPath() string {
+func (x *Record) GetPath() []byte {
 	if x != nil {
 		return x.Path
 	}
-	return ""
+	return nil
 }
 
 func (x *Record) GetProtocol() string {
@@ -1259,9 +1259,9 @@ const file_control_proto_rawDesc = "" +
 	"directions\x12\x14\n" +
 	"\x05rules\x18\v \x03(\rR\x05rules\x12\x14\n" +
 	"\x05judge\x18\f \x01(\rR\x05judge\x12\x16\n" +
-	"\x06method\x18\r \x01(\tR\x06method\x12\x12\n" +
-	"\x04host\x18\x0e \x01(\tR\x04host\x12\x12\n" +
-	"\x04path\x18\x0f \x01(\tR\x04path\x12\x1a\n" +
+	"\x06method\x18\r \x01(\fR\x06method\x12\x12\n" +
+	"\x04host\x18\x0e \x01(\fR\x04host\x12\x12\n" +
+	"\x04path\x18\x0f \x01(\fR\x04path\x12\x1a\n" +
 	"\bprotocol\x18\x10 \x01(\tR\bprotocol\x12\x16\n" +
 	"\x06status\x18\x11 \x01(\rR\x06status\x12\x18\n" +
 	"\alatency\x18\x12 \x01(\x03R\alatency\x12\x18\n" +
