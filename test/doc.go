@@ -1,0 +1,34 @@
+// Package test tells stories about Weir: whole nodes in network namespaces
+// (test/node), the real program on them, real sockets, and what must be seen.
+//
+// A story is a file of stories/: a script, and the objects it speaks of, in
+// txtar form, so that what a user reports can become one as it is. A line of
+// the script is a command,
+//
+//	node a rp_filter=1 uplink-mtu=1400   a node (without any such line: node a)
+//	pod shop/web app=web bridged on=b    a pod with labels, on the last node if not said
+//	namespace shop team=a                a namespace with labels (those of pods are made anyhow)
+//	forward a:30080 shop/web:80          a port of the node leads to a pod; "masquerade" may follow
+//	apply policy.yaml [as=other]         put a file of the story where the agent reads
+//	remove policy.yaml
+//	delete shop/web                      the pod and its object go
+//	start [agent flags]                  start the agent and wait (the first probe does it, too)
+//	wait                                 until all that was written is enforced
+//	status TEXT                          `weir status` holds that text
+//
+// or a probe, which opens a new flow, for IPv4 and for IPv6, and says what must
+// come of it:
+//
+//	shop/web tcp shop/db:5432 => ok
+//	shop/web GET outside:80/x?y header="X-A: b" => 403 policy="CiliumNetworkPolicy shop/web"
+//
+// The places are pods (namespace/name), nodes (node a is host-a) and outside.
+// All of them serve HTTP on the ports 80 and 8080, echo TCP on 5432 and 7000
+// and UDP on 53 and 7000. The verbs are tcp, udp and ping, or an HTTP method.
+// Before "=>" may stand family=4|6, size=BYTES (of what is sent), header= and
+// host=. What may come of it is ok, dropped (nothing came back, and a record
+// of a drop says so), refused or reset, or an HTTP status. After that, each
+// name=value must hold: seen=PLACE (whose address the server saw), and of the
+// record of that flow: verdict, reason, policy, rule, direction, layer;
+// records=N: so many records of that request.
+package test

@@ -1,0 +1,61 @@
+package test
+
+import (
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"testing"
+
+	"github.com/weirnet/weir/test/node"
+)
+
+// prefix begins the names of everything the stories make.
+const prefix = "weirtest"
+
+// binary is the program under test, built once; "" where the stories are
+// skipped.
+var binary string
+
+func TestMain(m *testing.M) { os.Exit(run(m)) }
+
+func run(m *testing.M) int {
+	if os.Geteuid() != 0 {
+		return m.Run()
+	}
+	dir, err := os.MkdirTemp("", prefix)
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	defer os.RemoveAll(dir)
+	// The proxy runs as nobody and opens its own program again.
+	if err := os.Chmod(dir, 0o755); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	if binary = os.Getenv("WEIR_BINARY"); binary == "" {
+		binary = filepath.Join(dir, "weir")
+		if out, err := exec.Command("go", "build", "-o", binary, "../cmd/weir").CombinedOutput(); err != nil {
+			fmt.Fprintf(os.Stderr, "build weir: %v\n%s", err, out)
+			return 1
+		}
+	}
+	if err := node.RemoveStale(prefix); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	return m.Run()
+}
+
+// needRoot skips a story where it can't be told; in CI that is a failure.
+func needRoot(t *testing.T) {
+	t.Helper()
+	if os.Geteuid() == 0 {
+		return
+	}
+	if os.Getenv("CI") != "" {
+		t.Fatal("stories need root: network namespaces, eBPF")
+	}
+	t.Skip("stories need root: network namespaces, eBPF")
+}

@@ -1,0 +1,448 @@
+package test
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/weirnet/weir/flow"
+	"github.com/weirnet/weir/test/node"
+)
+
+// TestStories tells every story of stories/.
+func TestStories(t *testing.T) {
+	files, err := filepath.Glob("stories/*.txtar")
+	if err != nil || len(files) == 0 {
+		t.Fatalf("no stories: %v", err)
+	}
+	for _, file := range files {
+		t.Run(strings.TrimSuffix(filepath.Base(file), ".txtar"), func(t *testing.T) {
+			t.Parallel()
+			tell(t, file)
+		})
+	}
+}
+
+// story is one that is being told.
+type story struct {
+	t       *testing.T
+	network *node.Network
+	objects node.Objects
+	files   map[string]string
+	nodes   []*node.Node
+	places  map[string]*place
+	// forwards: node address and port -> pod and port.
+	forwards map[netip.AddrPort]netip.AddrPort
+	started  map[string]bool // by node
+
+	mu      sync.Mutex
+	records []flow.Record
+	log     bytes.Buffer
+}
+
+// place is where flows begin and end.
+type place struct {
+	*node.Netns
+	addrs []netip.Addr
+	pod   *node.Pod // nil: a node or the outside
+}
+
+var stories atomic.Int32
+
+// tell runs a story's script and returns the story as it stands then; all of
+// it goes when the test ends.
+func tell(t *testing.T, file string) *story {
+	t.Helper()
+	needRoot(t)
+	text, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	a := parseArchive(string(text))
+	s := &story{
+		t: t, files: a.files, places: map[string]*place{}, started: map[string]bool{},
+		forwards: map[netip.AddrPort]netip.AddrPort{}, objects: node.Objects{Dir: t.TempDir()},
+	}
+	s.make(a.text)
+	number := 0
+	for line := range strings.Lines(a.text) {
+		number++
+		w, err := words(line)
+		if err == nil && len(w) > 0 {
+			err = s.do(w)
+		}
+		if err != nil {
+			t.Errorf("%s:%d: %s\n\t%v", file, number, strings.TrimSpace(line), err)
+			if isCommand(w) {
+				t.FailNow() // what follows stands on it
+			}
+		}
+	}
+	return s
+}
+
+// make makes the network; the script tells its MTU.
+func (s *story) make(script string) {
+	s.t.Helper()
+	o := node.NetworkOptions{Name: node.UniqueName(prefix, int(stories.Add(1)))}
+	for line := range strings.Lines(script) {
+		if w, _ := words(line); len(w) == 2 && w[0] == "wan-mtu" {
+			o.WANMTU, _ = strconv.Atoi(w[1])
+		}
+	}
+	var err error
+	if s.network, err = node.NewNetwork(o); err != nil {
+		s.t.Fatal(err)
+	}
+	s.t.Cleanup(func() {
+		if err := s.network.Close(); err != nil {
+			s.t.Error(err)
+		}
+		if s.t.Failed() {
+			s.t.Logf("what Weir printed:\n%s", s.printed())
+		}
+	})
+	s.serve("outside", &place{Netns: s.network.Outside, addrs: s.network.OutsideAddrs()})
+}
+
+// Write takes what Weir prints.
+func (s *story) Write(b []byte) (int, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.log.Write(b)
+}
+
+func (s *story) printed() string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.log.String()
+}
+
+// serve names a place and starts its servers.
+func (s *story) serve(name string, p *place) {
+	s.t.Helper()
+	s.places[name] = p
+	for _, port := range []uint16{80, 8080} {
+		if err := p.ServeHTTP(port, nil); err != nil {
+			s.t.Fatal(err)
+		}
+	}
+	for _, port := range []uint16{5432, 7000} {
+		if err := p.ServeTCP(port); err != nil {
+			s.t.Fatal(err)
+		}
+	}
+	for _, port := range []uint16{53, 7000} {
+		if err := p.ServeUDP(port); err != nil {
+			s.t.Fatal(err)
+		}
+	}
+}
+
+func isCommand(w []string) bool { return !slices.Contains(w, "=>") }
+
+// do runs one line.
+func (s *story) do(w []string) error {
+	if !isCommand(w) {
+		if err := s.start(); err != nil {
+			return err
+		}
+		p, err := s.parseProbe(w)
+		if err != nil {
+			return err
+		}
+		return s.probe(p)
+	}
+	flags, rest := map[string]string{}, []string{}
+	for _, arg := range w[1:] {
+		if k, v, ok := strings.Cut(arg, "="); ok {
+			flags[k] = v
+		} else {
+			rest = append(rest, arg)
+		}
+	}
+	need := func(n int) error {
+		if len(rest) < n {
+			return fmt.Errorf("%s needs %d arguments", w[0], n)
+		}
+		return nil
+	}
+	switch w[0] {
+	case "wan-mtu":
+		return nil // done in make
+	case "node":
+		if err := need(1); err != nil {
+			return err
+		}
+		return s.addNode(rest[0], flags)
+	case "pod":
+		if err := need(1); err != nil {
+			return err
+		}
+		_, err := s.addPod(rest[0], flags, slices.Contains(rest, "bridged"))
+		return err
+	case "namespace":
+		if err := need(1); err != nil {
+			return err
+		}
+		return s.objects.PutNamespace(rest[0], w[2:]...)
+	case "forward":
+		if err := need(2); err != nil {
+			return err
+		}
+		return s.forward(rest[0], rest[1], slices.Contains(rest, "masquerade"))
+	case "apply":
+		if err := need(1); err != nil {
+			return err
+		}
+		text, ok := s.files[rest[0]]
+		if !ok {
+			return fmt.Errorf("the story has no file %s", rest[0])
+		}
+		name := rest[0]
+		if as := flags["as"]; as != "" {
+			name = as
+		}
+		return s.objects.Write(name, text)
+	case "remove":
+		if err := need(1); err != nil {
+			return err
+		}
+		return s.objects.Remove(rest[0])
+	case "delete":
+		if err := need(1); err != nil {
+			return err
+		}
+		return s.deletePod(rest[0])
+	case "start":
+		return s.start(w[1:]...)
+	case "wait":
+		return s.wait()
+	case "status":
+		return s.status(strings.Join(w[1:], " "))
+	}
+	return fmt.Errorf("no such command: %s", w[0])
+}
+
+// must runs a line that a test wrote itself.
+func (s *story) must(line string) {
+	s.t.Helper()
+	w, err := words(line)
+	if err == nil {
+		err = s.do(w)
+	}
+	if err != nil {
+		s.t.Fatalf("%s: %v", line, err)
+	}
+}
+
+// check is must that goes on.
+func (s *story) check(line string) {
+	s.t.Helper()
+	w, err := words(line)
+	if err == nil {
+		err = s.do(w)
+	}
+	if err != nil {
+		s.t.Errorf("%s: %v", line, err)
+	}
+}
+
+func (s *story) addNode(name string, flags map[string]string) error {
+	o := node.NodeOptions{Name: name, DropInvalid: true}
+	for k, v := range flags {
+		n, err := strconv.Atoi(v)
+		if err != nil {
+			return fmt.Errorf("%s: %w", k, err)
+		}
+		switch k {
+		case "rp_filter":
+			o.RPFilter = n
+		case "uplink-mtu":
+			o.UplinkMTU = n
+		case "pod-mtu":
+			o.PodMTU = n
+		default:
+			return fmt.Errorf("a node has no %s", k)
+		}
+	}
+	n, err := s.network.AddNode(o)
+	if err != nil {
+		return err
+	}
+	s.nodes = append(s.nodes, n)
+	s.serve("host-"+name, &place{Netns: n.Host, addrs: n.Addrs()})
+	return s.objects.PutNode(n)
+}
+
+// node returns a node by name, the last one for "".
+func (s *story) node(name string) (*node.Node, error) {
+	if len(s.nodes) == 0 {
+		if err := s.addNode("a", nil); err != nil {
+			return nil, err
+		}
+	}
+	if name == "" {
+		return s.nodes[len(s.nodes)-1], nil
+	}
+	for _, n := range s.nodes {
+		if n.Name == name {
+			return n, nil
+		}
+	}
+	return nil, fmt.Errorf("there is no node %s", name)
+}
+
+func (s *story) addPod(key string, flags map[string]string, bridged bool) (*place, error) {
+	namespace, name, ok := strings.Cut(key, "/")
+	if !ok {
+		return nil, fmt.Errorf("%s: not namespace/name", key)
+	}
+	n, err := s.node(flags["on"])
+	if err != nil {
+		return nil, err
+	}
+	var labels []string
+	address := ""
+	for k, v := range flags {
+		switch k {
+		case "on":
+		case "address":
+			address = v
+		default:
+			labels = append(labels, k+"="+v)
+		}
+	}
+	wiring := node.Routed
+	if bridged {
+		wiring = node.Bridged
+	}
+	obj := node.PodObject(namespace, name, labels...)
+	if address != "" { // that of a pod which was here before
+		old, ok := s.places[address]
+		if !ok || old.pod == nil {
+			return nil, fmt.Errorf("there was no pod %s", address)
+		}
+		obj.Status.PodIPs = old.pod.Object.Status.PodIPs
+	}
+	p, err := n.AddPod(obj, wiring)
+	if err != nil {
+		return nil, err
+	}
+	s.serve(key, &place{Netns: p.Netns, addrs: p.Addrs, pod: p})
+	if _, err := os.Stat(filepath.Join(s.objects.Dir, "namespace-"+namespace+".yaml")); err != nil {
+		if err := s.objects.PutNamespace(namespace); err != nil {
+			return nil, err
+		}
+	}
+	return s.places[key], s.objects.PutPod(p)
+}
+
+func (s *story) deletePod(key string) error {
+	p, ok := s.places[key]
+	if !ok || p.pod == nil {
+		return fmt.Errorf("there is no pod %s", key)
+	}
+	if err := p.pod.Delete(); err != nil {
+		return err
+	}
+	return s.objects.RemovePod(p.pod)
+}
+
+func (s *story) forward(from, to string, masquerade bool) error {
+	nodeName, port, _ := strings.Cut(from, ":")
+	n, err := s.node(nodeName)
+	if err != nil {
+		return err
+	}
+	nodePort, err := strconv.ParseUint(port, 10, 16)
+	if err != nil {
+		return err
+	}
+	podName, port, _ := strings.Cut(to, ":")
+	p, ok := s.places[podName]
+	if !ok || p.pod == nil {
+		return fmt.Errorf("there is no pod %s", podName)
+	}
+	podPort, err := strconv.ParseUint(port, 10, 16)
+	if err != nil {
+		return err
+	}
+	for i := range 2 {
+		s.forwards[netip.AddrPortFrom(n.Addrs()[i], uint16(nodePort))] = netip.AddrPortFrom(p.addrs[i], uint16(podPort))
+	}
+	return n.Forward(context.Background(), "tcp", uint16(nodePort), p.pod, uint16(podPort), masquerade)
+}
+
+// start starts an agent on each node that has none and follows its flows.
+func (s *story) start(args ...string) error {
+	if _, err := s.node(""); err != nil {
+		return err
+	}
+	for _, n := range s.nodes {
+		if s.started[n.Name] {
+			continue
+		}
+		s.started[n.Name] = true
+		w := n.NewWeir(binary, s.objects, s)
+		if err := w.Start(args...); err != nil {
+			return err
+		}
+		if err := w.Wait(context.Background()); err != nil {
+			return err
+		}
+		if err := s.follow(n); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// follow collects the records of a node until the story ends.
+func (s *story) follow(n *node.Node) error {
+	stop, err := n.Weir().Flows(context.Background(), func(r flow.Record) {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		s.records = append(s.records, r)
+	})
+	if err != nil {
+		return err
+	}
+	s.t.Cleanup(func() { stop() })
+	return nil
+}
+
+func (s *story) wait() error {
+	if err := s.start(); err != nil {
+		return err
+	}
+	for _, n := range s.nodes {
+		if err := n.Weir().Wait(context.Background()); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// status asks for a text in the output of `weir status`, whatever its exit
+// status.
+func (s *story) status(text string) error {
+	var out string
+	for deadline := time.Now().Add(5 * time.Second); time.Now().Before(deadline); time.Sleep(50 * time.Millisecond) {
+		out, _ = s.nodes[len(s.nodes)-1].Weir().Command(context.Background(), "status")
+		if strings.Contains(out, text) {
+			return nil
+		}
+	}
+	return fmt.Errorf("status does not say %q:\n%s", text, out)
+}
