@@ -1,6 +1,8 @@
 package api
 
 import (
+	"fmt"
+	"net/netip"
 	"slices"
 	"strings"
 )
@@ -141,4 +143,13 @@ func Entities() []Entity {
 		EntityAll, EntityWorld, EntityCluster, EntityClusterMesh, EntityHost, EntityInit, EntityIngress,
 		EntityUnmanaged, EntityRemoteNode, EntityHealth, EntityNone, EntityKubeAPIServer,
 	}
+}
+
+// Prefix returns the prefix, host bits masked.
+func (c CIDR) Prefix() (netip.Prefix, error) {
+	p, err := netip.ParsePrefix(string(c))
+	if err != nil {
+		return netip.Prefix{}, fmt.Errorf("parse CIDR: %w", err)
+	}
+	return p.Masked(), nil
 }

@@ -28,9 +28,15 @@ type Policy struct {
 	Paths         []string
 
 	// Refused tells why the object is not enforced as written; empty: it is.
-	// Then Closed holds instead of Rules.
+	// Then Closed holds instead of Rules and NetworkPolicy, which are nil.
+	// Closed may be empty: an object that would have denied nothing closes
+	// nothing. A refused object may have no Name.
 	Refused []*Error
 	Closed  []Closure
+
+	// Warnings tell what is suspicious about it, refused or not. They change
+	// nothing.
+	Warnings []*Error
 
 	// Lines finds the line of a field path ("spec.ingress[0]") in Source.File;
 	// nil where the object did not come from text.
