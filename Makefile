@@ -11,6 +11,7 @@ EXEC    := $(if $(SUDO),-exec "$(SUDO)",)
 VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
 LDFLAGS := -s -w -X main.version=$(VERSION)
 FUZZTIME ?= 20s
+ARCH     ?= $(shell $(GO) env GOARCH)
 GOLANGCI := $(GO) run github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0
 
 # What each target needs from Debian.
@@ -61,6 +62,12 @@ bench: build ## Speed and memory beside nginx, HAProxy and Envoy (about 20 minut
 demo: build ## Weir over a small shop in network namespaces (DEMOFLAGS=--keep to play)
 	@./deploy/debian $(NEED_DEMO)
 	$(SUDO) ./$(BIN)/weir demo $(DEMOFLAGS)
+
+.PHONY: image
+image: ## Container image FROM scratch as an archive in dist/, made without Docker (ARCH=amd64)
+	mkdir -p dist
+	CGO_ENABLED=0 GOOS=linux GOARCH=$(ARCH) $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o dist/weir-$(ARCH) ./cmd/weir
+	$(GO) run ./deploy/image -binary dist/weir-$(ARCH) -arch $(ARCH) -tag weir:$(VERSION) -o dist/weir-$(ARCH).tar
 
 .PHONY: check
 check: ## What CI runs: generated files current, lint, build, test, fuzz smoke
