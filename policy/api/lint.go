@@ -7,22 +7,24 @@ import (
 	"strings"
 
 	networkingv1 "k8s.io/api/networking/v1"
+
+	"github.com/weirnet/weir/identity"
 )
 
 // linter collects what is suspicious about an object that may be fine.
 type linter struct {
-	*decoder
+	d     *decoder
 	found []*Error
 }
 
 func (l *linter) warn(path, format string, args ...any) {
-	l.found = append(l.found, l.newError(path, format, args...))
+	l.found = append(l.found, l.d.newError(path, format, args...))
 }
 
 // lint looks for what is allowed but hardly meant, and for what this version
 // doesn't enforce.
 func (d *decoder) lint(p *Policy, meta objectMeta) []*Error {
-	l := &linter{decoder: d}
+	l := &linter{d: d}
 	switch {
 	case p.Kind == KindClusterwide && meta.Namespace != "":
 		l.warn("metadata.namespace", "does not count: the policy is for the whole cluster")
@@ -43,7 +45,7 @@ func (d *decoder) lint(p *Policy, meta objectMeta) []*Error {
 }
 
 func (l *linter) networkPolicy(s *networkingv1.NetworkPolicySpec) {
-	for _, p := range l.nullPaths {
+	for _, p := range l.d.nullPaths {
 		if strings.HasSuffix(p, ".from") || strings.HasSuffix(p, ".to") || strings.HasSuffix(p, ".ports") || strings.HasSuffix(p, "Selector") {
 			l.warn(p, "is null, which is the same as not written: it selects everything")
 		}
@@ -136,7 +138,7 @@ func (l *linter) rule(r *Rule, path, namespace string) {
 }
 
 // bare tells whether the rule at path has no field at all.
-func (l *linter) bare(path string) bool { return !l.readable(path) }
+func (l *linter) bare(path string) bool { return !l.d.readable(path) }
 
 // subjects warns of a namespace that a policy can't select.
 func (l *linter) subjects(s *EndpointSelector, path, namespace string) {
@@ -162,30 +164,10 @@ func (l *linter) selector(s *EndpointSelector, path string) {
 		switch {
 		case r.Source == SourceReserved && r.Key == string(EntityWorld):
 			l.warn(path, "%s:%s selects nobody where both IPv4 and IPv6 are in use: write the entity world", r.Source, r.Key)
-		case r.Source != SourceReserved && ignoredLabel(r.Key):
-			l.warn(path, "label %s does not count towards a pod's identity in Cilium and selects nobody there", r.Key)
+		case (r.Source == SourceK8s || r.Source == SourceAny) && !identity.CountsForIdentity(r.Key):
+			l.warn(path, "label %s does not count towards a pod's identity: the selector is for nobody", r.Key)
 		}
 	}
-}
-
-// ignoredLabel tells of labels that Cilium keeps out of identities, since they
-// differ between the pods of one workload or say nothing about it.
-func ignoredLabel(key string) bool {
-	for _, kept := range []string{namespaceLabel, "io.cilium.k8s.namespace.labels", "app.kubernetes.io", "io.cilium.k8s.policy.cluster", "io.cilium.k8s.policy.serviceaccount"} {
-		if strings.HasPrefix(key, kept) {
-			return false
-		}
-	}
-	for _, dropped := range []string{
-		"io.kubernetes", "kubernetes.io", "k8s.io", "statefulset.kubernetes.io/pod-name", "apps.kubernetes.io/pod-index",
-		"batch.kubernetes.io/job-completion-index", "batch.kubernetes.io/controller-uid", "pod-template-generation",
-		"pod-template-hash", "controller-revision-hash", "controller-uid", "annotation", "etcd_node", "topology.kubernetes.io",
-	} {
-		if strings.HasPrefix(key, dropped) {
-			return true
-		}
-	}
-	return strings.Contains(key, "beta.kubernetes.io")
 }
 
 func (l *linter) ports(ports []PortProtocol, path string, ingress bool) {

@@ -5,7 +5,6 @@ import "strings"
 func (l *linter) ingressPeers(p *IngressPeers, path string) {
 	l.selectors(p.FromEndpoints, path+".fromEndpoints")
 	l.empty(p.FromEndpoints == nil, len(p.FromEndpoints), path+".fromEndpoints")
-	l.selectors(p.FromNodes, path+".fromNodes")
 	l.empty(p.FromNodes == nil, len(p.FromNodes), path+".fromNodes")
 	l.cidrs(p.FromCIDR, path+".fromCIDR")
 	l.cidrRules(p.FromCIDRSet, path+".fromCIDRSet")
@@ -16,7 +15,6 @@ func (l *linter) ingressPeers(p *IngressPeers, path string) {
 func (l *linter) egressPeers(p *EgressPeers, path string) {
 	l.selectors(p.ToEndpoints, path+".toEndpoints")
 	l.empty(p.ToEndpoints == nil, len(p.ToEndpoints), path+".toEndpoints")
-	l.selectors(p.ToNodes, path+".toNodes")
 	l.empty(p.ToNodes == nil, len(p.ToNodes), path+".toNodes")
 	l.cidrs(p.ToCIDR, path+".toCIDR")
 	l.cidrRules(p.ToCIDRSet, path+".toCIDRSet")

@@ -183,6 +183,11 @@ func (doc *Document) CIDRGroup() *CIDRGroup {
 		}
 		d.cidrs(spec.ExternalCIDRs, "spec.externalCIDRs")
 	}
+	l := &linter{d: d}
+	for i, c := range spec.ExternalCIDRs {
+		l.cidr(c, index("spec.externalCIDRs", i))
+	}
+	g.Warnings = l.found
 	if len(d.errs) > 0 {
 		g.Refused = d.sorted()
 		return g

@@ -111,8 +111,11 @@ type CIDRGroup struct {
 
 	ExternalCIDRs []CIDR
 	// Refused tells why the object does not count as written; empty: it does.
-	// A refused group has no prefixes.
+	// A refused group has no prefixes: what allows it allows nobody, and what
+	// denies it can't know whom.
 	Refused []*Error
+	// Warnings tell what is suspicious about it.
+	Warnings []*Error
 }
 
 // Entity names a class of peers.
