@@ -316,3 +316,7 @@ func recordHolds(r flow.Record, checks map[string]string) bool {
 	}
 	return true
 }
+
+func addrPort(p *place, family int, port uint16) netip.AddrPort {
+	return netip.AddrPortFrom(p.addrs[family], port)
+}

@@ -4,6 +4,8 @@ import (
 	"bytes"
 	"context"
 	"fmt"
+	"io"
+	"net/http"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -133,7 +135,7 @@ func (s *story) serve(name string, p *place) {
 	s.t.Helper()
 	s.places[name] = p
 	for _, port := range []uint16{80, 8080} {
-		if err := p.ServeHTTP(port, nil); err != nil {
+		if err := p.ServeHTTP(port, special); err != nil {
 			s.t.Fatal(err)
 		}
 	}
@@ -147,6 +149,35 @@ func (s *story) serve(name string, p *place) {
 			s.t.Fatal(err)
 		}
 	}
+}
+
+// special answers two kinds of requests that probes don't make: ?bytes=N for a
+// body of that size, and upgrades to an echo.
+func special(w http.ResponseWriter, r *http.Request) bool {
+	if n, err := strconv.ParseInt(r.URL.Query().Get("bytes"), 10, 64); err == nil {
+		w.Header().Set("Content-Length", strconv.FormatInt(n, 10))
+		io.CopyN(w, zeros{}, n)
+		return true
+	}
+	if r.Header.Get("Upgrade") == "" {
+		return false
+	}
+	conn, buffered, err := http.NewResponseController(w).Hijack()
+	if err != nil {
+		return false
+	}
+	defer conn.Close()
+	io.WriteString(conn, "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: "+r.Header.Get("Upgrade")+"\r\n\r\n")
+	io.Copy(conn, buffered)
+	return true
+}
+
+// zeros is an endless body.
+type zeros struct{}
+
+func (zeros) Read(b []byte) (int, error) {
+	clear(b)
+	return len(b), nil
 }
 
 func isCommand(w []string) bool { return !slices.Contains(w, "=>") }
