@@ -2,14 +2,16 @@
 /* Layouts shared with user space. bpf2go generates the Go types from these, so
  * this is their only spelling. All padding is explicit and zero in keys. */
 #pragma once
+#include "bpf.h"
 
 /* IPv6, or IPv4 as ::ffff:a.b.c.d; network byte order. */
 struct addr {
 	__be32 word[4];
 };
 
-/* The forward direction of a flow. ICMP echo: both ports are the identifier.
- * Protocols without ports: 0. */
+/* The forward direction of a flow. ICMP echo: the port of the end that asks is
+ * the identifier, the other's is 0, so that two ends that ping each other with
+ * one identifier are two flows. Protocols without ports: 0. */
 struct tuple {
 	struct addr saddr, daddr;
 	__be16 sport, dport;
@@ -46,12 +48,17 @@ struct peer {
 };
 #define PEER_WORLD 1
 
-/* policies: policy id -> what policy_key probes are worth doing. */
+/* policies: policy id -> what policy_key probes are worth doing. Go's
+ * PolicyInfoOf computes it. */
 struct policy_info {
 	__u8 enforced[2];     /* by direction; 0: everything passes */
 	__u8 pad[2];
-	__u32 port_bits[2];   /* by direction, bit n: entries with port_bits n exist (1..15) */
+	/* By direction, bit n: entries with port_bits n exist (0..16), of one
+	 * protocol; PROBE_ALL_PROTOCOLS: entries for all protocols exist. */
+	__u32 port_bits[2];     /* among the entries of one identity */
+	__u32 any_port_bits[2]; /* among the entries for every peer */
 };
+#define PROBE_ALL_PROTOCOLS (1u << 17)
 
 /* policy: see policy.Key and policy.Lookup in Go. */
 struct policy_key {
@@ -74,25 +81,25 @@ enum direction { DIRECTION_INGRESS = 0, DIRECTION_EGRESS = 1 };
 enum action { ACTION_DENY = 1, ACTION_ALLOW = 2, ACTION_REDIRECT = 3, ACTION_REFUSE = 4 };
 
 /* conntrack: one entry per flow, whichever way its packets go: the key has
- * the lower (address, port) first. */
+ * the lower (address, port) first, compared as bytes on the wire. */
 struct conntrack {
 	__u64 last_seen;     /* bpf_ktime_get_ns() (CLOCK_MONOTONIC) */
-	__u64 packets[2];    /* forward, reply */
+	__u64 packets[2];    /* forward, reply; a packet between two pods of this node counts once */
 	__u64 bytes[2];
 	__u32 revision[2];   /* by direction: policy revision a forward packet was last judged at */
 	__u32 ifindex;       /* redirected: host veth of the pod the proxy speaks for */
-	__u16 flags;         /* CT_* */
+	__u32 flags;         /* CT_* */
+	__u8 l2[14];         /* redirected: Ethernet header that makes a packet come from that pod */
 	__u8 generation;     /* redirected: the proxy it went to */
 	__u8 pad;
-	__u8 l2[14];         /* redirected: Ethernet header that makes a packet come from that pod */
-	__u8 pad2[2];
 	__u32 rule[2];       /* by direction: deciding rule */
 };
 #define CT_SWAPPED 1u          /* the initiator is the higher (address, port) of the key */
 #define CT_JUDGED_INGRESS 2u   /* ingress policy of the responder allowed it (revision[0] holds) */
 #define CT_JUDGED_EGRESS 4u    /* egress policy of the initiator allowed it (revision[1] holds) */
 #define CT_REDIRECTED 8u       /* goes through the proxy, both directions */
-#define CT_CUT 16u             /* being reset: both directions go where a RST comes back */
+#define CT_CUT 16u             /* being reset: both directions go where a RST comes back. With
+                                  CT_REDIRECTED: was revoked, the proxy may only send RST */
 #define CT_REPLIED 32u         /* a reply was seen */
 #define CT_FIN_FORWARD 64u
 #define CT_FIN_REPLY 128u
@@ -128,6 +135,38 @@ struct state {
 	__u32 generation; /* proxy that new flows go to; proxies[generation].alive tells whether there is one */
 };
 
+/* fragments: datagram of a first fragment -> what its later ones lack. */
+struct fragment_key {
+	struct addr saddr, daddr;
+	__be32 id;
+	__u8 proto; /* as the fragment header has it */
+	__u8 pad[3];
+};
+struct fragment {
+	__be16 sport, dport;
+	__u8 proto; /* behind all extension headers */
+	__u8 type;  /* ICMP */
+	__u8 pad[2];
+};
+
+/* numbers: what the agent gave out, for a successor. Programs don't read it. */
+struct number {
+	__u32 kind; /* enum number_kind */
+	__u32 id;
+};
+enum number_kind { NUMBER_IDENTITY = 1, NUMBER_POLICY = 2, NUMBER_RULE_SET = 3, NUMBER_RULE = 4 };
+struct digest {
+	__u8 sum[16];
+};
+
+/* budget: per-CPU, one entry: what events may still be sent, which were not. */
+struct budget {
+	__u64 window;  /* start of the current one */
+	__u64 spent;   /* events in it that are limited */
+	__u64 limited; /* not sent: too many in a window */
+	__u64 lost;    /* not sent: the ring buffer was full */
+};
+
 /* metrics: per-CPU. */
 struct metric_key {
 	__u8 reason;      /* enum reason */
@@ -155,3 +194,11 @@ struct event {
 	__u8 pad[2];
 };
 enum verdict { VERDICT_DROPPED = 0, VERDICT_FORWARDED = 1, VERDICT_REDIRECTED = 2 };
+
+/* reasons, see reasons.h. */
+enum reason {
+#define REASON(number, name, label, means) REASON_##name = number,
+#include "reasons.h"
+#undef REASON
+};
+#define REASON_FIRST_DROP 32

@@ -1,0 +1,240 @@
+package bpf
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/link"
+)
+
+// Programs of a pod's veth, in the order they are attached: what comes in is
+// judged before anything can go out.
+const (
+	progToPod     = "to_pod"
+	progFromPod   = "from_pod"
+	progFromProxy = "from_proxy"
+)
+
+// hook is a program and the side of the interface it stands on.
+type hook struct {
+	name    string
+	program *ebpf.Program
+	attach  ebpf.AttachType
+}
+
+func (d *Datapath) podHooks() []hook {
+	return []hook{
+		{progToPod, d.objects.ToPod, ebpf.AttachTCXEgress},
+		{progFromPod, d.objects.FromPod, ebpf.AttachTCXIngress},
+	}
+}
+
+func (d *Datapath) proxyHook() hook {
+	return hook{progFromProxy, d.objects.FromProxy, ebpf.AttachTCXIngress}
+}
+
+// AttachPod puts the programs on the host side of a pod's veth. What is
+// attached there already is replaced without a gap.
+func (d *Datapath) AttachPod(ifindex int) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for _, h := range d.podHooks() {
+		if err := d.attach(h, ifindex, linkPath(d.opts.Pins, h.name, ifindex)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// DetachPod takes the programs off. It is not an error if there are none, or
+// no such interface.
+func (d *Datapath) DetachPod(ifindex int) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	var failed []error
+	hooks := d.podHooks()
+	slices.Reverse(hooks)
+	for _, h := range hooks {
+		failed = append(failed, unpinLink(linkPath(d.opts.Pins, h.name, ifindex)))
+		failed = append(failed, removeFilter(h.name, ifindex, d.opts.Pins, h.attach))
+	}
+	return errors.Join(failed...)
+}
+
+// Attached lists the interfaces with both programs of a pod on them.
+func (d *Datapath) Attached() ([]int, error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	has := map[attachment]bool{}
+	pinned, err := pinnedLinks(d.opts.Pins)
+	if err != nil {
+		return nil, err
+	}
+	for path, a := range pinned {
+		live, err := linkIsOn(path, a.ifindex)
+		if err != nil {
+			return nil, err
+		}
+		if live {
+			has[a] = true
+		}
+	}
+	filters, err := ownFilters(d.opts.Pins)
+	if err != nil {
+		return nil, err
+	}
+	for _, f := range filters {
+		has[f.attachment] = true
+	}
+	var out []int
+	for a := range has {
+		if a.program == progFromPod && has[attachment{progToPod, a.ifindex}] {
+			out = append(out, a.ifindex)
+		}
+	}
+	slices.Sort(out)
+	return out, nil
+}
+
+// Activate replaces a predecessor's programs, wherever they are attached, by
+// this Datapath's, one after the other and each without a gap, and then
+// removes what is left of other layouts and of interfaces that are gone. Call
+// it once, when the tables hold what is to be enforced.
+func (d *Datapath) Activate() error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	byName := map[string]hook{}
+	for _, h := range append(d.podHooks(), d.proxyHook()) {
+		byName[h.name] = h
+	}
+	pinned, err := pinnedLinks(d.opts.Pins)
+	if err != nil {
+		return err
+	}
+	for path, a := range pinned {
+		h, ours := byName[a.program]
+		if !ours {
+			continue
+		}
+		if err := d.renewLink(path, h, a.ifindex); err != nil {
+			return err
+		}
+	}
+	filters, err := ownFilters(d.opts.Pins)
+	if err != nil {
+		return err
+	}
+	for _, f := range filters {
+		if h, ours := byName[f.program]; ours {
+			if err := putFilter(h, f.ifindex, d.opts.Pins); err != nil {
+				return err
+			}
+		}
+	}
+	if err := d.renewProxies(); err != nil {
+		return err
+	}
+	current := map[string]bool{}
+	for _, path := range d.paths {
+		current[path] = true
+	}
+	return dropStaleMaps(d.opts.Pins, current)
+}
+
+// attach puts one program on an interface, pinned at path where it is a link.
+// A filter that was there for the same hook goes once the link stands, and the
+// other way round.
+func (d *Datapath) attach(h hook, ifindex int, path string) error {
+	if !d.opts.ForceClsact {
+		err := d.attachLink(h, ifindex, path)
+		if err == nil {
+			return removeFilter(h.name, ifindex, d.opts.Pins, h.attach)
+		}
+		if !errors.Is(err, ebpf.ErrNotSupported) {
+			return err
+		}
+	}
+	if err := putFilter(h, ifindex, d.opts.Pins); err != nil {
+		return err
+	}
+	return unpinLink(path)
+}
+
+func (d *Datapath) attachLink(h hook, ifindex int, path string) error {
+	done, err := updateLink(path, h, ifindex)
+	if err != nil || done {
+		return err
+	}
+	l, err := link.AttachTCX(link.TCXOptions{Interface: ifindex, Program: h.program, Attach: h.attach})
+	if err != nil {
+		return fmt.Errorf("attach %s to interface %d: %w", h.name, ifindex, err)
+	}
+	defer l.Close()
+	if err := l.Pin(path); err != nil {
+		return fmt.Errorf("pin the link of %s on interface %d: %w", h.name, ifindex, err)
+	}
+	return nil
+}
+
+// renewLink updates a pinned link, or unpins it if its interface is gone.
+func (d *Datapath) renewLink(path string, h hook, ifindex int) error {
+	done, err := updateLink(path, h, ifindex)
+	if err != nil || done {
+		return err
+	}
+	d.log.Debug("interface is gone", "program", h.name, "ifindex", ifindex)
+	return nil
+}
+
+// updateLink gives the link pinned at path a new program. A link whose
+// interface is gone is unpinned, and done is false.
+func updateLink(path string, h hook, ifindex int) (done bool, err error) {
+	live, err := linkIsOn(path, ifindex)
+	if err != nil {
+		return false, err
+	}
+	if !live {
+		return false, unpinLink(path)
+	}
+	l, err := link.LoadPinnedLink(path, nil)
+	if err != nil {
+		return false, fmt.Errorf("open pinned link of %s on interface %d: %w", h.name, ifindex, err)
+	}
+	defer l.Close()
+	if err := l.Update(h.program); err != nil {
+		return false, fmt.Errorf("replace %s on interface %d: %w", h.name, ifindex, err)
+	}
+	return true, nil
+}
+
+// linkIsOn tells whether a link is pinned at path and still holds a program on
+// that interface: the kernel lets go of it when the interface goes, and the
+// number may be another's by then.
+func linkIsOn(path string, ifindex int) (bool, error) {
+	l, err := link.LoadPinnedLink(path, nil)
+	if errors.Is(err, os.ErrNotExist) {
+		return false, nil
+	}
+	if err != nil {
+		return false, fmt.Errorf("open pinned link %s: %w", filepath.Base(path), err)
+	}
+	defer l.Close()
+	info, err := l.Info()
+	if err != nil {
+		return false, fmt.Errorf("inspect pinned link %s: %w", filepath.Base(path), err)
+	}
+	tcx := info.TCX()
+	return tcx != nil && int(tcx.Ifindex) == ifindex, nil
+}
+
+// unpinLink takes the last hold off a link, which detaches its program.
+func unpinLink(path string) error {
+	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return fmt.Errorf("unpin link %s: %w", filepath.Base(path), err)
+	}
+	return nil
+}

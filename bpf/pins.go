@@ -1,0 +1,184 @@
+package bpf
+
+import (
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/btf"
+	"golang.org/x/sys/unix"
+)
+
+// What is pinned below Options.Pins:
+//
+//	maps/NAME@LAYOUT             the shared tables
+//	links/PROGRAM-IFINDEX        tcx links of pods
+//	proxies/GENERATION/listeners the sockmap of one proxy
+//	proxies/GENERATION/steer     its sk_lookup link
+//	proxies/GENERATION/from_proxy its tcx link
+const (
+	mapsDir    = "maps"
+	linksDir   = "links"
+	proxiesDir = "proxies"
+)
+
+// meaning is part of every table's layout: raise it when the same bytes come to
+// mean something else.
+const meaning = 1
+
+// MountPins makes dir and mounts a bpffs there, unless it is on one already.
+func MountPins(dir string) error {
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return fmt.Errorf("make directory for pins: %w", err)
+	}
+	on, err := onBPFFS(dir)
+	if err != nil || on {
+		return err
+	}
+	if err := unix.Mount("weir", dir, "bpf", 0, "mode=0700"); err != nil {
+		return fmt.Errorf("mount a bpffs on %s: %w", dir, err)
+	}
+	return nil
+}
+
+// UnmountPins undoes MountPins: it unmounts the bpffs whose root dir is. A
+// directory that is not such a root, or not there, is left as it is.
+func UnmountPins(dir string) error {
+	on, err := onBPFFS(dir)
+	if errors.Is(err, os.ErrNotExist) || err == nil && !on {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	if parent, err := onBPFFS(filepath.Dir(dir)); err != nil || parent {
+		return err
+	}
+	if err := unix.Unmount(dir, unix.MNT_DETACH); err != nil {
+		return fmt.Errorf("unmount %s: %w", dir, err)
+	}
+	return nil
+}
+
+func onBPFFS(dir string) (bool, error) {
+	var st unix.Statfs_t
+	if err := unix.Statfs(dir, &st); err != nil {
+		return false, &os.PathError{Op: "statfs", Path: dir, Err: err}
+	}
+	return int64(st.Type) == unix.BPF_FS_MAGIC, nil
+}
+
+// layout names what a table's bytes are: kind, sizes, fields and meaning. Two
+// versions of Weir share a pinned table if they agree on it, and each has its
+// own if not.
+func layout(spec *ebpf.MapSpec) (string, error) {
+	h := sha256.New()
+	fmt.Fprintln(h, meaning, spec.Type, spec.KeySize, spec.ValueSize, spec.MaxEntries, spec.Flags)
+	var f btf.GoFormatter
+	for _, t := range []btf.Type{spec.Key, spec.Value} {
+		if t == nil {
+			continue
+		}
+		decl, err := f.TypeDeclaration("t", t)
+		if err != nil {
+			return "", fmt.Errorf("describe table %s: %w", spec.Name, err)
+		}
+		fmt.Fprintln(h, decl)
+	}
+	return fmt.Sprintf("%x", h.Sum(nil)[:4]), nil
+}
+
+// mapPath is where the table of this spec is pinned.
+func mapPath(pins string, spec *ebpf.MapSpec) (string, error) {
+	l, err := layout(spec)
+	if err != nil {
+		return "", err
+	}
+	return filepath.Join(pins, mapsDir, spec.Name+"@"+l), nil
+}
+
+// adoptMap opens the pinned table of this layout, or makes and pins it.
+func adoptMap(pins string, spec *ebpf.MapSpec) (_ *ebpf.Map, err error) {
+	path, err := mapPath(pins, spec)
+	if err != nil {
+		return nil, err
+	}
+	m, err := ebpf.LoadPinnedMap(path, nil)
+	if err == nil {
+		if err := spec.Compatible(m); err != nil {
+			m.Close()
+			return nil, fmt.Errorf("adopt table %s: %w", spec.Name, err)
+		}
+		return m, nil
+	}
+	if !errors.Is(err, os.ErrNotExist) {
+		return nil, fmt.Errorf("open pinned table %s: %w", spec.Name, err)
+	}
+	m, err = ebpf.NewMap(spec)
+	if err != nil {
+		return nil, fmt.Errorf("make table %s: %w", spec.Name, err)
+	}
+	if err := m.Pin(path); err != nil {
+		m.Close()
+		return nil, fmt.Errorf("pin table %s: %w", spec.Name, err)
+	}
+	return m, nil
+}
+
+// dropStaleMaps unpins the tables of other layouts. The kernel frees each when
+// the last program and process lets go of it.
+func dropStaleMaps(pins string, current map[string]bool) error {
+	dir := filepath.Join(pins, mapsDir)
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return fmt.Errorf("list pinned tables: %w", err)
+	}
+	for _, e := range entries {
+		path := filepath.Join(dir, e.Name())
+		if current[path] {
+			continue
+		}
+		if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
+			return fmt.Errorf("unpin table %s: %w", e.Name(), err)
+		}
+	}
+	return nil
+}
+
+// linkPath is where the tcx link of a pod's program is pinned.
+func linkPath(pins, program string, ifindex int) string {
+	return filepath.Join(pins, linksDir, program+"-"+strconv.Itoa(ifindex))
+}
+
+// pinnedLinks lists the pinned links of pods: path to program name and ifindex.
+func pinnedLinks(pins string) (map[string]attachment, error) {
+	dir := filepath.Join(pins, linksDir)
+	entries, err := os.ReadDir(dir)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("list pinned links: %w", err)
+	}
+	out := map[string]attachment{}
+	for _, e := range entries {
+		program, index, _ := strings.Cut(e.Name(), "-")
+		ifindex, err := strconv.Atoi(index)
+		if err != nil {
+			continue // not ours
+		}
+		out[filepath.Join(dir, e.Name())] = attachment{program, ifindex}
+	}
+	return out, nil
+}
+
+// attachment is one program on one interface.
+type attachment struct {
+	program string
+	ifindex int
+}

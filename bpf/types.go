@@ -1,0 +1,221 @@
+package bpf
+
+import (
+	"bytes"
+	"encoding/binary"
+	"fmt"
+	"net/netip"
+
+	"github.com/weirnet/weir/flow"
+	"github.com/weirnet/weir/policy"
+)
+
+// Keys and values of the tables, as types.h lays them out.
+type (
+	// Addr is an IP address in network byte order, IPv4 as ::ffff:a.b.c.d.
+	Addr = datapathAddr
+	// Tuple is the forward direction of a flow; ports in network byte order.
+	Tuple       = datapathTuple
+	Endpoint    = datapathEndpoint
+	Device      = datapathDevice
+	Prefix      = datapathPrefix
+	Peer        = datapathPeer
+	PolicyInfo  = datapathPolicyInfo
+	PolicyKey   = datapathPolicyKey
+	PolicyEntry = datapathPolicyEntry
+	Conntrack   = datapathConntrack
+	Conn        = datapathConn
+	Proxy       = datapathProxy
+	State       = datapathState
+	// Number is a number the agent gave out, Digest what it stands for.
+	Number = datapathNumber
+	Digest = datapathDigest
+)
+
+// Kinds of Number.
+const (
+	NumberIdentity = uint32(datapathNumberKindNUMBER_IDENTITY)
+	NumberPolicy   = uint32(datapathNumberKindNUMBER_POLICY)
+	NumberRuleSet  = uint32(datapathNumberKindNUMBER_RULE_SET)
+	NumberRule     = uint32(datapathNumberKindNUMBER_RULE)
+)
+
+// PeerWorld in Peer.Flags: an outside address; what DNS taught about it
+// counts as well.
+const PeerWorld uint32 = 1
+
+// Bits of Conntrack.Flags.
+const (
+	CTSwapped       uint32 = 1   // the initiator is the higher (address, port) of the key
+	CTJudgedIngress uint32 = 2   // ingress policy of the responder allowed it
+	CTJudgedEgress  uint32 = 4   // egress policy of the initiator allowed it
+	CTRedirected    uint32 = 8   // goes through the proxy
+	CTCut           uint32 = 16  // being reset
+	CTReplied       uint32 = 32  // a reply was seen
+	CTFinForward    uint32 = 64  // the initiator has sent all
+	CTFinReply      uint32 = 128 // the responder has sent all
+	CTRst           uint32 = 256 // either end aborted it
+	CTMidstream     uint32 = 512 // its start was not seen
+)
+
+// AddrOf converts an address; the zero netip.Addr gives the zero Addr, which
+// is the IPv6 unspecified address. A zone is lost.
+func AddrOf(a netip.Addr) (out Addr) {
+	if a.IsValid() {
+		b := a.As16()
+		for i := range out.Word {
+			out.Word[i] = binary.NativeEndian.Uint32(b[4*i:])
+		}
+	}
+	return out
+}
+
+// bytes gives the address as on the wire.
+func (a datapathAddr) bytes() (b [16]byte) {
+	for i, w := range a.Word {
+		binary.NativeEndian.PutUint32(b[4*i:], w)
+	}
+	return b
+}
+
+// Netip converts back; IPv4 comes out as IPv4.
+func (a datapathAddr) Netip() netip.Addr { return netip.AddrFrom16(a.bytes()).Unmap() }
+
+func (a datapathAddr) String() string { return a.Netip().String() }
+
+// PrefixOf converts a prefix, masking host bits.
+func PrefixOf(p netip.Prefix) Prefix {
+	bits := p.Bits()
+	if p.Addr().Is4() {
+		bits += 96
+	}
+	return Prefix{Bits: uint32(bits), Addr: AddrOf(p.Masked().Addr())}
+}
+
+// Netip converts back. It is invalid if the key is none PrefixOf makes.
+func (p datapathPrefix) Netip() netip.Prefix {
+	a, bits := p.Addr.Netip(), int(p.Bits)
+	if a.Is4() {
+		bits -= 96
+	}
+	return netip.PrefixFrom(a, bits)
+}
+
+// swap16 turns a port between host and network byte order.
+func swap16(p uint16) uint16 {
+	var b [2]byte
+	binary.BigEndian.PutUint16(b[:], p)
+	return binary.NativeEndian.Uint16(b[:])
+}
+
+// TupleOf returns the tuple of a flow from src to dst.
+func TupleOf(src, dst netip.AddrPort, protocol uint8) Tuple {
+	return Tuple{
+		Saddr: AddrOf(src.Addr()), Daddr: AddrOf(dst.Addr()),
+		Sport: swap16(src.Port()), Dport: swap16(dst.Port()),
+		Proto: protocol,
+	}
+}
+
+// Source is the initiator's end.
+func (t datapathTuple) Source() netip.AddrPort {
+	return netip.AddrPortFrom(t.Saddr.Netip(), swap16(t.Sport))
+}
+
+// Destination is the responder's end.
+func (t datapathTuple) Destination() netip.AddrPort {
+	return netip.AddrPortFrom(t.Daddr.Netip(), swap16(t.Dport))
+}
+
+// Reverse returns the tuple of the flow's replies.
+func (t datapathTuple) Reverse() Tuple {
+	t.Saddr, t.Daddr = t.Daddr, t.Saddr
+	t.Sport, t.Dport = t.Dport, t.Sport
+	return t
+}
+
+// Canonical returns the flow's key in conntrack, and whether that is the
+// reverse of t (CTSwapped of an entry whose initiator is t's source).
+func (t datapathTuple) Canonical() (key Tuple, swapped bool) {
+	a, b := t.Saddr.bytes(), t.Daddr.bytes()
+	c := bytes.Compare(a[:], b[:])
+	if c > 0 || c == 0 && swap16(t.Sport) > swap16(t.Dport) {
+		return t.Reverse(), true
+	}
+	return t, false
+}
+
+func (t datapathTuple) String() string {
+	return fmt.Sprintf("%v -> %v proto %d", t.Source(), t.Destination(), t.Proto)
+}
+
+// FlowOf returns the forward tuple of a conntrack entry.
+func FlowOf(key Tuple, ct Conntrack) Tuple {
+	if ct.Flags&CTSwapped != 0 {
+		return key.Reverse()
+	}
+	return key
+}
+
+// PolicyKeyOf returns the key in the policy table of an entry of policy id.
+func PolicyKeyOf(id uint32, k policy.Key) PolicyKey {
+	return PolicyKey{
+		Policy: id, Identity: uint32(k.Identity),
+		Port: k.Port, PortBits: k.PortBits,
+		Proto: k.Protocol, Direction: uint8(k.Direction),
+	}
+}
+
+// PolicyEntryOf converts an entry's value.
+func PolicyEntryOf(e policy.Entry) PolicyEntry {
+	out := PolicyEntry{Action: uint8(e.Action), RuleSet: e.RuleSet, Rule: e.Rule}
+	if e.Action == policy.Refuse {
+		reason := flow.ReasonPolicyRefused
+		switch e.Reason {
+		case policy.RefusedL7Unsupported:
+			reason = flow.ReasonL7Unsupported
+		case policy.RefusedL7Conflict:
+			reason = flow.ReasonL7Conflict
+		}
+		out.Reason = uint8(reason)
+	}
+	return out
+}
+
+// probeAllProtocols is PROBE_ALL_PROTOCOLS of types.h.
+const probeAllProtocols = 1 << 17
+
+// PolicyInfoOf computes what the kernel has to know before it searches the
+// entries of r: it looks only where PolicyInfo says that entries exist, so it
+// must be written before entries it announces matter, and may announce more
+// than there is.
+func PolicyInfoOf(r *policy.Resolved) PolicyInfo {
+	var info PolicyInfo
+	for d, on := range r.Enforced {
+		if on {
+			info.Enforced[d] = 1
+		}
+	}
+	for k := range r.Entries {
+		bit := uint32(probeAllProtocols)
+		if k.Protocol != 0 {
+			bit = 1 << k.PortBits
+		}
+		if k.Identity == 0 {
+			info.AnyPortBits[k.Direction] |= bit
+		} else {
+			info.PortBits[k.Direction] |= bit
+		}
+	}
+	return info
+}
+
+// Union announces what either announces: what to write while entries of both
+// are in the table. Enforced is i's.
+func (i datapathPolicyInfo) Union(old PolicyInfo) PolicyInfo {
+	for d := range i.PortBits {
+		i.PortBits[d] |= old.PortBits[d]
+		i.AnyPortBits[d] |= old.AnyPortBits[d]
+	}
+	return i
+}
