@@ -1,0 +1,41 @@
+package endpoint
+
+import "github.com/weirnet/weir/bpf"
+
+// kernelOf is the part of a datapath that is written here.
+func kernelOf(d *bpf.Datapath) kernel {
+	return kernel{
+		numbers: d.Numbers, entries: d.Policy, policies: d.Policies,
+		ipcache: d.IPCache, devices: d.Devices, endpoints: d.Endpoints,
+		forget: func(addrs map[bpf.Addr]bool) error { return forget(d, addrs) },
+		attach: d.AttachPod, detach: d.DetachPod, attached: d.Attached, activate: d.Activate,
+		revision: d.Revision, revise: d.BumpRevision,
+	}
+}
+
+// forget deletes all flows from and to these addresses.
+func forget(d *bpf.Datapath, addrs map[bpf.Addr]bool) error {
+	if err := forgetIn(d.Conns, addrs); err != nil {
+		return err
+	}
+	return forgetIn(d.Conntrack, addrs)
+}
+
+func forgetIn[V comparable](t bpf.Table[bpf.Tuple, V], addrs map[bpf.Addr]bool) error {
+	var err error
+	var gone []bpf.Tuple
+	for tuple := range t.All(&err) {
+		if addrs[tuple.Saddr] || addrs[tuple.Daddr] {
+			gone = append(gone, tuple)
+		}
+	}
+	if err != nil {
+		return err
+	}
+	for _, tuple := range gone {
+		if err := t.Delete(tuple); err != nil {
+			return err
+		}
+	}
+	return nil
+}

@@ -1,0 +1,232 @@
+package endpoint
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"time"
+
+	"github.com/weirnet/weir/bpf"
+	"github.com/weirnet/weir/policy"
+)
+
+// Options of a Manager.
+type Options struct {
+	Node     string
+	Datapath *bpf.Datapath
+	RuleSets RuleSets
+	Veths    *Veths
+	// Complete tells whether the source has everything it was given: until
+	// then nothing that a predecessor left is taken away. nil: always.
+	Complete func() bool
+	Log      *slog.Logger
+	Metrics  *Metrics
+}
+
+// Manager keeps the policy of this node's pods realised in the kernel: it
+// takes changes of objects (Submit), watches for the pods' veths, and writes
+// the tables. One goroutine, Run, does all of it.
+type Manager struct {
+	node     string
+	log      *slog.Logger
+	veths    *Veths
+	metrics  *Metrics
+	complete func() bool
+	submits  chan submit
+	waits    chan chan error
+
+	// Of Run alone.
+	r       *realiser
+	started bool // the first changes are in
+
+	// mu guards what readers of flows and status see: these, and of r what
+	// fold writes.
+	mu     sync.Mutex
+	engine *policy.Engine
+	names  names
+	labels map[uint32][]string // by identity, of the present engine state
+	shown  Status
+}
+
+type submit struct {
+	changes []policy.Change
+	answer  chan error
+}
+
+const (
+	// settle gathers events that come together.
+	settle = time.Millisecond
+	// Retries after an error start at the first and end at the second.
+	retryFirst, retryLast = 50 * time.Millisecond, 5 * time.Second
+	// rescan finds veths whose events were missed: often while a pod waits.
+	rescan, rescanWaiting = 30 * time.Second, time.Second
+)
+
+// New adopts what is pinned; nothing is changed before the first Submit.
+func New(o Options) (*Manager, error) {
+	return newManager(o, kernelOf(o.Datapath))
+}
+
+func newManager(o Options, k kernel) (*Manager, error) {
+	r := newRealiser(k, o.RuleSets)
+	seeds, err := r.adopt()
+	if err != nil {
+		return nil, fmt.Errorf("adopt tables: %w", err)
+	}
+	engine, err := policy.NewEngine(policy.Options{NodeName: o.Node, Seeds: seeds})
+	if err != nil {
+		return nil, err
+	}
+	m := &Manager{
+		node: o.Node, log: o.Log, veths: o.Veths, metrics: o.Metrics, complete: o.Complete,
+		submits: make(chan submit), waits: make(chan chan error),
+		r: r, engine: engine, names: newNames(), labels: map[uint32][]string{},
+	}
+	if m.complete == nil {
+		m.complete = func() bool { return true }
+	}
+	m.show(nil, 0)
+	return m, nil
+}
+
+// Submit takes changes: everything there is with the first call, differences
+// then. It returns when they are taken over, before they are realised (Wait).
+func (m *Manager) Submit(ctx context.Context, changes []policy.Change) error {
+	s := submit{changes, make(chan error, 1)}
+	select {
+	case m.submits <- s:
+		return <-s.answer
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// Wait returns when everything submitted before is realised, for the veths
+// that are there now; if ctx ends before, with what stands in the way.
+func (m *Manager) Wait(ctx context.Context) error {
+	answer := make(chan error, 1)
+	select {
+	case m.waits <- answer:
+	case <-ctx.Done():
+		return errors.New("the agent is busy")
+	}
+	select {
+	case err := <-answer:
+		return err
+	case <-ctx.Done():
+		if s := m.Status(); len(s.Errors) > 0 {
+			return errors.New(s.Errors[0])
+		} else if !s.Started {
+			return errors.New("the first read of all objects is not in")
+		}
+		return ctx.Err()
+	}
+}
+
+// Run realises until ctx is done, and leaves everything in force then.
+func (m *Manager) Run(ctx context.Context) error {
+	var waiting []chan error
+	retry := retryFirst
+	again := time.NewTimer(rescan)
+	defer again.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case s := <-m.submits:
+			m.apply(s)
+		case w := <-m.waits:
+			waiting = append(waiting, w)
+			m.veths.Invalidate()
+		case <-m.veths.Changed():
+			time.Sleep(settle)
+		case <-again.C:
+			m.veths.Invalidate()
+		}
+		m.takeMore(&waiting)
+		if !m.started {
+			continue
+		}
+		err := m.pass(ctx)
+		next := rescan
+		if m.waitingPods() > 0 {
+			next = rescanWaiting
+		}
+		if err != nil {
+			m.log.Error("policy is not fully realised; trying again", "error", err, "in", retry)
+			next = min(retry, next)
+			retry = min(2*retry, retryLast)
+		} else {
+			retry = retryFirst
+			for _, w := range waiting {
+				w <- nil
+			}
+			waiting = nil
+		}
+		again.Reset(next)
+	}
+}
+
+// takeMore takes what else has come meanwhile, so that a burst is one pass.
+func (m *Manager) takeMore(waiting *[]chan error) {
+	for {
+		select {
+		case s := <-m.submits:
+			m.apply(s)
+		case w := <-m.waits:
+			*waiting = append(*waiting, w)
+			m.veths.Invalidate()
+		case <-m.veths.Changed():
+		default:
+			return
+		}
+	}
+}
+
+func (m *Manager) apply(s submit) {
+	m.mu.Lock()
+	delta, err := m.engine.Apply(s.changes)
+	if err == nil {
+		m.names.apply(s.changes)
+		m.r.fold(delta)
+		clear(m.labels)
+	}
+	m.mu.Unlock()
+	if err != nil {
+		m.metrics.errors.WithLabelValues("policy").Inc()
+		s.answer <- fmt.Errorf("compute policy: %w", err)
+		return
+	}
+	m.started = true
+	s.answer <- nil
+}
+
+// pass looks at the veths and brings the kernel up to date.
+func (m *Manager) pass(ctx context.Context) error {
+	start := time.Now()
+	veths, scanErr := m.veths.Scan()
+	if veths != nil {
+		m.r.veths = veths
+	}
+	m.r.place()
+	err := m.r.realise(ctx, m.complete())
+	if err == nil {
+		err = m.r.activate()
+	}
+	took := time.Since(start)
+	m.metrics.realise.Observe(took.Seconds())
+	if err != nil {
+		m.metrics.errors.WithLabelValues("realise").Inc()
+	}
+	if scanErr != nil {
+		// A namespace that can't be read is as a pod without a veth, which is
+		// shown; it must not hold up the others.
+		m.log.Warn("looking for pods' veths", "error", scanErr)
+	}
+	m.show(err, took)
+	return err
+}
+
+func (m *Manager) waitingPods() int { return len(m.r.pods) - len(m.r.placed) }

@@ -1,0 +1,55 @@
+package endpoint
+
+import (
+	"net/netip"
+	"slices"
+
+	"github.com/weirnet/weir/policy"
+)
+
+// names tells which pod has an address. Of two that claim it the newest does.
+type names struct {
+	pods   map[policy.Object]*policy.Pod
+	byAddr map[netip.Addr][]*policy.Pod
+}
+
+func newNames() names {
+	return names{pods: map[policy.Object]*policy.Pod{}, byAddr: map[netip.Addr][]*policy.Pod{}}
+}
+
+func (n *names) apply(changes []policy.Change) {
+	for _, c := range changes {
+		if c.Object.Kind != "Pod" {
+			continue
+		}
+		if old := n.pods[c.Object]; old != nil {
+			delete(n.pods, c.Object)
+			for _, a := range old.Addresses {
+				left := slices.DeleteFunc(n.byAddr[a], func(p *policy.Pod) bool { return p == old })
+				if len(left) == 0 {
+					delete(n.byAddr, a)
+				} else {
+					n.byAddr[a] = left
+				}
+			}
+		}
+		// Addresses of the host network are the node's.
+		if p, ok := c.Value.(*policy.Pod); ok && p != nil && !p.HostNetwork {
+			n.pods[c.Object] = p
+			for _, a := range p.Addresses {
+				n.byAddr[a] = append(n.byAddr[a], p)
+			}
+		}
+	}
+}
+
+// lookup returns nil where no pod has the address.
+func (n *names) lookup(a netip.Addr) *policy.Pod {
+	var best *policy.Pod
+	for _, p := range n.byAddr[a.Unmap()] {
+		if best == nil || p.Created > best.Created {
+			best = p
+		}
+	}
+	return best
+}

@@ -1,0 +1,232 @@
+package kube
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"maps"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/fsnotify/fsnotify"
+
+	"github.com/weirnet/weir/policy"
+)
+
+// Sink takes the changes of a source: everything there is with the first
+// call, then differences. When it returns the changes are accepted; it is
+// asked again with the same ones if it fails.
+type Sink interface {
+	Submit(ctx context.Context, changes []policy.Change) error
+}
+
+// Dir follows the objects in a directory of YAML and JSON files, directories
+// below it included. Of two documents with one object the first counts, in
+// the order of file names and then of lines; the other is reported.
+//
+// A directory that vanishes as a whole leaves everything in force: that is a
+// lost mount rather than a wish. A file that vanishes takes its objects along.
+type Dir struct {
+	path string
+	log  *slog.Logger
+	asks chan chan error
+
+	tree tree
+
+	mu     sync.Mutex
+	report Report
+}
+
+const (
+	// quiet is how long to wait for more events before reading.
+	quiet = 2 * time.Millisecond
+	// patience bounds that wait while events keep coming.
+	patience = 20 * time.Millisecond
+	// resync finds what the kernel does not announce (network file systems).
+	resync = 30 * time.Second
+	// retry is for a directory that is not there.
+	retry = time.Second
+)
+
+// NewDir returns a source of the objects below path.
+func NewDir(path string, log *slog.Logger) *Dir {
+	return &Dir{path: filepath.Clean(path), log: log, asks: make(chan chan error), tree: newTree()}
+}
+
+// ReadDir reads a directory of objects once.
+func ReadDir(ctx context.Context, path string) ([]policy.Change, Report, error) {
+	d := NewDir(path, slog.New(slog.DiscardHandler))
+	if err := d.settle(ctx); err != nil {
+		return nil, Report{}, err
+	}
+	return d.tree.changes(), d.Report(), nil
+}
+
+// Report tells what was read last, and what is wrong with it.
+func (d *Dir) Report() Report {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	r := d.report
+	r.Problems = slices.Clone(r.Problems)
+	r.Kinds = maps.Clone(r.Kinds)
+	return r
+}
+
+// Sync returns once everything that is in the directory now was read and
+// accepted by the sink. It needs a Run.
+func (d *Dir) Sync(ctx context.Context) error {
+	answer := make(chan error, 1)
+	select {
+	case d.asks <- answer:
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	select {
+	case err := <-answer:
+		return err
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// Run reads the directory, hands everything to sink and then what changes,
+// until ctx is done. It fails if the directory can't be read at the start.
+func (d *Dir) Run(ctx context.Context, sink Sink) error {
+	watcher, err := fsnotify.NewWatcher()
+	if err != nil {
+		return fmt.Errorf("watch %s: %w", d.path, err)
+	}
+	defer watcher.Close()
+	if err := watcher.Add(d.path); err != nil {
+		return fmt.Errorf("watch %s: %w", d.path, err)
+	}
+	var asked []chan error
+	round := func() error {
+		err := d.settle(ctx)
+		if err == nil {
+			// A directory that appeared while it was read is read again, now
+			// that it is watched.
+			if d.watch(watcher) {
+				err = d.settle(ctx)
+			}
+		}
+		if err == nil {
+			changes := d.tree.changes()
+			if len(changes) > 0 || !d.tree.delivered {
+				if err = sink.Submit(ctx, changes); err == nil {
+					d.tree.accept()
+				}
+			}
+		}
+		for _, a := range asked {
+			a <- err
+		}
+		asked = nil
+		return err
+	}
+	if err := round(); err != nil {
+		return err
+	}
+	again := time.NewTimer(resync)
+	defer again.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case a := <-d.asks:
+			asked = append(asked, a)
+		case e, ok := <-watcher.Events:
+			if !ok {
+				return errors.New("watch objects: watcher closed")
+			}
+			if !d.concerns(e) {
+				continue
+			}
+			drain(ctx, watcher)
+		case err := <-watcher.Errors:
+			d.log.Warn("watching objects", "error", err) // an overflow: read everything
+		case <-again.C:
+		}
+		next := resync
+		if err := round(); err != nil {
+			if ctx.Err() != nil {
+				return nil
+			}
+			d.log.Warn("reading objects; what was read before stays in force", "path", d.path, "error", err)
+			next = retry
+		}
+		again.Reset(next)
+	}
+}
+
+// concerns tells whether an event can mean another object.
+func (d *Dir) concerns(e fsnotify.Event) bool {
+	if e.Op == fsnotify.Chmod {
+		return wanted(e.Name) // perhaps it can be read now
+	}
+	base := filepath.Base(e.Name)
+	// A directory has any name; links into ..data change with it.
+	return wanted(e.Name) || base == "..data" || filepath.Ext(base) == "" && !strings.HasPrefix(base, ".")
+}
+
+// drain waits until the burst of events is over.
+func drain(ctx context.Context, w *fsnotify.Watcher) {
+	end := time.NewTimer(patience)
+	defer end.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-w.Events:
+		case <-end.C:
+			return
+		case <-time.After(quiet):
+			return
+		}
+	}
+}
+
+// watch adds the directories found by the last read; new tells whether one
+// was not watched before.
+func (d *Dir) watch(w *fsnotify.Watcher) (added bool) {
+	watched := map[string]bool{}
+	for _, p := range w.WatchList() {
+		watched[p] = true
+	}
+	for _, p := range d.tree.dirs {
+		if watched[p] {
+			continue
+		}
+		if err := w.Add(p); err != nil {
+			d.log.Warn("directory of objects is read twice a minute only", "path", p, "error", err)
+			continue
+		}
+		added = true
+	}
+	return added
+}
+
+// settle reads until nothing is in the middle of a change.
+func (d *Dir) settle(ctx context.Context) error {
+	for {
+		wait, err := d.tree.read(d.path, time.Now())
+		d.mu.Lock()
+		d.report = d.tree.report(d.path)
+		if err != nil {
+			d.report.Problems = append(d.report.Problems, Problem{File: d.path, Kind: BrokenFile, Message: err.Error()})
+		}
+		d.mu.Unlock()
+		if err != nil || wait == 0 {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(wait):
+		}
+	}
+}

@@ -1,0 +1,403 @@
+package kube
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"maps"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/weirnet/weir/policy"
+	"github.com/weirnet/weir/policy/api"
+)
+
+// sink holds what was submitted.
+type sink struct {
+	mu      sync.Mutex
+	objects map[policy.Object]any
+	calls   int
+	changes int
+	fail    error
+}
+
+func (s *sink) Submit(_ context.Context, changes []policy.Change) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.calls++
+	if s.fail != nil {
+		return s.fail
+	}
+	if s.objects == nil {
+		s.objects = map[policy.Object]any{}
+	}
+	for _, c := range changes {
+		s.changes++
+		if c.Value == nil {
+			delete(s.objects, c.Object)
+		} else {
+			s.objects[c.Object] = c.Value
+		}
+	}
+	return nil
+}
+
+func (s *sink) names() string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var out []string
+	for o := range maps.Keys(s.objects) {
+		out = append(out, Name(o))
+	}
+	slices.Sort(out)
+	return strings.Join(out, ", ")
+}
+
+func (s *sink) get(kind, namespace, name string) any {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.objects[policy.Object{Kind: kind, Namespace: namespace, Name: name}]
+}
+
+type story struct {
+	t    *testing.T
+	path string
+	d    *Dir
+	sink *sink
+}
+
+func follow(t *testing.T, files map[string]string) *story {
+	t.Helper()
+	s := &story{t: t, path: t.TempDir(), sink: &sink{}}
+	for name, text := range files {
+		s.write(name, text)
+	}
+	s.d = NewDir(s.path, slog.New(slog.DiscardHandler))
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() { done <- s.d.Run(ctx, s.sink) }()
+	t.Cleanup(func() {
+		cancel()
+		if err := <-done; err != nil {
+			t.Errorf("Run: %v", err)
+		}
+	})
+	s.sync()
+	return s
+}
+
+func (s *story) write(name, text string) {
+	s.t.Helper()
+	p := filepath.Join(s.path, name)
+	if err := os.MkdirAll(filepath.Dir(p), 0o755); err != nil {
+		s.t.Fatal(err)
+	}
+	if err := os.WriteFile(p, []byte(text), 0o644); err != nil {
+		s.t.Fatal(err)
+	}
+}
+
+func (s *story) remove(name string) {
+	s.t.Helper()
+	if err := os.RemoveAll(filepath.Join(s.path, name)); err != nil {
+		s.t.Fatal(err)
+	}
+}
+
+func (s *story) sync() {
+	s.t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	defer cancel()
+	if err := s.d.Sync(ctx); err != nil {
+		s.t.Fatalf("sync: %v", err)
+	}
+}
+
+func (s *story) want(names string) {
+	s.t.Helper()
+	if got := s.sink.names(); got != names {
+		s.t.Fatalf("objects:\n got %s\nwant %s\nproblems: %v", got, names, s.d.Report().Problems)
+	}
+}
+
+// problems are "kind place message" with the directory's name left out.
+func (s *story) problems() []string {
+	var out []string
+	for _, p := range s.d.Report().Problems {
+		out = append(out, string(p.Kind)+" "+strings.TrimPrefix(p.String(), s.path+"/"))
+	}
+	return out
+}
+
+func (s *story) wantProblem(parts ...string) {
+	s.t.Helper()
+	for _, p := range s.problems() {
+		ok := true
+		for _, part := range parts {
+			ok = ok && strings.Contains(p, part)
+		}
+		if ok {
+			return
+		}
+	}
+	s.t.Fatalf("no problem with %q in %q", parts, s.problems())
+}
+
+func (s *story) wantNoProblem() {
+	s.t.Helper()
+	if p := s.problems(); len(p) > 0 {
+		s.t.Fatalf("problems: %q", p)
+	}
+}
+
+func podYAML(name, ip string) string {
+	return fmt.Sprintf("apiVersion: v1\nkind: Pod\nmetadata: {name: %s, namespace: shop, labels: {app: %s}}\nspec: {nodeName: n1}\nstatus: {podIP: %s}\n", name, name, ip)
+}
+
+const policyYAML = `apiVersion: networking.k8s.io/v1
+kind: NetworkPolicy
+metadata: {name: web, namespace: shop}
+spec:
+  podSelector: {}
+  ingress: []
+`
+
+func TestDirFollowsChanges(t *testing.T) {
+	s := follow(t, map[string]string{
+		"a.yaml":         podYAML("a", "10.0.0.1") + "---\n" + podYAML("b", "10.0.0.2"),
+		"sub/deep/c.yml": podYAML("c", "10.0.0.3"),
+		"p.json":         `{"apiVersion":"v1","kind":"Namespace","metadata":{"name":"shop"}}`,
+		"readme.txt":     "not: [yaml",
+		"b.yaml~":        podYAML("x", "10.0.0.9"),
+		".b.yaml.swp":    "\x00\x01",
+		".hidden/x.yaml": podYAML("x", "10.0.0.9"),
+		"deploy.yaml":    "apiVersion: apps/v1\nkind: Deployment\nmetadata: {name: d}\n",
+	})
+	s.want("Namespace shop, Pod shop/a, Pod shop/b, Pod shop/c")
+	s.wantNoProblem()
+	if r := s.d.Report(); r.Ignored != 1 || r.Files != 4 || !r.Complete || r.Kinds["Pod"] != 3 {
+		t.Errorf("report: %+v", r)
+	}
+	before := s.sink.changes
+
+	s.write("a.yaml", podYAML("a", "10.0.0.1")+"---\n"+podYAML("b", "10.0.0.22"))
+	s.sync()
+	if got := s.sink.get("Pod", "shop", "b").(*policy.Pod).Addresses[0].String(); got != "10.0.0.22" {
+		t.Errorf("b has %s", got)
+	}
+	if s.sink.changes != before+1 {
+		t.Errorf("%d changes for one pod", s.sink.changes-before)
+	}
+	s.write("new/d.yaml", policyYAML)
+	s.sync()
+	s.want("Namespace shop, NetworkPolicy shop/web, Pod shop/a, Pod shop/b, Pod shop/c")
+	s.remove("sub")
+	s.remove("a.yaml")
+	s.sync()
+	s.want("Namespace shop, NetworkPolicy shop/web")
+}
+
+// Without Sync: the change must come by an event, soon.
+func TestDirFollowsEvents(t *testing.T) {
+	s := follow(t, map[string]string{"a.yaml": podYAML("a", "10.0.0.1")})
+	soon := func(what, names string) {
+		t.Helper()
+		for end := time.Now().Add(3 * time.Second); time.Now().Before(end); time.Sleep(time.Millisecond) {
+			if s.sink.names() == names {
+				return
+			}
+		}
+		t.Fatalf("%s: still %s", what, s.sink.names())
+	}
+	s.write("b.yaml", podYAML("b", "10.0.0.2"))
+	soon("new file", "Pod shop/a, Pod shop/b")
+	s.write("dir/c.yaml", podYAML("c", "10.0.0.3"))
+	soon("new directory", "Pod shop/a, Pod shop/b, Pod shop/c")
+	s.write("dir/d.yaml", podYAML("d", "10.0.0.4"))
+	soon("file in the new directory", "Pod shop/a, Pod shop/b, Pod shop/c, Pod shop/d")
+	s.remove("dir")
+	soon("directory gone", "Pod shop/a, Pod shop/b")
+	s.write(".tmp", podYAML("e", "10.0.0.5"))
+	if err := os.Rename(filepath.Join(s.path, ".tmp"), filepath.Join(s.path, "b.yaml")); err != nil {
+		t.Fatal(err)
+	}
+	soon("atomic rename", "Pod shop/a, Pod shop/e")
+	// A ConfigMap's volume: the files are links through ..data.
+	s.write("..v1/f.yaml", podYAML("f", "10.0.0.6"))
+	s.write("..v2/f.yaml", podYAML("g", "10.0.0.7"))
+	link := func(to, from string) {
+		t.Helper()
+		tmp := filepath.Join(s.path, "..tmp")
+		if err := os.Symlink(to, tmp); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.Rename(tmp, filepath.Join(s.path, from)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	link("..v1", "..data")
+	link("..data/f.yaml", "f.yaml")
+	soon("linked file", "Pod shop/a, Pod shop/e, Pod shop/f")
+	link("..v2", "..data")
+	soon("new data", "Pod shop/a, Pod shop/e, Pod shop/g")
+}
+
+func TestDirBrokenFileKeepsLastValidContents(t *testing.T) {
+	s := follow(t, map[string]string{"a.yaml": podYAML("a", "10.0.0.1"), "bad.yaml": "kind: [Pod\n---\n" + podYAML("z", "10.0.0.9")})
+	s.want("Pod shop/a, Pod shop/z") // what can be read of a file that was never valid
+	s.wantProblem("broken-file bad.yaml:")
+	if s.d.Report().Complete {
+		t.Error("complete, though a file was never valid")
+	}
+	s.write("bad.yaml", podYAML("b", "10.0.0.2"))
+	s.sync()
+	s.want("Pod shop/a, Pod shop/b")
+	s.wantNoProblem()
+
+	s.write("a.yaml", podYAML("c", "10.0.0.3")+"---\n: : :\n  - }\n")
+	s.sync()
+	s.want("Pod shop/a, Pod shop/b")
+	s.wantProblem("broken-file a.yaml:")
+	if r := s.d.Report(); !r.Complete || !r.Problems[0].Fallback {
+		t.Errorf("report: %+v", r)
+	}
+	s.sync() // and stays so
+	s.want("Pod shop/a, Pod shop/b")
+	s.write("a.yaml", "")
+	s.sync()
+	s.want("Pod shop/a, Pod shop/b")
+	s.wantProblem("broken-file a.yaml: the file is empty")
+	s.write("a.yaml", "# nothing here any more\n")
+	s.sync()
+	s.want("Pod shop/b")
+	s.wantNoProblem()
+	s.write("a.yaml", "metadata: {name: x}\n")
+	s.sync()
+	s.wantProblem("broken-file a.yaml", "kind")
+}
+
+func TestDirBrokenObjectKeepsLastValidState(t *testing.T) {
+	s := follow(t, map[string]string{"a.yaml": podYAML("a", "10.0.0.1") + "---\n" + podYAML("b", "10.0.0.256")})
+	s.want("Pod shop/a")
+	s.wantProblem("broken-object a.yaml:7: Pod shop/b", "10.0.0.256")
+	if s.d.Report().Complete {
+		t.Error("complete, though an object has no valid state")
+	}
+	s.write("a.yaml", podYAML("a", "300.0.0.1")+"---\n"+podYAML("b", "10.0.0.2"))
+	s.sync()
+	s.want("Pod shop/a, Pod shop/b")
+	if got := s.sink.get("Pod", "shop", "a").(*policy.Pod).Addresses[0].String(); got != "10.0.0.1" {
+		t.Errorf("a has %s", got)
+	}
+	if r := s.d.Report(); !r.Complete || len(r.Problems) != 1 || !r.Problems[0].Fallback {
+		t.Errorf("report: %+v", r)
+	}
+	s.write("a.yaml", podYAML("b", "10.0.0.2"))
+	s.sync()
+	s.want("Pod shop/b")
+	s.wantNoProblem()
+}
+
+func TestDirDuplicates(t *testing.T) {
+	s := follow(t, map[string]string{"b.yaml": podYAML("a", "10.0.0.2"), "a.yaml": podYAML("x", "10.0.0.9") + "---\n" + podYAML("a", "10.0.0.1")})
+	if got := s.sink.get("Pod", "shop", "a").(*policy.Pod).Addresses[0].String(); got != "10.0.0.1" {
+		t.Errorf("a has %s, not what the first file says", got)
+	}
+	s.wantProblem("duplicate b.yaml:1: Pod shop/a", "a.yaml:7")
+	s.remove("a.yaml")
+	s.sync()
+	s.want("Pod shop/a")
+	s.wantNoProblem()
+}
+
+func TestDirRefusedPolicyIsAClosedOne(t *testing.T) {
+	bad := strings.Replace(policyYAML, "podSelector: {}", "podSelector: {matchlabels: {a: b}}", 1)
+	nameless := strings.Replace(policyYAML, "name: web, ", "", 1)
+	s := follow(t, map[string]string{"p.yaml": bad, "q.yaml": nameless + "---\n" + nameless})
+	p, ok := s.sink.get("NetworkPolicy", "shop", "web").(*api.Policy)
+	if !ok || len(p.Refused) == 0 || len(p.Closed) == 0 {
+		t.Fatalf("policy is %+v", p)
+	}
+	s.wantProblem("refused p.yaml:5: NetworkPolicy shop/web", "matchlabels")
+	if r := s.d.Report(); r.Refused != 3 || r.Kinds["NetworkPolicy"] != 3 {
+		t.Errorf("report: %+v: a policy without a name closes as well", r)
+	}
+	s.write("p.yaml", "# moved down\n\n"+bad)
+	s.sync()
+	s.wantProblem("refused p.yaml:7: NetworkPolicy shop/web")
+	p = s.sink.get("NetworkPolicy", "shop", "web").(*api.Policy)
+	if p.Source.Line != 3 || p.Refused[0].Line != 7 {
+		t.Errorf("policy is at line %d, its error at %d", p.Source.Line, p.Refused[0].Line)
+	}
+}
+
+func TestDirWaitsForTheWriter(t *testing.T) {
+	s := follow(t, map[string]string{"a.yaml": podYAML("a", "10.0.0.1") + "---\n" + podYAML("b", "10.0.0.2")})
+	f, err := os.OpenFile(filepath.Join(s.path, "a.yaml"), os.O_WRONLY|os.O_TRUNC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	if _, err := f.WriteString(podYAML("a", "10.0.0.11") + "---\n"); err != nil {
+		t.Fatal(err)
+	}
+	time.Sleep(200 * time.Millisecond) // half of the file is there
+	s.want("Pod shop/a, Pod shop/b")
+	if _, err := f.WriteString(podYAML("c", "10.0.0.3")); err != nil {
+		t.Fatal(err)
+	}
+	if err := f.Close(); err != nil {
+		t.Fatal(err)
+	}
+	s.sync()
+	s.want("Pod shop/a, Pod shop/c")
+}
+
+func TestDirGoneLeavesEverythingInForce(t *testing.T) {
+	s := follow(t, map[string]string{"a.yaml": podYAML("a", "10.0.0.1")})
+	away := s.path + ".away"
+	if err := os.Rename(s.path, away); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+	defer cancel()
+	if err := s.d.Sync(ctx); err == nil {
+		t.Error("sync of a directory that is gone succeeds")
+	}
+	s.want("Pod shop/a")
+	if err := os.Rename(away, s.path); err != nil {
+		t.Fatal(err)
+	}
+	s.write("b.yaml", podYAML("b", "10.0.0.2"))
+	s.sync()
+	s.want("Pod shop/a, Pod shop/b")
+	s.write("c.yaml", podYAML("c", "10.0.0.3"))
+	for end := time.Now().Add(3 * time.Second); s.sink.get("Pod", "shop", "c") == nil; time.Sleep(time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatal("the directory is not followed any more")
+		}
+	}
+}
+
+func TestDirOffersAgainWhatWasNotTaken(t *testing.T) {
+	s := follow(t, map[string]string{"a.yaml": podYAML("a", "10.0.0.1")})
+	s.sink.mu.Lock()
+	s.sink.fail = fmt.Errorf("busy")
+	s.sink.mu.Unlock()
+	s.write("b.yaml", podYAML("b", "10.0.0.2"))
+	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+	defer cancel()
+	if err := s.d.Sync(ctx); err == nil {
+		t.Error("sync succeeds though nothing was taken")
+	}
+	s.sink.mu.Lock()
+	s.sink.fail = nil
+	s.sink.mu.Unlock()
+	s.sync()
+	s.want("Pod shop/a, Pod shop/b")
+}

@@ -1,0 +1,182 @@
+package kube
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// wanted tells whether a file of that name holds objects: YAML or JSON, and
+// none of the names that editors and atomic writers use on the way.
+func wanted(name string) bool {
+	base := filepath.Base(name)
+	if strings.HasPrefix(base, ".") || strings.HasPrefix(base, "#") {
+		return false
+	}
+	switch filepath.Ext(base) {
+	case ".yaml", ".yml", ".json":
+		return true
+	}
+	return false
+}
+
+// listing is the tree below a directory.
+type listing struct {
+	files map[string]signature // by path, the directory's name in front
+	dirs  []string
+}
+
+// signature tells whether a file may have changed since it was read.
+type signature struct {
+	dev, ino     uint64
+	size         int64
+	mtime, ctime unix.Timespec
+}
+
+// settled is false while a change within the clock's resolution could have
+// left the signature as it is.
+func (s signature) settled(now time.Time) bool {
+	return now.Sub(time.Unix(s.ctime.Unix())) > 100*time.Millisecond
+}
+
+func sign(path string) (sig signature, regular bool, err error) {
+	var st unix.Stat_t // of what a symbolic link points to
+	if err := unix.Stat(path, &st); err != nil {
+		return signature{}, false, &fs.PathError{Op: "stat", Path: path, Err: err}
+	}
+	return signatureOf(&st), st.Mode&unix.S_IFMT == unix.S_IFREG, nil
+}
+
+func signatureOf(st *unix.Stat_t) signature {
+	return signature{st.Dev, st.Ino, st.Size, st.Mtim, st.Ctim}
+}
+
+// list walks root. Names with a leading dot are skipped, directories among
+// them (so the ..data of a mounted ConfigMap is only seen through the links
+// that point into it); links to directories are not followed.
+func list(root string) (listing, error) {
+	l := listing{files: map[string]signature{}}
+	err := filepath.WalkDir(root+string(filepath.Separator), func(path string, d fs.DirEntry, err error) error {
+		path = filepath.Clean(path)
+		if err != nil {
+			if path != filepath.Clean(root) && errors.Is(err, fs.ErrNotExist) {
+				return nil // gone since its directory was read
+			}
+			return err
+		}
+		if d.IsDir() {
+			if path != filepath.Clean(root) && strings.HasPrefix(d.Name(), ".") {
+				return filepath.SkipDir
+			}
+			l.dirs = append(l.dirs, path)
+			return nil
+		}
+		if !wanted(path) {
+			return nil
+		}
+		sig, regular, err := sign(path)
+		switch {
+		case errors.Is(err, fs.ErrNotExist):
+			return nil
+		case err != nil:
+			return err
+		case regular:
+			l.files[path] = sig
+		}
+		return nil
+	})
+	if err != nil {
+		return listing{}, fmt.Errorf("read directory of objects: %w", err)
+	}
+	return l, nil
+}
+
+// errWriting says that somebody has the file open for writing.
+var errWriting = errors.New("is being written")
+
+// readStable reads a file that nobody writes at the moment. A lease is what
+// tells: the kernel grants one for reading only while no one has the file
+// open for writing. Where there are no leases the file is read as it is.
+func readStable(path string) ([]byte, signature, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, signature{}, err
+	}
+	defer f.Close()
+	_, err = unix.FcntlInt(f.Fd(), unix.F_SETLEASE, unix.F_RDLCK)
+	switch {
+	case err == nil:
+		defer unix.FcntlInt(f.Fd(), unix.F_SETLEASE, unix.F_UNLCK) //nolint:errcheck // closing ends it as well
+	case errors.Is(err, unix.EAGAIN):
+		return nil, signature{}, errWriting
+	}
+	var st unix.Stat_t
+	if err := unix.Fstat(int(f.Fd()), &st); err != nil {
+		return nil, signature{}, &fs.PathError{Op: "stat", Path: path, Err: err}
+	}
+	text, err := io.ReadAll(f)
+	return text, signatureOf(&st), err
+}
+
+// section is the text of one YAML document of a file.
+type section struct {
+	number, line int // from 1
+	text         []byte
+}
+
+// split cuts a file where YAML documents begin and end, so that the ones that
+// did not change need not be decoded again. Documents of nothing but comments
+// are left out. JSON is one section.
+func split(text []byte) []section {
+	if t := bytes.TrimLeft(text, " \t\r\n"); bytes.HasPrefix(t, []byte("{")) || bytes.HasPrefix(t, []byte("[")) {
+		return []section{{1, 1, text}}
+	}
+	var out []section
+	line, start, startLine := 1, 0, 1
+	cut := func(end int) {
+		if doc := text[start:end]; !blank(doc) {
+			out = append(out, section{len(out) + 1, startLine, doc})
+		}
+	}
+	for pos := 0; pos < len(text); line++ {
+		next := len(text)
+		if i := bytes.IndexByte(text[pos:], '\n'); i >= 0 {
+			next = pos + i + 1
+		}
+		switch l := text[pos:next]; {
+		case isMarker(l, "---"):
+			cut(pos)
+			start, startLine = pos, line
+		case isMarker(l, "..."):
+			cut(pos)
+			start, startLine = next, line+1
+		}
+		pos = next
+	}
+	cut(len(text))
+	return out
+}
+
+func isMarker(line []byte, marker string) bool {
+	rest, ok := bytes.CutPrefix(line, []byte(marker))
+	return ok && (len(rest) == 0 || bytes.IndexByte([]byte(" \t\r\n"), rest[0]) >= 0)
+}
+
+// blank tells whether there is nothing but markers, directives and comments.
+func blank(doc []byte) bool {
+	for l := range bytes.Lines(doc) {
+		l = bytes.TrimSpace(bytes.TrimPrefix(l, []byte("---")))
+		if len(l) > 0 && l[0] != '#' && l[0] != '%' {
+			return false
+		}
+	}
+	return true
+}

@@ -1,0 +1,96 @@
+package kube
+
+import (
+	"fmt"
+
+	"github.com/weirnet/weir/policy"
+)
+
+// Report tells what a source holds.
+type Report struct {
+	Path  string `json:"path"`
+	Files int    `json:"files"`
+	// Kinds counts the objects by kind.
+	Kinds map[string]int `json:"kinds"`
+	// Ignored counts objects of kinds that mean nothing here.
+	Ignored int `json:"ignored"`
+	// Refused counts the policies that are closed instead of enforced.
+	Refused  int       `json:"refused"`
+	Problems []Problem `json:"problems,omitempty"`
+	// Complete: nothing is missing that no earlier valid state stands in for.
+	Complete bool `json:"complete"`
+}
+
+// Problem is one thing that is wrong with what was read.
+type Problem struct {
+	Kind     ProblemKind `json:"kind"`
+	File     string      `json:"file,omitempty"`
+	Document int         `json:"document,omitempty"`
+	Line     int         `json:"line,omitempty"`
+	Object   string      `json:"object,omitempty"` // "Pod shop/web"
+	Message  string      `json:"message"`
+	// Fallback: an earlier valid state is in force.
+	Fallback bool `json:"fallback,omitempty"`
+}
+
+// ProblemKind says what is concerned.
+type ProblemKind string
+
+const (
+	BrokenFile   ProblemKind = "broken-file"   // can't be read as YAML
+	BrokenObject ProblemKind = "broken-object" // is not a valid Pod, Service, ...
+	Duplicate    ProblemKind = "duplicate"     // another document has the same object
+	Refused      ProblemKind = "refused"       // a policy that is closed, not enforced
+	Suspicious   ProblemKind = "suspicious"    // a policy that is enforced, but may not mean what was meant
+)
+
+func (p Problem) String() string {
+	s := p.File
+	if p.Line > 0 {
+		s += fmt.Sprintf(":%d", p.Line)
+	}
+	if p.Object != "" {
+		s += ": " + p.Object
+	}
+	return s + ": " + p.Message
+}
+
+// Name is the object as kubectl users say it: "Pod shop/web".
+func Name(o policy.Object) string {
+	if o.Namespace == "" {
+		return o.Kind + " " + o.Name
+	}
+	return o.Kind + " " + o.Namespace + "/" + o.Name
+}
+
+func (t *tree) report(path string) Report {
+	r := Report{Path: path, Files: len(t.files), Kinds: map[string]int{}, Complete: true}
+	for key := range t.want {
+		r.Kinds[key.Kind]++
+	}
+	for _, p := range t.paths() {
+		f := t.files[p]
+		for _, b := range f.broken {
+			b.Fallback = f.valid
+			r.Complete = r.Complete && f.valid
+			r.Problems = append(r.Problems, b)
+		}
+		for _, d := range f.docs {
+			r.Ignored += d.unknown
+			for _, b := range d.problems {
+				if b.Kind == BrokenObject {
+					_, b.Fallback = t.want[b.key]
+					r.Complete = r.Complete && b.Fallback
+				}
+				r.Problems = append(r.Problems, b.Problem)
+			}
+		}
+	}
+	for _, v := range t.want {
+		if refused(v) {
+			r.Refused++
+		}
+	}
+	r.Problems = append(r.Problems, t.clashes...)
+	return r
+}
