@@ -4,7 +4,6 @@ import (
 	"net/netip"
 
 	"github.com/weirnet/weir/identity"
-	"github.com/weirnet/weir/policy/api"
 )
 
 // The objects policies are evaluated against, as little of each as they need.

@@ -1,0 +1,256 @@
+package policy
+
+import (
+	"cmp"
+	"encoding/binary"
+	"slices"
+
+	"github.com/weirnet/weir/identity"
+	"github.com/weirnet/weir/policy/httprules"
+)
+
+// grant is a port list of a rule as it holds for one subject.
+type grant struct {
+	rule *rule
+	from *portGrant
+	// any: for every peer. Else for the members of peers.
+	any   bool
+	peers []*selector
+	ports []ports
+	// names are ports whose number depends on the peer (egress only).
+	names  []portName
+	number uint32 // of the rule
+	http   []httprules.Rule
+	open   bool // its L7 rules refuse nothing
+}
+
+func (g *grant) l7() l7Kind {
+	if g.from == nil || g.from.l7 == nil {
+		return 0
+	}
+	return g.from.l7.kind
+}
+
+// portsFor returns the ports the grant is about where p is the other end.
+func (g *grant) portsFor(p *peer) []ports {
+	if len(g.names) == 0 || p == nil {
+		return g.ports
+	}
+	out := slices.Clone(g.ports)
+	for _, n := range g.names {
+		for _, proto := range n.protos {
+			for _, port := range p.named(n.name, proto) {
+				out = append(out, onePort(proto, port))
+			}
+		}
+	}
+	return sortPorts(out)
+}
+
+// portGrantFor is a grant with its ports for one peer, or for every peer.
+type portGrantFor struct {
+	*grant
+	ports []ports
+}
+
+func (g *portGrantFor) covers(p ports) bool {
+	for _, q := range g.ports {
+		if q.covers(p) {
+			return true
+		}
+	}
+	return false
+}
+
+// entryFor is an entry of the policy map less direction and identity.
+type entryFor struct {
+	ports ports
+	entry Entry
+}
+
+// template is what a policy map says about one peer, or about every peer.
+type template []entryFor
+
+// compiler makes templates. It is where rules are combined, and the only place.
+type compiler struct {
+	ruleSets *ruleSetTable
+	used     map[uint32]struct{} // rule sets of its templates
+}
+
+// template combines rules: own are those that name the peer in question, any
+// those for every peer; without a peer in question own is empty and the result
+// is for every peer. All are in the order of their rules.
+//
+// What Lookup finds must be what the rules say together. A deny is found
+// wherever it stands. Among the others, the entry with the fewest ports is
+// found first: at the ports of each rule that names the peer, and at those of
+// each rule for everybody that lies within one of them, there is an entry that
+// says what all rules for these ports say together. Ports of a flow are a
+// chain of ever larger sets, so the rules for the smallest set of the chain
+// are all the rules for the flow.
+func (c *compiler) template(own, any []portGrantFor) (template, error) {
+	about := own
+	if len(own) == 0 {
+		about = any
+	}
+	entries := map[ports]Entry{}
+	l7 := false
+	for _, g := range about {
+		if g.rule != nil && g.rule.deny {
+			for _, p := range g.ports {
+				if e, ok := entries[p]; !ok || e.Action != Deny {
+					entries[p] = Entry{Action: Deny, Rule: g.number}
+				}
+			}
+			continue
+		}
+		l7 = l7 || g.l7() != 0
+		for _, p := range g.ports {
+			if _, ok := entries[p]; !ok {
+				entries[p] = Entry{Action: Allow, Rule: g.number}
+			}
+		}
+	}
+	if len(own) > 0 {
+		l7 = l7 || slices.ContainsFunc(any, func(g portGrantFor) bool { return g.l7() != 0 })
+	}
+	if l7 {
+		if err := c.combine(entries, own, any); err != nil {
+			return nil, err
+		}
+	}
+	out := make(template, 0, len(entries))
+	for p, e := range entries {
+		out = append(out, entryFor{p, e})
+	}
+	slices.SortFunc(out, func(a, b entryFor) int {
+		return cmp.Or(cmp.Compare(a.ports.proto, b.ports.proto), cmp.Compare(a.ports.port, b.ports.port), cmp.Compare(a.ports.bits, b.ports.bits))
+	})
+	return out, nil
+}
+
+// combine replaces the entries whose ports have L7 rules, and adds those that
+// are needed where rules for everybody lie within rules for the peer.
+func (c *compiler) combine(entries map[ports]Entry, own, any []portGrantFor) error {
+	if len(own) > 0 {
+		for _, g := range any {
+			if g.rule != nil && g.rule.deny {
+				continue
+			}
+			for _, p := range g.ports {
+				if _, ok := entries[p]; ok {
+					continue
+				}
+				if slices.ContainsFunc(own, func(o portGrantFor) bool { return !(o.rule != nil && o.rule.deny) && o.covers(p) }) {
+					entries[p] = Entry{} // kept only if the rules together need L7
+				}
+			}
+		}
+	}
+	for p, e := range entries {
+		if e.Action == Deny {
+			continue
+		}
+		var plain, looked []*grant
+		for _, list := range [...][]portGrantFor{own, any} {
+			for i := range list {
+				g := &list[i]
+				if g.rule != nil && g.rule.deny || !g.covers(p) {
+					continue
+				}
+				if g.l7() == 0 {
+					plain = append(plain, g.grant)
+				} else {
+					looked = append(looked, g.grant)
+				}
+			}
+		}
+		if len(looked) == 0 {
+			if e.Action == 0 {
+				delete(entries, p)
+			}
+			continue
+		}
+		u, err := c.union(plain, looked)
+		if err != nil {
+			return err
+		}
+		entries[p] = u
+	}
+	return nil
+}
+
+// union is what rules for one peer and port say together, where some of them
+// have L7 rules.
+func (c *compiler) union(plain, looked []*grant) (Entry, error) {
+	slices.SortStableFunc(looked, (*grant).compare)
+	slices.SortStableFunc(plain, (*grant).compare)
+	kind := looked[0].l7()
+	for _, g := range looked {
+		if g.l7() != kind {
+			return Entry{Action: Refuse, Reason: RefusedL7Conflict, Rule: g.number}, nil
+		}
+	}
+	if kind != l7HTTP {
+		return Entry{Action: Refuse, Reason: RefusedL7Unsupported, Rule: looked[0].number}, nil
+	}
+	set := RuleSet{}
+	if len(plain) > 0 {
+		set.AllowAll, set.AllowRule = true, plain[0].number
+	}
+	for _, g := range looked {
+		if g.open && !set.AllowAll {
+			set.AllowAll, set.AllowRule = true, g.number
+		}
+		set.HTTP = append(set.HTTP, g.http...)
+	}
+	set.HTTP = distinct(set.HTTP)
+	id, err := c.ruleSets.get(set)
+	if err != nil {
+		return Entry{}, err
+	}
+	c.used[id] = struct{}{}
+	return Entry{Action: Redirect, RuleSet: id, Rule: looked[0].number}, nil
+}
+
+func (g *grant) compare(o *grant) int {
+	switch {
+	case g.rule == nil && o.rule == nil:
+		return 0
+	case g.rule == nil:
+		return 1
+	case o.rule == nil:
+		return -1
+	}
+	return g.rule.compare(o.rule)
+}
+
+// distinct leaves out rules that ask the same as an earlier one.
+func distinct(rules []httprules.Rule) []httprules.Rule {
+	seen := map[identity.Digest]struct{}{}
+	out := rules[:0:0]
+	for _, r := range rules {
+		number := r.Rule
+		r.Rule = 0
+		d := digestOf(r)
+		if _, ok := seen[d]; ok {
+			continue
+		}
+		seen[d] = struct{}{}
+		r.Rule = number
+		out = append(out, r)
+	}
+	return out
+}
+
+// signature appends bytes that are equal where the same template holds.
+func signature(b []byte, g int, resolved []ports, dynamic bool) []byte {
+	b = binary.AppendUvarint(b, uint64(g)+1)
+	if dynamic {
+		for _, p := range resolved {
+			b = append(b, 0, p.proto, p.bits)
+			b = binary.BigEndian.AppendUint16(b, p.port)
+		}
+	}
+	return b
+}

@@ -1,0 +1,257 @@
+package policy
+
+import (
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+
+	"github.com/weirnet/weir/identity"
+	"github.com/weirnet/weir/policy/api"
+)
+
+// scope narrows down which peers a selector can select at all.
+type scope uint8
+
+const (
+	anyScope   scope = iota
+	podScope         // pods, of the selector's namespaces if it names some
+	otherScope       // everything but pods
+)
+
+// selector selects peers. One is made for each peer list item of a rule; those
+// with one key select the same peers and share their members in the table.
+type selector struct {
+	key        string
+	text       string // for people
+	scope      scope
+	namespaces []string
+	matches    func(*peer) bool
+
+	// Kept while a compiled policy uses it.
+	users   int
+	members map[*peer]struct{}
+}
+
+// labelSelector selects pods by labels, or with scope anyScope every peer.
+func labelSelector(s identity.Selector, sc scope, text string) *selector {
+	sel := &selector{key: fmt.Sprintf("labels %d ", sc) + s.Key(), text: text, scope: sc}
+	if sc == podScope {
+		sel.namespaces, _ = s.Values(identity.SourceK8s, identity.KeyNamespace)
+		sel.matches = func(p *peer) bool { return p.kind == podPeer && s.Matches(p.labels) }
+	} else {
+		sel.matches = func(p *peer) bool { return p.kind != servicePeer && p.kind != unknownPeer && s.Matches(p.labels) }
+	}
+	return sel
+}
+
+// nodeSelector selects nodes other than this one.
+func nodeSelector(s identity.Selector, text string) *selector {
+	return &selector{key: "nodes " + s.Key(), text: text, scope: otherScope,
+		matches: func(p *peer) bool { return p.kind == nodePeer && s.Matches(p.labels) }}
+}
+
+// entitySelector selects what an entity stands for; not for EntityAll, which
+// is every peer.
+func entitySelector(e api.Entity) *selector {
+	reserved := func(names ...string) func(*peer) bool {
+		return func(p *peer) bool {
+			return slices.ContainsFunc(names, p.labels.HasReserved)
+		}
+	}
+	sel := &selector{key: "entity " + string(e), text: "entity " + string(e), scope: otherScope}
+	switch e {
+	case api.EntityWorld:
+		sel.matches = reserved(identity.ReservedWorld, identity.ReservedWorldIPv4, identity.ReservedWorldIPv6)
+	case api.EntityCluster, api.EntityClusterMesh:
+		known := reserved(identity.ReservedHost, identity.ReservedRemoteNode, identity.ReservedInit, identity.ReservedIngress,
+			identity.ReservedHealth, identity.ReservedUnmanaged, identity.ReservedKubeAPIServer)
+		sel.scope = anyScope
+		sel.matches = func(p *peer) bool { return p.kind == podPeer || p.kind == unknownPeer || known(p) }
+	case api.EntityNone:
+		sel.matches = func(*peer) bool { return false }
+	default: // each of the others is a reserved label of that name
+		sel.matches = reserved(string(e))
+	}
+	return sel
+}
+
+// cidrSelector selects outside addresses in one of the prefixes and in none of
+// the exceptions.
+func cidrSelector(prefixes, except []netip.Prefix, text string) *selector {
+	return &selector{key: "cidr " + prefixList(prefixes) + " except " + prefixList(except), text: text, scope: otherScope,
+		matches: func(p *peer) bool {
+			return p.isWorld() && anyCovers(prefixes, p.prefix) && !anyCovers(except, p.prefix)
+		}}
+}
+
+// groupSelector selects outside addresses by the labels of the groups they
+// are in: an address has the labels of all of them.
+func groupSelector(s identity.Selector, groups []*cidrGroup, except []netip.Prefix, version uint64, text string) *selector {
+	return &selector{key: fmt.Sprintf("groups %d %s except %s", version, s.Key(), prefixList(except)), text: text, scope: otherScope,
+		matches: func(p *peer) bool {
+			if !p.isWorld() || anyCovers(except, p.prefix) {
+				return false
+			}
+			var in []*cidrGroup
+			for _, g := range groups {
+				if anyCovers(g.prefixes, p.prefix) {
+					in = append(in, g)
+				}
+			}
+			if len(s) == 0 {
+				return len(in) > 0
+			}
+			for i := range s {
+				if !groupsMeet(&s[i], in) {
+					return false
+				}
+			}
+			return true
+		}}
+}
+
+func groupsMeet(r *identity.Requirement, groups []*cidrGroup) bool {
+	has := slices.ContainsFunc(groups, func(g *cidrGroup) bool {
+		v, ok := g.labels[r.Key]
+		if r.Operator == identity.In || r.Operator == identity.NotIn {
+			return ok && slices.Contains(r.Values, v)
+		}
+		return ok
+	})
+	if r.Operator == identity.NotIn || r.Operator == identity.Absent {
+		return !has
+	}
+	return has
+}
+
+// portNameSelector selects the pods that have a port of that name.
+func portNameSelector(name string, protos []uint8) *selector {
+	return &selector{key: fmt.Sprint("port ", name, protos), text: "pods with a port named " + name, scope: podScope,
+		matches: func(p *peer) bool {
+			return p.kind == podPeer && slices.ContainsFunc(protos, func(proto uint8) bool { return len(p.named(name, proto)) > 0 })
+		}}
+}
+
+// serviceSelector selects a service's cluster IP.
+func serviceSelector(o Object) *selector {
+	return &selector{key: "service " + o.Namespace + "/" + o.Name, text: "service " + o.Namespace + "/" + o.Name, scope: otherScope,
+		matches: func(p *peer) bool { return p.kind == servicePeer && p.service == o }}
+}
+
+func anyCovers(prefixes []netip.Prefix, p netip.Prefix) bool {
+	for _, q := range prefixes {
+		if q.Bits() <= p.Bits() && q.Contains(p.Addr()) {
+			return true
+		}
+	}
+	return false
+}
+
+func prefixList(prefixes []netip.Prefix) string {
+	parts := make([]string, len(prefixes))
+	for i, p := range prefixes {
+		parts[i] = p.String()
+	}
+	slices.Sort(parts)
+	return strings.Join(parts, ",")
+}
+
+// selectorTable keeps the members of every selector in use, as peers come
+// and go.
+type selectorTable struct {
+	byKey       map[string]*selector
+	byNamespace map[string]map[*selector]struct{} // podScope with namespaces
+	pods        map[*selector]struct{}            // other podScope and anyScope
+	others      map[*selector]struct{}            // otherScope and anyScope
+}
+
+func newSelectorTable() *selectorTable {
+	return &selectorTable{byKey: map[string]*selector{}, byNamespace: map[string]map[*selector]struct{}{},
+		pods: map[*selector]struct{}{}, others: map[*selector]struct{}{}}
+}
+
+// acquire returns the table's selector with the key of want, and holds it.
+func (t *selectorTable) acquire(want *selector, peers *peerTable) *selector {
+	if s, ok := t.byKey[want.key]; ok {
+		s.users++
+		return s
+	}
+	s := *want
+	s.users, s.members = 1, map[*peer]struct{}{}
+	sel := &s
+	consider := func(ps map[*peer]struct{}) {
+		for p := range ps {
+			if sel.matches(p) {
+				sel.members[p] = struct{}{}
+			}
+		}
+	}
+	t.byKey[sel.key] = sel
+	switch {
+	case sel.scope == podScope && sel.namespaces != nil:
+		for _, ns := range sel.namespaces {
+			if t.byNamespace[ns] == nil {
+				t.byNamespace[ns] = map[*selector]struct{}{}
+			}
+			t.byNamespace[ns][sel] = struct{}{}
+			consider(peers.pods[ns])
+		}
+		return sel
+	case sel.scope != otherScope:
+		t.pods[sel] = struct{}{}
+		for _, ps := range peers.pods {
+			consider(ps)
+		}
+	}
+	if sel.scope != podScope {
+		t.others[sel] = struct{}{}
+		consider(peers.others)
+	}
+	return sel
+}
+
+func (t *selectorTable) release(s *selector) {
+	if s.users--; s.users > 0 {
+		return
+	}
+	delete(t.byKey, s.key)
+	delete(t.pods, s)
+	delete(t.others, s)
+	for _, ns := range s.namespaces {
+		delete(t.byNamespace[ns], s)
+		if len(t.byNamespace[ns]) == 0 {
+			delete(t.byNamespace, ns)
+		}
+	}
+}
+
+// update follows peers that came and went.
+func (t *selectorTable) update(added, removed []*peer) {
+	for _, p := range removed {
+		t.each(p, func(s *selector) { delete(s.members, p) })
+	}
+	for _, p := range added {
+		t.each(p, func(s *selector) {
+			if s.matches(p) {
+				s.members[p] = struct{}{}
+			}
+		})
+	}
+}
+
+// each calls f for every selector that could select p.
+func (t *selectorTable) each(p *peer, f func(*selector)) {
+	if p.kind != podPeer {
+		for s := range t.others {
+			f(s)
+		}
+		return
+	}
+	for s := range t.byNamespace[p.namespace] {
+		f(s)
+	}
+	for s := range t.pods {
+		f(s)
+	}
+}

@@ -1,0 +1,233 @@
+package policy
+
+import (
+	"maps"
+	"net/netip"
+	"slices"
+
+	"github.com/weirnet/weir/identity"
+	"github.com/weirnet/weir/policy/api"
+)
+
+// service is a service with what is behind it.
+type service struct {
+	object  Object
+	src     *Service
+	peer    *peer // its cluster IPs; nil if it has none
+	slices  map[Object]*EndpointSlice
+	targets []target // one for each of its ports
+	outside bool     // some backend's identity is that of a prefix, not of its address
+}
+
+// target is where a port of a service leads.
+type target struct {
+	proto    uint8
+	port     uint16
+	backends []backend // each once
+}
+
+type backend struct {
+	peer *peer
+	port uint16
+}
+
+// podSelector selects what the service selects.
+func (s *service) podSelector() identity.Selector {
+	sel := identity.Selector{{Source: identity.SourceK8s, Key: identity.KeyNamespace, Operator: identity.In, Values: []string{s.object.Namespace}}}
+	for _, k := range slices.Sorted(maps.Keys(s.src.Selector)) {
+		sel = append(sel, identity.Requirement{Source: identity.SourceK8s, Key: k, Operator: identity.In, Values: []string{s.src.Selector[k]}})
+	}
+	return sel
+}
+
+// addresses lists the endpoints, in order.
+func (s *service) addresses() []netip.Addr {
+	var out []netip.Addr
+	for _, sl := range s.slices {
+		for _, a := range sl.Addresses {
+			out = append(out, a.Unmap())
+		}
+	}
+	slices.SortFunc(out, netip.Addr.Compare)
+	return slices.Compact(out)
+}
+
+// servicesNamed finds the services a toServices item means, in order. A
+// selector wins over a name; no namespace is any.
+func (e *Engine) servicesNamed(want api.Service) []*service {
+	var out []*service
+	var match func(*service) bool
+	namespace := ""
+	switch {
+	case want.K8sServiceSelector != nil:
+		sel := selectorOf(&want.K8sServiceSelector.Selector, api.SourceAny)
+		for i := range sel {
+			sel[i].Source = identity.SourceAny // services' labels have no source
+		}
+		namespace = want.K8sServiceSelector.Namespace
+		match = func(s *service) bool {
+			labels := make([]identity.Label, 0, len(s.src.Labels))
+			for k, v := range s.src.Labels {
+				labels = append(labels, identity.Label{Source: identity.SourceK8s, Key: k, Value: v})
+			}
+			return sel.Matches(identity.NewLabels(labels...))
+		}
+	case want.K8sService != nil:
+		namespace = want.K8sService.Namespace
+		match = func(s *service) bool { return s.object.Name == want.K8sService.ServiceName }
+	default:
+		return nil
+	}
+	for _, s := range e.services {
+		if s.src != nil && (namespace == "" || namespace == s.object.Namespace) && match(s) {
+			out = append(out, s)
+		}
+	}
+	slices.SortFunc(out, func(a, b *service) int { return compareObjects(a.object, b.object) })
+	return out
+}
+
+// lookBehind finds the backends of each port of a service.
+func (e *Engine) lookBehind(s *service) {
+	s.targets, s.outside = nil, false
+	if s.src == nil {
+		return
+	}
+	names := slices.SortedFunc(maps.Keys(s.slices), compareObjects)
+	for _, sp := range s.src.Ports {
+		t := target{proto: sp.Protocol, port: sp.Port}
+		for _, name := range names {
+			sl := s.slices[name]
+			for _, p := range sl.Ports {
+				if p.Protocol != sp.Protocol || p.Name != sp.Name && !(len(s.src.Ports) == 1 && sp.Name == "") {
+					continue
+				}
+				for _, a := range sl.Addresses {
+					at, exact := e.prefixes.lookup(a)
+					s.outside = s.outside || !exact
+					b := backend{at, p.Port}
+					if !slices.Contains(t.backends, b) {
+						t.backends = append(t.backends, b)
+					}
+				}
+			}
+		}
+		s.targets = append(s.targets, t)
+	}
+}
+
+// judgeTarget tells what a subject's egress policy says about a port of a
+// service: what it says about every backend, if that is one and the same.
+// mixed is true where backends differ, or where there is none to ask and the
+// policy does not let everything through.
+func (s *subject) judgeTarget(t target, judge func(backend) (Entry, bool)) (e Entry, ok, mixed bool) {
+	if len(t.backends) == 0 {
+		f := s.directions[Egress]
+		for i := range f.grants {
+			if g := &f.grants[i]; g.rule != nil && (g.rule.deny || g.l7() != 0) {
+				return Entry{}, false, true
+			}
+		}
+		e, ok = Lookup(f.forAny.entries(Egress), Egress, nil, 0, 0)
+		return e, ok, false
+	}
+	for i, b := range t.backends {
+		be, bok := judge(b)
+		switch {
+		case i == 0:
+			e, ok = be, bok
+		case bok != ok || be.Action != e.Action || be.RuleSet != e.RuleSet || be.Reason != e.Reason:
+			return Entry{}, false, true
+		}
+	}
+	return e, ok, false
+}
+
+func (t template) entries(d Direction) map[Key]Entry {
+	m := make(map[Key]Entry, len(t))
+	t.write(m, d, identity.Any)
+	return m
+}
+
+// clusterTemplate makes the entries for a service's cluster IP from those for
+// its backends.
+func (s *subject) clusterTemplate(svc *service, entries map[Key]Entry) (template, error) {
+	f := s.directions[Egress]
+	if svc.peer == nil || !f.enforced || f.closed != nil {
+		return nil, nil
+	}
+	var out template
+	for _, t := range svc.targets {
+		e, ok, mixed := s.judgeTarget(t, func(b backend) (Entry, bool) {
+			if _, named := f.perPeer[b.peer]; !named && len(f.forAny) == 0 {
+				return Entry{}, false
+			}
+			return Lookup(entries, Egress, []identity.ID{b.peer.id}, t.proto, b.port)
+		})
+		at := onePort(t.proto, t.port)
+		// What the rules for everybody say holds for the cluster IP anyway.
+		byAll, allOK := Lookup(entries, Egress, nil, t.proto, t.port)
+		switch {
+		case mixed || !ok:
+			if allOK && byAll.Action != Deny {
+				out = append(out, entryFor{at, Entry{Action: Deny}})
+			}
+		case !allOK || byAll != e:
+			if e.Action == Allow && allOK && byAll.Action != Allow {
+				// An allow would not be found before what is said for everybody.
+				id, err := f.compiler.ruleSets.get(RuleSet{AllowAll: true, AllowRule: e.Rule})
+				if err != nil {
+					return nil, err
+				}
+				f.compiler.used[id] = struct{}{}
+				e = Entry{Action: Redirect, RuleSet: id, Rule: e.Rule}
+			}
+			out = append(out, entryFor{at, e})
+		}
+	}
+	return out, nil
+}
+
+// judgeCluster writes the entries for a service into a new policy.
+func (e *Engine) judgeCluster(s *subject, svc *service, entries map[Key]Entry) error {
+	t, err := s.clusterTemplate(svc, entries)
+	if err == nil && len(t) > 0 {
+		s.services[svc.peer] = t
+		s.writeCluster(svc.peer, t, entries)
+	}
+	return err
+}
+
+// writeCluster leaves denies in place that name the service itself.
+func (s *subject) writeCluster(p *peer, t template, entries map[Key]Entry) {
+	for _, en := range t {
+		k := en.ports.key(Egress)
+		k.Identity = p.id
+		if old, ok := entries[k]; !ok || old.Action != Deny {
+			entries[k] = en.entry
+		}
+	}
+}
+
+// followCluster rewrites the entries for a service that changed, in a policy
+// whose other entries are current.
+func (e *Engine) followCluster(s *subject, svc *service, current map[Key]Entry, writable func() map[Key]Entry) error {
+	if !s.directions[Egress].enforced || svc.peer == nil {
+		return nil
+	}
+	old := s.services[svc.peer]
+	t, err := s.clusterTemplate(svc, current)
+	if err != nil || slices.Equal(old, t) {
+		return err
+	}
+	m := writable()
+	old.erase(m, Egress, svc.peer.id)
+	s.directions[Egress].perPeer[svc.peer].write(m, Egress, svc.peer.id)
+	s.writeCluster(svc.peer, t, m)
+	if len(t) > 0 {
+		s.services[svc.peer] = t
+	} else {
+		delete(s.services, svc.peer)
+	}
+	return nil
+}

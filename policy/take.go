@@ -1,0 +1,353 @@
+package policy
+
+import (
+	"fmt"
+	"maps"
+	"slices"
+
+	"github.com/weirnet/weir/policy/api"
+)
+
+// Kinds of objects that are no policies.
+const (
+	KindPod           = "Pod"
+	KindNamespace     = "Namespace"
+	KindNode          = "Node"
+	KindService       = "Service"
+	KindEndpointSlice = "EndpointSlice"
+)
+
+// take stores an object's new state and notes what it touches.
+func (e *Engine) take(c Change) error {
+	switch c.Object.Kind {
+	case KindPod:
+		return takeAs(c, e.takePod)
+	case KindNamespace:
+		return takeAs(c, e.takeNamespace)
+	case KindNode:
+		return takeAs(c, e.takeNode)
+	case KindService:
+		return takeAs(c, e.takeService)
+	case KindEndpointSlice:
+		return takeAs(c, e.takeSlice)
+	case api.KindNetworkPolicy, api.KindCiliumPolicy, api.KindClusterwide:
+		return takeAs(c, func(o Object, p *api.Policy) { e.dirty.policies[o] = p })
+	case api.KindCiliumCIDRGroup:
+		return takeAs(c, e.takeGroup)
+	}
+	return fmt.Errorf("unknown kind %q", c.Object.Kind)
+}
+
+// takeAs calls take with the change's value, nil if the object is gone.
+func takeAs[T any](c Change, take func(Object, *T)) error {
+	if c.Value == nil {
+		take(c.Object, nil)
+		return nil
+	}
+	v, ok := c.Value.(*T)
+	if !ok {
+		return fmt.Errorf("value is a %T", c.Value)
+	}
+	take(c.Object, v)
+	return nil
+}
+
+func (e *Engine) takePod(o Object, src *Pod) {
+	p := e.pods[o]
+	if p == nil {
+		if src == nil {
+			return
+		}
+		p = &pod{object: o}
+		e.pods[o] = p
+		if e.byNS[o.Namespace] == nil {
+			e.byNS[o.Namespace] = map[*pod]struct{}{}
+		}
+		e.byNS[o.Namespace][p] = struct{}{}
+	}
+	e.claimAddresses(p, false)
+	p.src = src
+	e.claimAddresses(p, true)
+	p.gone = src == nil
+	if p.gone {
+		delete(e.pods, o)
+		delete(e.byNS[o.Namespace], p)
+		if len(e.byNS[o.Namespace]) == 0 {
+			delete(e.byNS, o.Namespace)
+		}
+	}
+	e.dirty.pods[p] = struct{}{}
+}
+
+// claimAddresses claims a pod's addresses, or takes the claims back. Those of
+// a pod on the host network are its node's.
+func (e *Engine) claimAddresses(p *pod, add bool) {
+	if p.src == nil {
+		return
+	}
+	for _, a := range p.src.Addresses {
+		if !a.IsValid() {
+			continue
+		}
+		if p.src.HostNetwork {
+			e.claims.node(p.src.Node, a, add)
+		} else {
+			e.claims.pod(p, a, add)
+		}
+	}
+}
+
+func (e *Engine) takeNamespace(o Object, ns *Namespace) {
+	var labels map[string]string
+	if ns != nil {
+		labels = ns.Labels
+	}
+	if maps.Equal(e.namespaces[o.Name], labels) {
+		return
+	}
+	if ns == nil {
+		delete(e.namespaces, o.Name)
+	} else {
+		e.namespaces[o.Name] = labels
+	}
+	for p := range e.byNS[o.Name] {
+		e.dirty.pods[p] = struct{}{}
+	}
+}
+
+func (e *Engine) takeNode(o Object, n *Node) {
+	if old := e.nodes[o.Name]; old != nil {
+		e.claimNode(old, false)
+		delete(e.nodes, o.Name)
+	}
+	if n != nil {
+		e.nodes[o.Name] = n
+		e.claimNode(n, true)
+	}
+	// A pod on the host network may have lent the node an address.
+	for a, names := range e.claims.nodes {
+		if _, ok := names[o.Name]; ok {
+			e.claims.touch(a)
+		}
+	}
+}
+
+func (e *Engine) claimNode(n *Node, add bool) {
+	for _, a := range n.Addresses {
+		if a.IsValid() {
+			e.claims.node(n.Name, a, add)
+		}
+	}
+	for _, p := range n.PodCIDRs {
+		if p.IsValid() {
+			e.claims.podCIDR(p.Masked(), add)
+		}
+	}
+}
+
+// touchNodes notes that nodes with a label of that key may be other peers now.
+func (e *Engine) touchNodes(key string) {
+	for a, names := range e.claims.nodes {
+		for name := range names {
+			if n := e.nodes[name]; n != nil {
+				if _, ok := n.Labels[key]; ok {
+					e.claims.touch(a)
+				}
+			}
+		}
+	}
+}
+
+func (e *Engine) serviceOf(namespace, name string) *service {
+	o := Object{KindService, namespace, name}
+	s := e.services[o]
+	if s == nil {
+		s = &service{object: o, slices: map[Object]*EndpointSlice{}}
+		e.services[o] = s
+	}
+	e.dirty.services[s] = struct{}{}
+	return s
+}
+
+func (e *Engine) takeService(o Object, src *Service) {
+	if src == nil && e.services[o] == nil {
+		return
+	}
+	s := e.serviceOf(o.Namespace, o.Name)
+	if s.src != nil {
+		for _, a := range s.src.ClusterIPs {
+			if a.IsValid() {
+				e.claims.clusterIP(s, a, false)
+			}
+		}
+	}
+	s.src = src
+	if src != nil {
+		for _, a := range src.ClusterIPs {
+			if a.IsValid() {
+				e.claims.clusterIP(s, a, true)
+			}
+		}
+	}
+	e.touchToServices()
+}
+
+// touchToServices notes that policies with toServices may mean other peers now.
+func (e *Engine) touchToServices() {
+	for o, p := range e.policies {
+		if p.usesServices {
+			e.dirty.again[o] = struct{}{}
+		}
+	}
+}
+
+func (e *Engine) takeSlice(o Object, sl *EndpointSlice) {
+	if old := e.slices[o]; old != nil {
+		s := e.serviceOf(old.Namespace, old.Service)
+		delete(s.slices, o)
+		e.claimBackends(s, old, false)
+	}
+	delete(e.slices, o)
+	if sl != nil {
+		e.slices[o] = sl
+		s := e.serviceOf(sl.Namespace, sl.Service)
+		s.slices[o] = sl
+		e.claimBackends(s, sl, true)
+	}
+	e.touchToServices()
+}
+
+func (e *Engine) claimBackends(s *service, sl *EndpointSlice, add bool) {
+	for _, a := range sl.Addresses {
+		a = a.Unmap()
+		if s.object.Namespace == "default" && s.object.Name == "kubernetes" {
+			e.claims.apiServer(a, add)
+		}
+		if add {
+			if e.claims.backends[a] == nil {
+				e.claims.backends[a] = map[*service]struct{}{}
+			}
+			e.claims.backends[a][s] = struct{}{}
+			continue
+		}
+		still := false
+		for _, other := range s.slices {
+			still = still || slices.Contains(other.Addresses, a)
+		}
+		if !still {
+			delete(e.claims.backends[a], s)
+			if len(e.claims.backends[a]) == 0 {
+				delete(e.claims.backends, a)
+			}
+		}
+	}
+}
+
+func (e *Engine) takeGroup(o Object, g *api.CIDRGroup) {
+	e.groupsSeen++
+	if g == nil {
+		delete(e.groups, o.Name)
+	} else {
+		e.groups[o.Name] = newCIDRGroup(g)
+	}
+	for o, p := range e.policies {
+		if p.usesGroups {
+			e.dirty.again[o] = struct{}{}
+		}
+	}
+}
+
+// settlePolicies translates what changed, and notes the subjects it selects or
+// selected.
+func (e *Engine) settlePolicies() {
+	work := e.dirty.policies
+	for o := range e.dirty.again {
+		if _, ok := work[o]; !ok {
+			work[o] = e.policies[o].src
+		}
+	}
+	for o, src := range work {
+		old := e.policies[o]
+		if old != nil {
+			e.forget(old)
+		}
+		if src != nil {
+			t := translator{groups: e.groups, groupsVersion: e.groupsSeen, services: e.servicesNamed}
+			e.remember(t.translate(o, src), old)
+		}
+		if old != nil {
+			e.rules.release(old)
+		}
+	}
+}
+
+func (e *Engine) remember(p, old *policyObject) {
+	e.policies[p.object] = p
+	list := e.scoped[p.object.Namespace]
+	i, _ := slices.BinarySearchFunc(list, p, (*policyObject).compare)
+	e.scoped[p.object.Namespace] = slices.Insert(list, i, p)
+	for _, q := range p.prefixes {
+		e.claims.cidr(q, true)
+	}
+	for _, k := range p.nodeKeys {
+		if e.nodeKeys[k]++; e.nodeKeys[k] == 1 {
+			e.dirty.nodeKeys[k] = struct{}{}
+		}
+	}
+	if old != nil {
+		e.rules.inherit(p, old)
+	}
+	e.touchSubjects(p)
+}
+
+func (e *Engine) forget(p *policyObject) {
+	delete(e.policies, p.object)
+	ns := p.object.Namespace
+	e.scoped[ns] = slices.DeleteFunc(e.scoped[ns], func(q *policyObject) bool { return q == p })
+	if len(e.scoped[ns]) == 0 {
+		delete(e.scoped, ns)
+	}
+	for _, q := range p.prefixes {
+		e.claims.cidr(q, false)
+	}
+	for _, k := range p.nodeKeys {
+		if e.nodeKeys[k]--; e.nodeKeys[k] == 0 {
+			delete(e.nodeKeys, k)
+			e.dirty.nodeKeys[k] = struct{}{}
+		}
+	}
+	e.touchSubjects(p)
+}
+
+func (e *Engine) touchSubjects(p *policyObject) {
+	for _, s := range e.subjects {
+		if slices.ContainsFunc(p.rules, func(r *rule) bool { return r.selects(s.peer) }) {
+			e.dirty.subjects[s] = struct{}{}
+		}
+	}
+}
+
+// policiesFor lists the policies that may select a subject, in order.
+func (e *Engine) policiesFor(p *peer) []*policyObject {
+	if p.namespace == "" {
+		return e.scoped[""]
+	}
+	return slices.Concat(e.scoped[""], e.scoped[p.namespace])
+}
+
+// paths lists the field paths that numbers may be given for.
+func (p *policyObject) paths() []string {
+	var out []string
+	for _, r := range p.rules {
+		if r.closed {
+			out = append(out, r.path)
+		}
+		for _, g := range r.grants {
+			out = append(out, g.path)
+			if g.l7 != nil {
+				out = append(out, g.l7.path...)
+			}
+		}
+	}
+	return out
+}
