@@ -40,5 +40,6 @@ func (c exitCode) Error() string { return fmt.Sprintf("exit status %d", int(c)) 
 func commands() []*cobra.Command {
 	return []*cobra.Command{
 		newPolicyCommand(),
+		newDemoCommand(),
 	}
 }

@@ -178,10 +178,9 @@ func (p *Pod) Key() string { return p.Namespace + "/" + p.Pod }
 // Node is where the pod runs.
 func (p *Pod) Node() *Node { return p.node }
 
-// StartProcess runs a program in the pod until the pod or the node goes; what
-// it prints goes to log.
+// StartProcess runs a program in the pod until it ends or the pod goes.
 func (p *Pod) StartProcess(cmd *exec.Cmd) (*Process, error) {
-	return p.node.startProcess(p.Netns, cmd)
+	return p.node.StartProcessIn(p.Netns, cmd)
 }
 
 // Delete removes the pod from the node: its programs are killed first, then

@@ -20,9 +20,10 @@ type Process struct {
 }
 
 // StartProcess runs a program on the host until it ends or the node goes.
-func (n *Node) StartProcess(cmd *exec.Cmd) (*Process, error) { return n.startProcess(n.Host, cmd) }
+func (n *Node) StartProcess(cmd *exec.Cmd) (*Process, error) { return n.StartProcessIn(n.Host, cmd) }
 
-func (n *Node) startProcess(in *Netns, cmd *exec.Cmd) (*Process, error) {
+// StartProcessIn is StartProcess in another namespace of the network.
+func (n *Node) StartProcessIn(in *Netns, cmd *exec.Cmd) (*Process, error) {
 	if cmd.SysProcAttr == nil {
 		cmd.SysProcAttr = &syscall.SysProcAttr{}
 	}

@@ -1,0 +1,104 @@
+package main
+
+import (
+	"fmt"
+	"net/netip"
+	"path/filepath"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/weirnet/weir/flow"
+)
+
+// demoRecords are the flow records of the demo's node, as `weir flows -f`
+// prints them.
+type demoRecords struct {
+	stop func() error
+
+	mu  sync.Mutex
+	all []flow.Record
+}
+
+func (d *demoRecords) add(r flow.Record) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.all = append(d.all, r)
+}
+
+// of are the records of a request: from one address (any, where it is
+// translated on the way) to an address and port, since a time.
+func (d *demoRecords) of(from netip.Addr, to netip.AddrPort, since time.Time) []flow.Record {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	var mine []flow.Record
+	for _, r := range d.all {
+		// The kernel's times come by way of another clock.
+		if r.Dest.Addr == to.Addr() && (r.Dest.Port == to.Port() || to.Port() == 0) &&
+			(!from.IsValid() || r.Source.Addr == from) && r.Time.After(since.Add(-20*time.Millisecond)) {
+			mine = append(mine, r)
+		}
+	}
+	return mine
+}
+
+// shortKinds are the names kubectl takes for kinds.
+func shortKind(policy string) string {
+	return strings.NewReplacer(
+		"CiliumClusterwideNetworkPolicy ", "ccnp ", "CiliumNetworkPolicy ", "cnp ", "NetworkPolicy ", "netpol ",
+	).Replace(policy)
+}
+
+// deciding names what decided, shortly.
+func deciding(r flow.Record) string {
+	switch {
+	case r.Rule != nil && r.Rule.Policy != "":
+		return shortKind(r.Rule.Policy)
+	case r.Reason == flow.ReasonHost.String():
+		return "the node's own pod"
+	case r.Verdict == flow.Dropped && len(r.Policies) > 0:
+		return shortKind(strings.Join(r.Policies, ", "))
+	case r.Verdict == flow.Dropped:
+		return r.Reason
+	}
+	return "no policy"
+}
+
+// why explains a record in a few words.
+func why(r flow.Record) string {
+	if r.Rule != nil && r.Rule.Policy != "" {
+		text := shortKind(r.Rule.Policy) + " " + strings.TrimPrefix(r.Rule.Rule, "spec.")
+		if r.Rule.File != "" {
+			text += fmt.Sprintf(" (%s:%d)", filepath.Base(r.Rule.File), r.Rule.Line)
+		}
+		return text
+	}
+	if r.Verdict == flow.Dropped && len(r.Policies) > 0 {
+		return "no rule of " + shortKind(strings.Join(r.Policies, ", ")) + " allows it"
+	}
+	if reason, ok := flow.ParseReason(r.Reason); ok {
+		return reason.Explanation()
+	}
+	return r.Reason
+}
+
+// show writes one record as a line.
+func (d *demo) showRecord(r flow.Record) {
+	where, color := "kernel", paintGreen
+	if r.Layer == "L7" {
+		where = "proxy"
+	}
+	switch r.Verdict {
+	case flow.Redirected:
+		color = paintYellow
+	case flow.Dropped:
+		color = paintRed
+	}
+	verdict := strings.ToLower(r.Verdict.String())
+	text := why(r)
+	if r.HTTP != nil && r.HTTP.Status != 0 && r.HTTP.Latency > 0 {
+		text += fmt.Sprintf("  %.1f ms", float64(r.HTTP.Latency.Microseconds())/1000)
+	}
+	d.screen.say("      " + d.screen.paint(paintDim, fit(where, 8)) + d.screen.paint(color, fit(verdict, 12)) +
+		d.screen.paint(paintDim, fit(r.Direction, 9)+strings.TrimRight(fit(text, demoWidth-35), " ")))
+}
