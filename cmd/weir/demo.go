@@ -138,7 +138,9 @@ func (d *demo) run(ctx context.Context) (err error) {
 		if ctx.Err() != nil {
 			err = errors.New("interrupted")
 		}
-		err = errors.Join(err, d.clean())
+		if gone := d.clean(); gone != nil {
+			err = errors.Join(err, gone)
+		}
 	}()
 	d.screen.title("Weir on a small shop",
 		"One node made of network namespaces, real web servers, real requests, the real kernel.")
