@@ -48,7 +48,7 @@ func demoCommand(t *testing.T, name string, args ...string) (*exec.Cmd, *bytes.B
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	var out bytes.Buffer
-	cmd := exec.CommandContext(ctx, binary, append([]string{"demo", "--name", name}, args...)...)
+	cmd := exec.CommandContext(ctx, program, append([]string{"demo", "--name", name}, args...)...)
 	cmd.Stdout, cmd.Stderr = &out, &out
 	t.Cleanup(func() {
 		cancel()

@@ -13,9 +13,9 @@ import (
 // prefix begins the names of everything the stories make.
 const prefix = "weirtest"
 
-// binary is the program under test, built once; "" where the stories are
+// program is the program under test, built once; "" where the stories are
 // skipped.
-var binary string
+var program string
 
 func TestMain(m *testing.M) { os.Exit(run(m)) }
 
@@ -34,9 +34,9 @@ func run(m *testing.M) int {
 		fmt.Fprintln(os.Stderr, err)
 		return 1
 	}
-	if binary = os.Getenv("WEIR_BINARY"); binary == "" {
-		binary = filepath.Join(dir, "weir")
-		if out, err := exec.Command("go", "build", "-o", binary, "../cmd/weir").CombinedOutput(); err != nil {
+	if program = os.Getenv("WEIR_BINARY"); program == "" {
+		program = filepath.Join(dir, "weir")
+		if out, err := exec.Command("go", "build", "-o", program, "../cmd/weir").CombinedOutput(); err != nil {
 			fmt.Fprintf(os.Stderr, "build weir: %v\n%s", err, out)
 			return 1
 		}

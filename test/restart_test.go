@@ -371,11 +371,11 @@ func TestIPNetnsExec(t *testing.T) {
 	}
 	s := tell(t, "setups/not-started.txtar")
 	n := s.nodes[0]
-	w := n.NewWeir(binary, s.objects, s)
+	w := n.NewWeir(program, s.objects, s)
 	s.started[n.Name] = true
 	start := func() {
 		t.Helper()
-		cmd := exec.Command(ip, append([]string{"netns", "exec", n.Host.Name, binary}, w.AgentArgs()...)...)
+		cmd := exec.Command(ip, append([]string{"netns", "exec", n.Host.Name, program}, w.AgentArgs()...)...)
 		if err := w.StartCommand(cmd); err != nil {
 			t.Fatal(err)
 		}

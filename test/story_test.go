@@ -425,7 +425,7 @@ func (s *story) start(args ...string) error {
 			continue
 		}
 		s.started[n.Name] = true
-		w := n.NewWeir(binary, s.objects, s)
+		w := n.NewWeir(program, s.objects, s)
 		if err := w.Start(args...); err != nil {
 			return err
 		}

@@ -92,7 +92,7 @@ func TestUninstallLeavesNothing(t *testing.T) {
 	t.Parallel()
 	s := tell(t, "setups/not-started.txtar")
 	n := s.nodes[0]
-	w := n.NewWeir(binary, s.objects, s)
+	w := n.NewWeir(program, s.objects, s)
 	before := inventory(t, s)
 	for _, end := range []string{"stopped", "killed", "killed with the proxy", "never started"} {
 		if end != "never started" {

@@ -165,3 +165,6 @@ func ipNet(p netip.Prefix) *net.IPNet {
 
 // host is the prefix of one address.
 func host(a netip.Addr) netip.Prefix { return netip.PrefixFrom(a, a.BitLen()) }
+
+// AddAddress gives a link one more address.
+func (ns *Netns) AddAddress(name string, a netip.Addr) error { return ns.address(name, host(a)) }
