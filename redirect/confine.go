@@ -45,10 +45,6 @@ var sysctls = []struct{ path, value string }{
 	{"net/ipv4/tcp_mtu_probing", "1"},
 	{"net/core/somaxconn", "65535"},
 	{"net/ipv4/tcp_max_syn_backlog", "65535"},
-	// Connections die with their ends; two minutes find those that are gone.
-	{"net/ipv4/tcp_keepalive_time", "120"},
-	{"net/ipv4/tcp_keepalive_intvl", "15"},
-	{"net/ipv4/tcp_keepalive_probes", "5"},
 	// Idle connections keep their window: the next request is as fast.
 	{"net/ipv4/tcp_slow_start_after_idle", "0"},
 }

@@ -18,6 +18,8 @@ type Inherited struct {
 	Listener *net.UnixListener
 	// Netns is the proxy's own network namespace.
 	Netns *os.File
+	// Statm tells the process's size; nil where /proc does not.
+	Statm *os.File
 }
 
 // Inherit takes over what Launch and Confine left. To be called once, in the
@@ -39,7 +41,11 @@ func Inherit() (*Inherited, error) {
 	}
 	ul.SetUnlinkOnClose(false)
 	unix.CloseOnExec(fdNetns)
-	return &Inherited{Listener: ul, Netns: os.NewFile(fdNetns, "netns")}, nil
+	in := &Inherited{Listener: ul, Netns: os.NewFile(fdNetns, "netns")}
+	if in.Statm, err = os.Open("/proc/self/statm"); err != nil {
+		in.Statm = nil
+	}
+	return in, nil
 }
 
 // Seal is the second half of Confine, for what has to hold for every thread

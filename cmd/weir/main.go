@@ -8,6 +8,9 @@ import (
 	"github.com/spf13/cobra"
 )
 
+// version is set when the program is linked.
+var version = "dev"
+
 func main() { os.Exit(run(os.Args[1:])) }
 
 // run returns the exit status: 0 done, 1 the answer is no (a policy is
@@ -39,6 +42,7 @@ func (c exitCode) Error() string { return fmt.Sprintf("exit status %d", int(c)) 
 // commands lists the verbs in the order help shows them.
 func commands() []*cobra.Command {
 	return []*cobra.Command{
+		newProxyCommand(),
 		newPolicyCommand(),
 		newDemoCommand(),
 	}

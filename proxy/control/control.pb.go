@@ -110,7 +110,13 @@ type Wiring struct {
 	Gateway []byte `protobuf:"bytes,2,opt,name=gateway,proto3" json:"gateway,omitempty"`
 	Mtu     uint32 `protobuf:"varint,3,opt,name=mtu,proto3" json:"mtu,omitempty"`
 	// Maps names the descriptors: conns, state, listeners.
-	Maps          []string `protobuf:"bytes,4,rep,name=maps,proto3" json:"maps,omitempty"`
+	Maps []string `protobuf:"bytes,4,rep,name=maps,proto3" json:"maps,omitempty"`
+	// Stop: don't wire, but end, and let the supervisor end, too. Connections
+	// get drain nanoseconds.
+	Stop  bool  `protobuf:"varint,5,opt,name=stop,proto3" json:"stop,omitempty"`
+	Drain int64 `protobuf:"varint,6,opt,name=drain,proto3" json:"drain,omitempty"`
+	// Restart: with stop, the supervisor starts a successor.
+	Restart       bool `protobuf:"varint,7,opt,name=restart,proto3" json:"restart,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -171,6 +177,27 @@ func (x *Wiring) GetMaps() []string {
 		return x.Maps
 	}
 	return nil
+}
+
+func (x *Wiring) GetStop() bool {
+	if x != nil {
+		return x.Stop
+	}
+	return false
+}
+
+func (x *Wiring) GetDrain() int64 {
+	if x != nil {
+		return x.Drain
+	}
+	return 0
+}
+
+func (x *Wiring) GetRestart() bool {
+	if x != nil {
+		return x.Restart
+	}
+	return false
 }
 
 // Wired is the proxy's answer.
@@ -1201,14 +1228,17 @@ const file_control_proto_rawDesc = "" +
 	"\x04boot\x18\x03 \x01(\tR\x04boot\x12\x1e\n" +
 	"\n" +
 	"generation\x18\x04 \x01(\rR\n" +
-	"generation\"h\n" +
+	"generation\"\xac\x01\n" +
 	"\x06Wiring\x12\x1e\n" +
 	"\n" +
 	"generation\x18\x01 \x01(\rR\n" +
 	"generation\x12\x18\n" +
 	"\agateway\x18\x02 \x01(\fR\agateway\x12\x10\n" +
 	"\x03mtu\x18\x03 \x01(\rR\x03mtu\x12\x12\n" +
-	"\x04maps\x18\x04 \x03(\tR\x04maps\"3\n" +
+	"\x04maps\x18\x04 \x03(\tR\x04maps\x12\x12\n" +
+	"\x04stop\x18\x05 \x01(\bR\x04stop\x12\x14\n" +
+	"\x05drain\x18\x06 \x01(\x03R\x05drain\x12\x18\n" +
+	"\arestart\x18\a \x01(\bR\arestart\"3\n" +
 	"\x05Wired\x12\x14\n" +
 	"\x05error\x18\x01 \x01(\tR\x05error\x12\x14\n" +
 	"\x05stale\x18\x02 \x01(\bR\x05stale\"\x82\x01\n" +

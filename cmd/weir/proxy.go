@@ -1,0 +1,140 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"syscall"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/weirnet/weir/proxy"
+	"github.com/weirnet/weir/redirect"
+)
+
+// proxyLogSize bounds a proxy's log, of which there are two.
+const proxyLogSize = 8 << 20
+
+// restartStatus is the exit status of a proxy that wants a successor.
+const restartStatus exitCode = 75
+
+// proxyFlags are the same for the three steps a proxy's process goes through.
+type proxyFlags struct {
+	state   state
+	logFile string
+	drain   time.Duration
+	verbose bool
+}
+
+func (f *proxyFlags) args() []string {
+	args := []string{"--state", string(f.state), "--drain", f.drain.String()}
+	if f.verbose {
+		args = append(args, "--verbose")
+	}
+	return args
+}
+
+func (f *proxyFlags) logger(w io.Writer) *slog.Logger {
+	level := slog.LevelInfo
+	if f.verbose {
+		level = slog.LevelDebug
+	}
+	return slog.New(slog.NewTextHandler(w, &slog.HandlerOptions{Level: level}))
+}
+
+// newProxyCommand runs the proxy: a launcher that supervises it, and in
+// namespaces of its own the proxy itself.
+//
+//	weir proxy          root: makes the socket, starts and restarts ...
+//	weir proxy confine  nobody, in new namespaces: gives up power, becomes ...
+//	weir proxy serve    the proxy
+func newProxyCommand() *cobra.Command {
+	f := &proxyFlags{}
+	cmd := &cobra.Command{
+		Use:   "proxy",
+		Short: "Run the L7 proxy of this node (the agent starts it where none runs)",
+		Args:  cobra.NoArgs,
+		RunE:  func(cmd *cobra.Command, _ []string) error { return f.launch(cmd.Context()) },
+	}
+	cmd.Flags().StringVar(&f.logFile, "log-file", "", "log to this file, of bounded size, instead of standard error")
+	confine := &cobra.Command{
+		Use: "confine ROOT", Hidden: true, Args: cobra.ExactArgs(1),
+		RunE: func(_ *cobra.Command, args []string) error {
+			return redirect.Confine(append(append([]string{"proxy", "serve"}, f.args()...), args...))
+		},
+	}
+	serve := &cobra.Command{
+		Use: "serve ROOT", Hidden: true, Args: cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error { return f.serve(cmd.Context(), args[0]) },
+	}
+	cmd.AddCommand(confine, serve)
+	for _, c := range []*cobra.Command{cmd, confine, serve} {
+		stateFlag(c, &f.state)
+		c.Flags().DurationVar(&f.drain, "drain", 10*time.Second, "how long connections may go on after SIGTERM")
+		c.Flags().BoolVar(&f.verbose, "verbose", false, "log more")
+	}
+	return cmd
+}
+
+func (f *proxyFlags) launch(ctx context.Context) error {
+	if err := f.state.check(); err != nil {
+		return err
+	}
+	ctx, stop := signal.NotifyContext(withContext(ctx), syscall.SIGTERM, syscall.SIGINT)
+	defer stop()
+	var out io.Writer = os.Stderr
+	if f.logFile != "" {
+		if err := os.MkdirAll(filepath.Dir(f.logFile), 0o755); err != nil {
+			return fmt.Errorf("make the log's directory: %w", err)
+		}
+		l, err := redirect.OpenLog(f.logFile, proxyLogSize)
+		if err != nil {
+			return err
+		}
+		defer l.Close()
+		out = l
+	}
+	return redirect.Launch(ctx, redirect.LauncherOptions{
+		RunDir: f.state.dir(),
+		Child:  append([]string{"proxy", "confine"}, f.args()...),
+		Drain:  f.drain,
+		Log:    out,
+		Logger: f.logger(out),
+	})
+}
+
+func (f *proxyFlags) serve(ctx context.Context, root string) error {
+	// Standard error is a pipe to the launcher: the proxy outlives it.
+	signal.Ignore(syscall.SIGPIPE)
+	ctx, stop := signal.NotifyContext(withContext(ctx), syscall.SIGTERM)
+	defer stop()
+	in, err := redirect.Inherit()
+	if err != nil {
+		return err
+	}
+	if err := redirect.Seal(root); err != nil {
+		return err
+	}
+	err = proxy.Run(ctx, proxy.Options{
+		Listener: in.Listener, Netns: in.Netns, Statm: in.Statm,
+		Version: version, Notes: redirect.Notes(),
+		Drain: f.drain, Log: f.logger(os.Stderr),
+	})
+	if errors.Is(err, proxy.ErrRestart) {
+		return restartStatus
+	}
+	return err
+}
+
+func withContext(ctx context.Context) context.Context {
+	if ctx == nil {
+		return context.Background()
+	}
+	return ctx
+}

@@ -1,0 +1,197 @@
+package proxy
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"net"
+	"net/netip"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/weirnet/weir/bpf"
+	"github.com/weirnet/weir/proxy/http"
+)
+
+// Why a connection was ended before or between requests. Denied requests are
+// counted under package http's reasons.
+const (
+	denyNoFlow  = "no-flow"         // nothing in conns: it was never redirected, or has been revoked
+	denyRevoked = "revoked"         // its entry went while it was open
+	denyFull    = "too-many"        // no room for another connection
+	denyLookup  = "lookup-failed"   // the table could not be read
+	denyDrain   = "draining"        // accepted when the process was about to end
+	denyOld     = "superseded"      // the client began anew with the same port
+	denyDead    = "server-dead"     // the server did not answer in time
+	denyRefused = "server-refused"  // the server could not be reached
+	denyLocal   = "dial-impossible" // no connection could be made here
+)
+
+// dataSide accepts redirected connections and has them served.
+type dataSide struct {
+	log        *slog.Logger
+	generation uint8
+	flows      flowTable
+	revisions  revisions
+	sets       *ruleSets
+	closed     *http.RuleSet
+	server     *http.Server
+	records    *recordBuffer
+	counters   *counters
+	max        int // connections at a time
+
+	pairs    pairTable
+	draining atomic.Bool
+}
+
+// accept serves what comes to l until l is closed.
+func (d *dataSide) accept(l *net.TCPListener) error {
+	for {
+		c, err := l.AcceptTCP()
+		switch {
+		case err == nil:
+			d.admit(c)
+		case errors.Is(err, net.ErrClosed):
+			return nil
+		case errors.Is(err, unix.EMFILE), errors.Is(err, unix.ENFILE), errors.Is(err, unix.ENOBUFS), errors.Is(err, unix.ENOMEM):
+			// The client waits in the queue: connections end all the time.
+			d.counters.deny(denyFull)
+			time.Sleep(5 * time.Millisecond)
+		case errors.Is(err, unix.ECONNABORTED):
+		default:
+			return err
+		}
+	}
+}
+
+// admit finds out what was decided about an accepted connection, and starts
+// serving it.
+func (d *dataSide) admit(c *net.TCPConn) {
+	client, server := ends(c)
+	tuple := bpf.TupleOf(client, server, unix.IPPROTO_TCP)
+	entry, ok, err := d.flows.get(tuple)
+	reason := ""
+	switch {
+	case err != nil:
+		d.log.Error("look up a redirected flow", "error", err)
+		reason = denyLookup
+	case !ok || entry.Generation != d.generation:
+		reason = denyNoFlow
+	case d.draining.Load():
+		reason = denyDrain
+	}
+	if reason != "" {
+		d.reset(c, reason)
+		return
+	}
+	p := &pair{proxy: d, tuple: tuple, entry: entry, served: make(chan struct{}), done: make(chan struct{})}
+	p.resolve(d.sets.now.Load())
+	old, ok := d.pairs.put(p, d.max)
+	if !ok {
+		d.reset(c, denyFull)
+		d.forget(p)
+		return
+	}
+	d.counters.connections.Add(1)
+	if old == nil {
+		d.start(p, c, client, server)
+		return
+	}
+	// The client's kernel has given the port out anew: the old connection is
+	// over, and its socket to the server has the port the new one needs.
+	d.counters.deny(denyOld)
+	go func() {
+		old.abort()
+		d.start(p, c, client, server)
+	}()
+}
+
+func (d *dataSide) start(p *pair, c *net.TCPConn, client, server netip.AddrPort) {
+	p.serving = d.server.Start(http.Conn{
+		Client: c,
+		Dial: func(ctx context.Context) (*net.TCPConn, error) {
+			up, err := dialAs(ctx, client, server)
+			if err != nil {
+				d.counters.deny(dialReason(err))
+				d.log.Debug("server not reached", "client", client, "server", server, "error", err)
+			}
+			return up, err
+		},
+		Rules:   p.current,
+		Observe: func(r *http.Record) { d.observe(p, r) },
+		Done: func() {
+			d.pairs.drop(p)
+			d.forget(p)
+			close(p.done)
+		},
+	})
+	close(p.served)
+}
+
+// forget removes the pair's entry in conns.
+func (d *dataSide) forget(p *pair) {
+	if err := d.flows.remove(p.tuple, p.entry.Id); err != nil {
+		d.log.Error("forget a redirected flow", "error", err)
+	}
+}
+
+// reset refuses a connection in the way no client can mistake.
+func (d *dataSide) reset(c *net.TCPConn, reason string) {
+	d.counters.deny(reason)
+	_ = c.SetLinger(0)
+	_ = c.Close()
+}
+
+func (d *dataSide) deny(reason string) { d.counters.deny(reason) }
+
+// observe counts and records a request.
+func (d *dataSide) observe(p *pair, r *http.Record) {
+	d.counters.requests.Add(1)
+	if r.Verdict != http.Allowed {
+		d.counters.deny(r.Reason.String())
+	}
+	d.records.add(p, r)
+}
+
+// drain lets what is open go on until ctx ends, accepts nothing new, and
+// returns when no connection is left.
+func (d *dataSide) drain(ctx context.Context) {
+	d.draining.Store(true)
+	tick := time.NewTicker(20 * time.Millisecond)
+	defer tick.Stop()
+	for d.pairs.len() > 0 && ctx.Err() == nil {
+		select {
+		case <-ctx.Done():
+		case <-tick.C:
+		}
+	}
+	var all sync.WaitGroup
+	for _, p := range d.pairs.all() {
+		all.Go(p.abort)
+	}
+	all.Wait()
+}
+
+// ends are the client and the original destination of an accepted connection.
+func ends(c *net.TCPConn) (client, server netip.AddrPort) {
+	return plain(c.RemoteAddr()), plain(c.LocalAddr())
+}
+
+func plain(a net.Addr) netip.AddrPort {
+	ap := a.(*net.TCPAddr).AddrPort()
+	return netip.AddrPortFrom(ap.Addr().Unmap().WithZone(""), ap.Port())
+}
+
+func dialReason(err error) string {
+	var timeout net.Error
+	switch {
+	case errors.As(err, &timeout) && timeout.Timeout():
+		return denyDead
+	case errors.Is(err, unix.EADDRNOTAVAIL), errors.Is(err, unix.EADDRINUSE), errors.Is(err, unix.EMFILE), errors.Is(err, unix.EPERM):
+		return denyLocal
+	}
+	return denyRefused
+}

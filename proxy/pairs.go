@@ -1,0 +1,130 @@
+package proxy
+
+import (
+	"sync"
+
+	"github.com/weirnet/weir/bpf"
+	"github.com/weirnet/weir/policy"
+	"github.com/weirnet/weir/proxy/http"
+)
+
+// pair is a redirected connection: the client's, and ours to the server.
+type pair struct {
+	proxy *dataSide
+	tuple bpf.Tuple
+
+	// What rules yields, and what it was made of. Only the goroutine that
+	// serves the connection touches these once it is started.
+	entry bpf.Conn
+	sets  *map[uint32]*http.RuleSet
+	rules http.Rules
+
+	// served is closed when serving is set: connections are started outside
+	// of the table's lock.
+	served  chan struct{}
+	serving *http.Pair
+	// done is closed when both sockets are and the entry in conns is gone.
+	done chan struct{}
+}
+
+// current yields the rule sets that hold for the next request. It allocates
+// nothing, and while policy stands still it reads two words.
+func (p *pair) current() http.Rules {
+	now, sets := p.proxy.revisions.now(), p.proxy.sets.now.Load()
+	if now == p.entry.Revision && sets == p.sets {
+		return p.rules
+	}
+	if now != p.entry.Revision {
+		// The packet that brought this request was judged by the kernel before
+		// it came here: where that changed anything the entry tells.
+		entry, ok, err := p.proxy.flows.get(p.tuple)
+		if err != nil || !ok || entry.Id != p.entry.Id {
+			p.proxy.deny(denyRevoked)
+			p.rules = http.Rules{Egress: p.proxy.closed, Ingress: p.proxy.closed}
+			p.sets = nil
+			go p.abort()
+			return p.rules
+		}
+		p.entry = entry
+	}
+	p.resolve(sets)
+	return p.rules
+}
+
+// resolve looks up the rule sets that entry names.
+func (p *pair) resolve(sets *map[uint32]*http.RuleSet) {
+	p.rules = http.Rules{
+		Egress:  p.proxy.ruleSet(*sets, &p.entry, policy.Egress),
+		Ingress: p.proxy.ruleSet(*sets, &p.entry, policy.Ingress),
+	}
+	p.sets = sets
+}
+
+// ruleSet is what one direction of a flow must pass: nil everything does.
+func (d *dataSide) ruleSet(sets map[uint32]*http.RuleSet, e *bpf.Conn, dir policy.Direction) *http.RuleSet {
+	if e.L7&(1<<dir) == 0 || e.RuleSet[dir] == 0 {
+		return nil
+	}
+	if set, ok := sets[e.RuleSet[dir]]; ok {
+		return set
+	}
+	return d.closed // the agent sends sets before anything names them
+}
+
+// abort resets both sides and returns when they are closed.
+func (p *pair) abort() {
+	<-p.served
+	p.serving.Abort()
+	<-p.done
+}
+
+// pairTable holds the live pairs by tuple.
+type pairTable struct {
+	mu    sync.Mutex
+	pairs map[bpf.Tuple]*pair
+}
+
+// put makes p the pair of its tuple and returns the one that was, if any.
+// It fails when there are max already.
+func (t *pairTable) put(p *pair, max int) (old *pair, ok bool) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	old = t.pairs[p.tuple]
+	if old == nil && len(t.pairs) >= max {
+		return nil, false
+	}
+	t.pairs[p.tuple] = p
+	return old, true
+}
+
+// drop forgets p, if it still is the pair of its tuple.
+func (t *pairTable) drop(p *pair) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.pairs[p.tuple] == p {
+		delete(t.pairs, p.tuple)
+	}
+}
+
+func (t *pairTable) has(tuple bpf.Tuple) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	_, ok := t.pairs[tuple]
+	return ok
+}
+
+func (t *pairTable) len() int {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return len(t.pairs)
+}
+
+func (t *pairTable) all() []*pair {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	out := make([]*pair, 0, len(t.pairs))
+	for _, p := range t.pairs {
+		out = append(out, p)
+	}
+	return out
+}

@@ -1,0 +1,263 @@
+package proxy
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"syscall"
+	"time"
+
+	"github.com/cilium/ebpf"
+	"golang.org/x/sys/unix"
+
+	"github.com/weirnet/weir/bpf"
+	"github.com/weirnet/weir/proxy/control"
+	"github.com/weirnet/weir/proxy/http"
+)
+
+// wired is what a proxy has once an agent has joined it to the node.
+type wired struct {
+	generation uint8
+	maps       map[string]ebpf.MapID
+	listeners  []*net.TCPListener
+	steering   *ebpf.Map // the listeners' sockmap
+	data       *dataSide
+}
+
+// drain accepts nothing new and ends with the last connection, or with ctx.
+func (w *wired) drain(ctx context.Context) {
+	// No listener: SYNs are dropped, and their retransmits meet the successor.
+	for i := range w.listeners {
+		_ = w.steering.Delete(uint32(i))
+	}
+	w.data.drain(ctx)
+	for _, l := range w.listeners {
+		l.Close()
+	}
+}
+
+// meet hears an agent out. It takes over from the one before once the two
+// have agreed.
+func (p *process) meet(c *net.UnixConn) {
+	log := p.log
+	if err := p.preface(c); err != nil {
+		if errors.Is(err, errStopped) {
+			log.Info("asked to end")
+		} else {
+			log.Error("agent refused", "error", err)
+		}
+		c.Close()
+		return
+	}
+	log.Info("agent connected")
+	server := p.newServer()
+	p.agent.replace(server)
+	err := control.Serve(server, c)
+	p.agent.gone(server)
+	log.Info("agent gone", "error", err)
+}
+
+// preface exchanges descriptors with an agent, and wires the proxy if that
+// was not done yet.
+func (p *process) preface(c *net.UnixConn) error {
+	if err := c.SetDeadline(time.Now().Add(prefaceTimeout)); err != nil {
+		return err
+	}
+	if err := checkPeer(c); err != nil {
+		return err
+	}
+	welcome := &control.Welcome{Protocol: control.Protocol, Version: p.opts.Version, Boot: p.boot}
+	if w := p.wired.Load(); w != nil {
+		welcome.Generation = uint32(w.generation)
+	}
+	if err := control.Send(c, welcome, p.opts.Netns); err != nil {
+		return err
+	}
+	wiring := &control.Wiring{}
+	files, err := control.Receive(c, wiring)
+	if err != nil {
+		return err
+	}
+	defer control.Close(files)
+	answer := &control.Wired{}
+	if wiring.Stop {
+		p.goAway(leave{timeout: time.Duration(wiring.Drain), restart: wiring.Restart})
+		return errors.Join(control.Send(c, answer), errStopped)
+	}
+	wireErr := p.wire(wiring, files)
+	if wireErr != nil {
+		answer.Error = wireErr.Error()
+		answer.Stale = errors.Is(wireErr, errStale)
+	}
+	if err := control.Send(c, answer); err != nil {
+		return err
+	}
+	if wireErr != nil {
+		return wireErr
+	}
+	return c.SetDeadline(time.Time{})
+}
+
+// errStopped: the agent wanted nothing but the proxy's end.
+var errStopped = errors.New("asked to end")
+
+// errStale: wired already, with other tables or as another generation.
+var errStale = errors.New("wired otherwise before")
+
+// wire joins the proxy to the node, or checks that it already is joined in
+// the very way the agent wants.
+func (p *process) wire(m *control.Wiring, files []*os.File) error {
+	p.wiring.Lock()
+	defer p.wiring.Unlock()
+	maps, err := openMaps(m.Maps, files)
+	if err != nil {
+		return err
+	}
+	keep := false
+	defer func() {
+		if !keep {
+			for _, m := range maps {
+				m.Close()
+			}
+		}
+	}()
+	ids := make(map[string]ebpf.MapID, len(maps))
+	for name, m := range maps {
+		if ids[name], err = mapID(m); err != nil {
+			return fmt.Errorf("identify map %s: %w", name, err)
+		}
+	}
+	if w := p.wired.Load(); w != nil {
+		if uint32(w.generation) != m.Generation {
+			return fmt.Errorf("generation %d: %w as %d", m.Generation, errStale, w.generation)
+		}
+		for name, id := range w.maps {
+			if ids[name] != id {
+				return fmt.Errorf("map %s is %d: %w with %d", name, ids[name], errStale, id)
+			}
+		}
+		return configureNamespace(m.Gateway, int(m.Mtu))
+	}
+	if m.Generation == 0 || m.Generation > 255 {
+		return fmt.Errorf("generation %d is out of range", m.Generation)
+	}
+	w, err := p.setUp(m, maps)
+	if err != nil {
+		return err
+	}
+	keep = true
+	w.maps = ids
+	p.wired.Store(w)
+	p.log.Info("wired", "generation", m.Generation, "connections-max", w.data.max)
+	return nil
+}
+
+// setUp makes the data side. Listeners come last: nothing reaches it before.
+func (p *process) setUp(m *control.Wiring, maps map[string]*ebpf.Map) (*wired, error) {
+	for _, name := range [...]string{control.MapConns, control.MapState, control.MapListeners} {
+		if maps[name] == nil {
+			return nil, fmt.Errorf("no descriptor of map %s", name)
+		}
+	}
+	revisions, err := mapRevisions(maps[control.MapState])
+	if err != nil {
+		return nil, err
+	}
+	if err := configureNamespace(net.HardwareAddr(m.Gateway), int(m.Mtu)); err != nil {
+		return nil, err
+	}
+	flows := &mapFlows{m: maps[control.MapConns]}
+	d := &dataSide{
+		log: p.log, generation: uint8(m.Generation), flows: flows, revisions: revisions,
+		sets: p.sets, closed: http.Closed(), server: p.server, records: p.records, counters: p.counters,
+		max: min(flows.size(), maxPairs()),
+	}
+	d.pairs.pairs = make(map[bpf.Tuple]*pair)
+	steering := maps[control.MapListeners]
+	listeners, err := openListeners(func(index uint32, fd uintptr) error {
+		return steering.Update(index, uint64(fd), ebpf.UpdateAny)
+	})
+	if err != nil {
+		return nil, err
+	}
+	for _, l := range listeners {
+		p.group.Go(func() error { return d.accept(l) })
+	}
+	p.group.Go(func() error { d.sweep(p.ctx); return nil })
+	return &wired{generation: uint8(m.Generation), listeners: listeners, steering: steering, data: d}, nil
+}
+
+func openMaps(names []string, files []*os.File) (map[string]*ebpf.Map, error) {
+	if len(names) != len(files) {
+		return nil, fmt.Errorf("%d maps and %d descriptors", len(names), len(files))
+	}
+	maps := make(map[string]*ebpf.Map, len(names))
+	for i, name := range names {
+		// NewMapFromFD owns what it is given, and fails with it open.
+		fd, err := unix.FcntlInt(files[i].Fd(), unix.F_DUPFD_CLOEXEC, 0)
+		if err == nil {
+			if maps[name], err = ebpf.NewMapFromFD(fd); err != nil {
+				unix.Close(fd)
+			}
+		}
+		if err != nil {
+			for _, m := range maps {
+				if m != nil {
+					m.Close()
+				}
+			}
+			return nil, fmt.Errorf("open map %s: %w", name, err)
+		}
+	}
+	return maps, nil
+}
+
+func mapID(m *ebpf.Map) (ebpf.MapID, error) {
+	info, err := m.Info()
+	if err != nil {
+		return 0, err
+	}
+	id, ok := info.ID()
+	if !ok {
+		return 0, errors.New("the kernel does not tell its number")
+	}
+	return id, nil
+}
+
+// maxPairs is how many connections the limit of open files leaves room for: a
+// pair has two sockets, and some have pipes for a while, which are done
+// without when they can't be had.
+func maxPairs() int {
+	const others = 256
+	var l syscall.Rlimit
+	if err := syscall.Getrlimit(syscall.RLIMIT_NOFILE, &l); err != nil || l.Cur <= others+2 {
+		return 1
+	}
+	return int(min(l.Cur-others, 1<<24) / 2)
+}
+
+// checkPeer refuses peers of the proxy's own kind. Who may connect is decided
+// by the socket's mode; in this user namespace root has no number of its own
+// and is seen as one that is not mapped.
+func checkPeer(c *net.UnixConn) error {
+	raw, err := c.SyscallConn()
+	if err != nil {
+		return err
+	}
+	var cred *unix.Ucred
+	var credErr error
+	if err := raw.Control(func(fd uintptr) {
+		cred, credErr = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED)
+	}); err != nil {
+		return err
+	}
+	if credErr != nil {
+		return fmt.Errorf("who is the peer: %w", credErr)
+	}
+	if cred.Uid == uint32(os.Getuid()) {
+		return errors.New("the peer is no agent but an unprivileged user")
+	}
+	return nil
+}

@@ -1,0 +1,282 @@
+package redirect
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"github.com/weirnet/weir/bpf"
+	"github.com/weirnet/weir/flow"
+	"github.com/weirnet/weir/policy"
+	"github.com/weirnet/weir/proxy/control"
+)
+
+// RunDir is where a state has its sockets and logs.
+func RunDir(state string) string { return filepath.Join("/run/weir", state) }
+
+// Options of a Manager.
+type Options struct {
+	// State names what this node's Weir owns, "weir" by default.
+	State string
+	// RunDir is RunDir(State) by default.
+	RunDir string
+	// Datapath are the node's programs and tables.
+	Datapath *bpf.Datapath
+	// Command starts a launcher (see Launch) for the run directory, where none
+	// runs. By default this very binary: weir proxy --state STATE, which logs
+	// to proxy.log in the run directory.
+	Command []string
+	// MTU is the largest of any pod, 1500 by default. See SetMTU.
+	MTU int
+	// Record is told of every request the proxy judged, in order, and of the
+	// number of the rule that decided (0: none). It must not block for long:
+	// the proxy drops what it can't send.
+	Record func(r *flow.Record, rule uint32)
+	Log    *slog.Logger
+}
+
+// Manager keeps a proxy running and joined to the node.
+type Manager struct {
+	opts Options
+	log  *slog.Logger
+
+	mu      sync.Mutex
+	sets    map[uint32]*policy.RuleSet // all that are to be in force
+	synced  bool                       // sets is complete
+	mtu     int
+	session *session      // with the proxy that is wired; nil: none
+	changed chan struct{} // closed and replaced when one of these changes
+}
+
+// NewManager makes a Manager; Run makes it work.
+func NewManager(o Options) *Manager {
+	if o.State == "" {
+		o.State = "weir"
+	}
+	if o.RunDir == "" {
+		o.RunDir = RunDir(o.State)
+	}
+	if o.Command == nil {
+		o.Command = []string{"/proc/self/exe", "proxy", "--state", o.State, "--log-file", filepath.Join(o.RunDir, logName)}
+	}
+	if o.MTU == 0 {
+		o.MTU = 1500
+	}
+	if o.Log == nil {
+		o.Log = slog.New(slog.DiscardHandler)
+	}
+	return &Manager{
+		opts: o, log: o.Log, mtu: o.MTU,
+		sets: make(map[uint32]*policy.RuleSet), changed: make(chan struct{}),
+	}
+}
+
+// Waits between tries.
+const (
+	connectTimeout = 10 * time.Second
+	retryDelay     = 200 * time.Millisecond
+	callTimeout    = 10 * time.Second
+)
+
+// Run finds a running proxy or starts one, joins it to the node, and does so
+// anew whenever it dies. It returns when ctx ends, and leaves the proxy
+// running and wired.
+func (m *Manager) Run(ctx context.Context) error {
+	for ctx.Err() == nil {
+		err := m.live(ctx)
+		if ctx.Err() != nil {
+			return nil
+		}
+		m.log.Error("no proxy", "error", err)
+		if !errors.Is(err, errProxyEnded) {
+			// Something is wrong that does not go away by trying hard.
+			select {
+			case <-ctx.Done():
+			case <-time.After(retryDelay):
+			}
+		}
+	}
+	return nil
+}
+
+// errProxyEnded: the connection to a proxy that worked has ended.
+var errProxyEnded = errors.New("the proxy has ended")
+
+// live goes from a connection to the end of it.
+func (m *Manager) live(ctx context.Context) error {
+	s, err := m.connect(ctx)
+	if err != nil {
+		// None runs: say so to the kernel before another takes its time.
+		return errors.Join(err, m.retireAll(0))
+	}
+	defer s.close()
+	if err := m.join(ctx, s); err != nil {
+		return err
+	}
+	ended := make(chan error, 1)
+	go func() { ended <- m.receive(ctx, s) }()
+	defer m.setSession(nil)
+	if err := m.makeCurrent(ctx, s, ended); err != nil {
+		return err
+	}
+	select {
+	case <-ctx.Done():
+		return ctx.Err()
+	case err := <-ended:
+		return fmt.Errorf("%w: %w", errProxyEnded, err)
+	}
+}
+
+// makeCurrent gives the proxy the rule sets and then, if it is new, the new
+// flows. A new one waits until all rule sets are known: flows wait with it,
+// where they would be denied for want of them.
+func (m *Manager) makeCurrent(ctx context.Context, s *session, ended <-chan error) error {
+	for {
+		m.mu.Lock()
+		err := m.sendAll(ctx, s)
+		if err == nil {
+			m.session = s
+		}
+		ready := s.adopted || m.synced
+		changed := m.changed
+		m.mu.Unlock()
+		if err != nil {
+			return err
+		}
+		if ready {
+			break
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case err := <-ended:
+			return fmt.Errorf("%w: %w", errProxyEnded, err)
+		case <-changed:
+		}
+	}
+	if err := m.opts.Datapath.Proxies.Update(uint32(s.generation), s.entry); err != nil {
+		return err
+	}
+	m.opts.Datapath.SetGeneration(s.generation)
+	m.log.Info("proxy is current", "generation", s.generation, "adopted", s.adopted)
+	if !s.adopted {
+		m.forgetOthers(s.generation)
+	}
+	return nil
+}
+
+// sendAll sends the rule sets that are known. Called with mu held, so that
+// nothing overtakes it.
+func (m *Manager) sendAll(ctx context.Context, s *session) error {
+	request := &control.SetRuleSetsRequest{Replace: m.synced}
+	for _, set := range m.sets {
+		request.Upsert = append(request.Upsert, control.RuleSetOf(set))
+	}
+	return m.send(ctx, s, request)
+}
+
+func (m *Manager) send(ctx context.Context, s *session, request *control.SetRuleSetsRequest) error {
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
+	answer, err := s.client.SetRuleSets(ctx, request)
+	if err != nil {
+		return fmt.Errorf("send rule sets: %w", err)
+	}
+	for _, r := range answer.Rejected {
+		m.log.Error("proxy rejects a rule set: it lets nothing pass", "id", r.Id, "error", r.Error)
+	}
+	return nil
+}
+
+// SetRuleSets adds rule sets, and removes those with the numbers in remove. It
+// returns when a running proxy has them, or at once when none runs: one gets
+// them before it is made current. Calls may be concurrent; they are carried
+// out one after the other.
+func (m *Manager) SetRuleSets(ctx context.Context, upsert []*policy.RuleSet, remove []uint32) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	request := &control.SetRuleSetsRequest{Delete: remove}
+	for _, id := range remove {
+		delete(m.sets, id)
+	}
+	for _, set := range upsert {
+		m.sets[set.ID] = set
+		request.Upsert = append(request.Upsert, control.RuleSetOf(set))
+	}
+	if m.session == nil || len(upsert)+len(remove) == 0 {
+		return nil
+	}
+	err := m.send(ctx, m.session, request)
+	if err != nil && m.session.ended() {
+		return nil // its successor gets all of them
+	}
+	return err
+}
+
+// Synced says that the rule sets given so far are all there are: those that a
+// predecessor left in the proxy are removed from it, and a proxy that was
+// started since may be made current. To be called once, when the kernel's
+// tables speak of no other sets.
+func (m *Manager) Synced(ctx context.Context) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.synced {
+		return nil
+	}
+	m.synced = true
+	m.notify()
+	if m.session == nil {
+		return nil
+	}
+	err := m.sendAll(ctx, m.session)
+	if err != nil && m.session.ended() {
+		return nil
+	}
+	return err
+}
+
+func (m *Manager) setSession(s *session) {
+	m.mu.Lock()
+	m.session = s
+	m.notify()
+	m.mu.Unlock()
+}
+
+// notify wakes those that wait for a change. Called with mu held.
+func (m *Manager) notify() {
+	close(m.changed)
+	m.changed = make(chan struct{})
+}
+
+// Status asks the running proxy how it is. ErrNoProxy: none is wired.
+func (m *Manager) Status(ctx context.Context) (*control.StatusResponse, error) {
+	m.mu.Lock()
+	s := m.session
+	m.mu.Unlock()
+	if s == nil {
+		return nil, ErrNoProxy
+	}
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
+	status, err := s.client.Status(ctx, &control.StatusRequest{})
+	if err != nil {
+		return nil, fmt.Errorf("ask the proxy: %w", err)
+	}
+	return status, nil
+}
+
+// ErrNoProxy says that no proxy is running, or none is wired yet.
+var ErrNoProxy = errors.New("no proxy is running")
+
+// makeRunDir makes the run directory.
+func (o *Options) makeRunDir() error {
+	if err := os.MkdirAll(o.RunDir, 0o755); err != nil {
+		return fmt.Errorf("make run directory: %w", err)
+	}
+	return nil
+}
