@@ -3,6 +3,7 @@ package api
 import (
 	"cmp"
 	"fmt"
+	"math"
 	"reflect"
 	"slices"
 	"strconv"
@@ -84,11 +85,14 @@ func (d *decoder) value(n *node, v reflect.Value, path string) {
 	d.lines[path] = n.line
 	d.faults(n, path)
 	if n.kind == nullNode {
-		if d.nulls && !strings.HasSuffix(path, "]") {
+		switch {
+		case d.nulls && !strings.HasSuffix(path, "]"):
 			d.nullPaths = append(d.nullPaths, path)
-			return
+		case !d.nulls && harmlessNull(path):
+			delete(d.lines, path) // as if it were not written
+		default:
+			d.errorf(path, "must not be null")
 		}
-		d.errorf(path, "must not be null")
 		return
 	}
 	if v.Kind() == reflect.Pointer {
@@ -111,8 +115,8 @@ func (d *decoder) value(n *node, v reflect.Value, path string) {
 			v.SetBool(n.text == "true")
 		}
 	case reflect.Int32:
-		if d.expect(n, intNode, path) {
-			i, err := strconv.ParseInt(n.text, 10, 32)
+		if text, ok := d.integer(n, path); ok {
+			i, err := strconv.ParseInt(text, 10, 32)
 			if err != nil {
 				d.errorf(path, "%s is out of range", n.text)
 				return
@@ -120,8 +124,8 @@ func (d *decoder) value(n *node, v reflect.Value, path string) {
 			v.SetInt(i)
 		}
 	case reflect.Uint8:
-		if d.expect(n, intNode, path) {
-			u, err := strconv.ParseUint(n.text, 10, 8)
+		if text, ok := d.integer(n, path); ok {
+			u, err := strconv.ParseUint(text, 10, 8)
 			if err != nil {
 				d.errorf(path, "%s is out of range", n.text)
 				return
@@ -146,6 +150,27 @@ func (d *decoder) value(n *node, v reflect.Value, path string) {
 	}
 }
 
+// harmlessNull tells of fields whose null can't select or allow more than what
+// may have been meant.
+func harmlessNull(path string) bool {
+	switch path[strings.LastIndexByte(path, '.')+1:] {
+	case "description", "log", "labels", "enableDefaultDeny", "values", "endPort", "family":
+		return true
+	}
+	return strings.Contains(path, ".enableDefaultDeny.")
+}
+
+// integer returns the digits of a whole number: 90 or, as YAML and JSON may
+// write it, 90.0.
+func (d *decoder) integer(n *node, path string) (string, bool) {
+	if n.kind == floatNode {
+		if f, err := strconv.ParseFloat(n.text, 64); err == nil && f == math.Trunc(f) && math.Abs(f) < 1<<53 {
+			return strconv.FormatInt(int64(f), 10), true
+		}
+	}
+	return n.text, d.expect(n, intNode, path)
+}
+
 // expect tells whether the value is of a kind, and records if it is not.
 func (d *decoder) expect(n *node, want nodeKind, path string) bool {
 	if n.kind == want {
@@ -164,8 +189,12 @@ func (d *decoder) expect(n *node, want nodeKind, path string) bool {
 
 func (d *decoder) intOrString(n *node, p *intstr.IntOrString, path string) {
 	switch n.kind {
-	case intNode:
-		i, err := strconv.ParseInt(n.text, 10, 32)
+	case intNode, floatNode:
+		text, ok := d.integer(n, path)
+		if !ok {
+			return
+		}
+		i, err := strconv.ParseInt(text, 10, 32)
 		if err != nil {
 			d.errorf(path, "%s is out of range", n.text)
 			return

@@ -151,11 +151,20 @@ func (s *splitter) chunk(c chunk) {
 	s.document++
 	dec := yaml.NewDecoder(bytes.NewReader(c.text))
 	var y yaml.Node
-	if err := dec.Decode(&y); err != nil {
-		if errors.Is(err, io.EOF) {
-			s.document--
-			return
+	err := dec.Decode(&y)
+	if errors.Is(err, io.EOF) {
+		s.document--
+		return
+	}
+	if err == nil {
+		// What stands behind the document's end is not YAML either.
+		if err = dec.Decode(new(yaml.Node)); errors.Is(err, io.EOF) {
+			err = nil
+		} else if err == nil {
+			err = errors.New("a second document begins without a marker")
 		}
+	}
+	if err != nil {
 		text, line := strings.TrimPrefix(err.Error(), "yaml: "), c.line+1
 		if m := yamlErrorLine.FindStringSubmatch(text); m != nil {
 			n, _ := strconv.Atoi(m[1]) // digits by the pattern
@@ -169,7 +178,8 @@ func (s *splitter) chunk(c chunk) {
 		return
 	}
 	r := &yamlReader{line: c.line, budget: maxValues + len(c.text)}
-	root, err := r.read(y.Content[0], 0)
+	var root *node
+	root, err = r.read(y.Content[0], 0)
 	if err != nil {
 		s.limit(err)
 		return

@@ -45,6 +45,9 @@ func (d *decoder) lint(p *Policy, meta objectMeta) []*Error {
 }
 
 func (l *linter) networkPolicy(s *networkingv1.NetworkPolicySpec) {
+	if !l.d.has("spec.podSelector") {
+		l.warn("spec", "has no podSelector: it selects every pod of the namespace")
+	}
 	for _, p := range l.d.nullPaths {
 		if strings.HasSuffix(p, ".from") || strings.HasSuffix(p, ".to") || strings.HasSuffix(p, ".ports") || strings.HasSuffix(p, "Selector") {
 			l.warn(p, "is null, which is the same as not written: it selects everything")

@@ -52,6 +52,7 @@ type node struct {
 	kind   nodeKind
 	line   int
 	text   string // of scalars: as JSON writes it, strings unquoted
+	raw    string // of scalars: as it was written
 	items  []*node
 	fields []member
 	byKey  map[string]int // index into fields, kept once there are many
@@ -99,11 +100,14 @@ func (n *node) find(key string) int {
 	return -1
 }
 
-// str returns the text of a scalar below key; "" if there is none.
+// str returns a scalar below key as it was written; "" if there is none.
 func (n *node) str(key string) string {
 	v := n.get(key)
 	if v == nil || v.kind == nullNode || v.kind >= listNode {
 		return ""
+	}
+	if v.kind != stringNode && v.raw != "" {
+		return v.raw // a name that YAML takes for a number or boolean: it is refused, but known
 	}
 	return v.text
 }

@@ -87,13 +87,10 @@ func (p *Policy) networkPolicy(d *decoder, spec *node) {
 	d.nulls = true
 	doubtful := d.doubtful()
 	s := &networkingv1.NetworkPolicySpec{}
-	if spec == nil {
-		// The API server takes it: every pod, no ingress. Nobody means that.
-		d.errorf("spec", "is missing")
-	} else {
+	if spec != nil {
 		d.value(spec, reflect.ValueOf(s).Elem(), "spec")
-		d.networkPolicy(s, "spec")
 	}
+	d.networkPolicy(s, "spec")
 	p.NetworkPolicy, p.Paths = s, []string{"spec"}
 	p.Closed = []Closure{d.closeNetworkPolicy(s)}
 	if doubtful {

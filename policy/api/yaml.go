@@ -129,7 +129,7 @@ func (r *yamlReader) merge(n *node, y *yaml.Node, depth int) error {
 
 // scalar resolves a scalar's type.
 func scalar(y *yaml.Node, line int) *node {
-	n := &node{kind: stringNode, line: line, text: y.Value}
+	n := &node{kind: stringNode, line: line, text: y.Value, raw: y.Value}
 	quoted := y.Style&(yaml.SingleQuotedStyle|yaml.DoubleQuotedStyle|yaml.LiteralStyle|yaml.FoldedStyle) != 0
 	if y.Style&yaml.TaggedStyle == 0 {
 		if !quoted {
@@ -139,7 +139,7 @@ func scalar(y *yaml.Node, line int) *node {
 	}
 	tag := y.ShortTag()
 	switch tag {
-	case "!!str", "!":
+	case "!!str":
 		return n
 	case "!!null", "!!bool", "!!int", "!!float":
 		n.resolve()
