@@ -1,0 +1,67 @@
+package main
+
+import "time"
+
+// Names of targets.
+const (
+	direct    = "direct"     // no proxy, no policy
+	weirL4    = "weir-l4"    // Weir's kernel part alone decides
+	weirHTTP  = "weir"       // through Weir's proxy, 100 rules
+	weirOne   = "weir-1"     // the same with 1 rule
+	weirMany  = "weir-1000"  // with 1,000
+	parseOnly = "parse-only" // a tc program that parses and lets pass
+	nginx     = "nginx"
+	haproxy   = "haproxy"
+	envoy     = "envoy"
+)
+
+// effort says how long a run takes.
+type effort struct {
+	rounds     int
+	duration   time.Duration
+	l4Rounds   int // small differences show in many short rounds
+	l4Duration time.Duration
+	idle       int // connections
+	changes    int // policy changes that are timed
+}
+
+func fullEffort() effort {
+	return effort{rounds: 5, duration: 4 * time.Second, l4Rounds: 25, l4Duration: 600 * time.Millisecond, idle: 10000, changes: 200}
+}
+
+func quickEffort() effort {
+	return effort{rounds: 1, duration: time.Second, l4Rounds: 3, l4Duration: 300 * time.Millisecond, idle: 500, changes: 20}
+}
+
+// cells is everything that is measured by putting targets under load in turn.
+func cells(e effort, script string) []cell {
+	rivals := []string{nginx, haproxy, envoy}
+	http := func(name, title string, item, conns, rounds int, targets ...string) cell {
+		return cell{name: name, title: title, unit: "req/s", base: direct, targets: targets, port: hundredPort,
+			rounds: rounds, duration: e.duration, load: httpLoad(script, item, conns)}
+	}
+	l4 := func(name, title, unit string) cell {
+		return cell{name: name, title: title, unit: unit, base: direct,
+			targets: []string{direct, parseOnly, weirL4}, rounds: e.l4Rounds, duration: e.l4Duration}
+	}
+	stream := l4("l4-stream", "TCP, one stream", "MB/s")
+	stream.load = exchangeLoad(modeStream, 1)
+	rr := l4("l4-rr", "TCP request/response, 1 connection", "per second")
+	rr.load = exchangeLoad(modeRR, 1)
+	rr16 := l4("l4-rr16", "TCP request/response, 16 connections", "per second")
+	rr16.load = exchangeLoad(modeRR, 16)
+	crr := l4("l4-crr", "TCP connect/request/close, one at a time", "per second")
+	crr.load = exchangeLoad(modeCRR, 1)
+
+	return []cell{
+		http("http-32", "HTTP, 32 connections, small, 100 rules", smallItem, 32, e.rounds,
+			append([]string{direct, weirL4, weirHTTP}, rivals...)...),
+		http("http-1", "HTTP, 1 connection, small, 100 rules", smallItem, 1, e.rounds,
+			append([]string{direct, weirL4, weirHTTP}, rivals...)...),
+		http("http-rules", "HTTP, 32 connections, small, 1 to 1,000 rules", smallItem, 32, e.rounds,
+			direct, weirOne, weirHTTP, weirMany, "nginx-1", "nginx-1000", "haproxy-1", "haproxy-1000", "envoy-1", "envoy-1000"),
+		http("http-large", "HTTP, 4 connections, 1 MiB, 100 rules", largeItem, 4, e.rounds,
+			append([]string{direct, weirHTTP}, rivals...)...),
+		stream, rr, rr16, crr,
+	}
+}

@@ -1,0 +1,187 @@
+package main
+
+import (
+	"bufio"
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"math"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"text/tabwriter"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// report is all that one run found.
+type report struct {
+	Date     time.Time         `json:"date"`
+	Commit   string            `json:"commit"`
+	Kernel   string            `json:"kernel"`
+	CPU      string            `json:"cpu"`
+	CPUs     int               `json:"cpus"`
+	Versions map[string]string `json:"versions"`
+	Workers  int               `json:"workers"`
+	Rounds   int               `json:"rounds"`
+	Seconds  float64           `json:"seconds"` // of one measurement
+	Cells    []result          `json:"cells"`
+	Figures  []figure          `json:"figures,omitempty"`
+	Checks   []check           `json:"checks"`
+}
+
+// figure is one number that is not a load in turns.
+type figure struct {
+	Name  string  `json:"name"`
+	Value float64 `json:"value"`
+	Unit  string  `json:"unit"`
+	Note  string  `json:"note,omitempty"`
+}
+
+func newReport(ctx context.Context, o options, s *stage) *report {
+	var uts unix.Utsname
+	_ = unix.Uname(&uts) // only fails for a bad pointer
+	r := &report{
+		Date: time.Now().UTC().Truncate(time.Second), Kernel: unix.ByteSliceToString(uts.Release[:]),
+		Workers: o.workers, Rounds: o.effort.rounds, Seconds: o.effort.duration.Seconds(), Versions: map[string]string{},
+	}
+	r.CPU, r.CPUs = cpuModel()
+	r.Commit = firstLine(ctx, "git", "describe", "--always", "--dirty")
+	r.Versions["go"] = firstLine(ctx, "go", "version")
+	r.Versions["wrk"] = firstLine(ctx, "wrk", "-v")
+	r.Versions["nginx"] = firstLine(ctx, "nginx", "-v")
+	if _, ok := s.targets[haproxy]; ok {
+		r.Versions["haproxy"] = firstLine(ctx, "haproxy", "-v")
+	}
+	if _, ok := s.targets[envoy]; ok {
+		r.Versions["envoy"] = envoyPackage
+	}
+	return r
+}
+
+// firstLine is the first line a command prints; empty where it does not run.
+func firstLine(ctx context.Context, name string, args ...string) string {
+	out, _ := exec.CommandContext(ctx, name, args...).CombinedOutput() // some exit with 1 after their version
+	line, _, _ := strings.Cut(strings.TrimSpace(string(out)), "\n")
+	return strings.TrimSpace(line)
+}
+
+func cpuModel() (string, int) {
+	f, err := os.Open("/proc/cpuinfo")
+	if err != nil {
+		return "unknown", 0
+	}
+	defer f.Close()
+	model, n := "unknown", 0
+	for sc := bufio.NewScanner(f); sc.Scan(); {
+		key, value, _ := strings.Cut(sc.Text(), ":")
+		switch strings.TrimSpace(key) {
+		case "model name":
+			model = strings.TrimSpace(value)
+		case "processor":
+			n++
+		}
+	}
+	return model, n
+}
+
+// cell returns a measured cell by name.
+func (r *report) cell(name string) (result, bool) {
+	for _, c := range r.Cells {
+		if c.Name == name {
+			return c, true
+		}
+	}
+	return result{}, false
+}
+
+// print writes the tables people read; they are Markdown as well.
+func (r *report) print(w io.Writer) error {
+	fmt.Fprintf(w, "%s, commit %s, kernel %s, %d x %s\n", r.Date.Format(time.RFC3339), r.Commit, r.Kernel, r.CPUs, r.CPU)
+	fmt.Fprintf(w, "%d rounds of %gs, medians; %d worker(s) per proxy; %s; %s; %s\n", r.Rounds, r.Seconds, r.Workers,
+		r.Versions["nginx"], r.Versions["haproxy"], r.Versions["envoy"])
+	for _, c := range r.Cells {
+		fmt.Fprintf(w, "\n### %s\n\n", c.Title)
+		t := tabwriter.NewWriter(w, 0, 0, 1, ' ', 0)
+		fmt.Fprintf(t, "| way\t| %s\t| of %s\t| spread\t| p50 us\t| p99 us\t| proxy CPU us\t| machine CPU us\t|\n", c.Unit, c.Base)
+		fmt.Fprint(t, "|---\t|---\t|---\t|---\t|---\t|---\t|---\t|---\t|\n")
+		for _, s := range c.Series {
+			v := c.of(s.Target, rate)
+			fmt.Fprintf(t, "| %s\t| %s\t| %.3f\t| %.1f %%\t| %s\t| %s\t| %s\t| %s\t|\n", s.Target,
+				number(median(v)), pairedRatio(v, c.of(c.Base, rate)), 100*spread(v),
+				number(median(c.of(s.Target, p50))), number(median(c.of(s.Target, p99))),
+				number(median(c.of(s.Target, proxyCPU))), number(median(c.of(s.Target, machineCPU))))
+		}
+		if err := t.Flush(); err != nil {
+			return err
+		}
+	}
+	if len(r.Figures) > 0 {
+		fmt.Fprint(w, "\n### Single figures\n\n")
+		t := tabwriter.NewWriter(w, 0, 0, 1, ' ', 0)
+		fmt.Fprint(t, "| what\t| value\t| note\t|\n|---\t|---\t|---\t|\n")
+		for _, f := range r.Figures {
+			fmt.Fprintf(t, "| %s\t| %s %s\t| %s\t|\n", f.Name, number(f.Value), f.Unit, f.Note)
+		}
+		if err := t.Flush(); err != nil {
+			return err
+		}
+	}
+	fmt.Fprint(w, "\n### Targets\n\n")
+	t := tabwriter.NewWriter(w, 0, 0, 1, ' ', 0)
+	fmt.Fprint(t, "| what\t| measured\t| target\t|\t|\n|---\t|---\t|---\t|---\t|\n")
+	for _, c := range r.Checks {
+		verdict := "met"
+		if !c.Met {
+			verdict = "**missed**"
+		}
+		fmt.Fprintf(t, "| %s\t| %s\t| %s %s\t| %s\t|\n", c.Name, number(c.Value), c.Op, number(c.Limit), verdict)
+	}
+	return t.Flush()
+}
+
+// number formats with as many digits as mean something.
+func number(v float64) string {
+	switch {
+	case math.IsNaN(v):
+		return "-"
+	case v == 0:
+		return "0"
+	case math.Abs(v) >= 1000:
+		return fmt.Sprintf("%.0f", v)
+	case math.Abs(v) >= 10:
+		return fmt.Sprintf("%.1f", v)
+	}
+	return fmt.Sprintf("%.3f", v)
+}
+
+// write keeps the run under outDir and prints it.
+func (r *report) write(o options) error {
+	if err := os.MkdirAll(o.outDir, 0o755); err != nil {
+		return err
+	}
+	j, err := json.MarshalIndent(r, "", "  ")
+	if err != nil {
+		return err
+	}
+	var text strings.Builder
+	if err := r.print(&text); err != nil {
+		return err
+	}
+	name := filepath.Join(o.outDir, r.Date.Format("20060102T150405Z"))
+	if err := os.WriteFile(name+".json", append(j, '\n'), 0o644); err != nil {
+		return err
+	}
+	if err := os.WriteFile(name+".md", []byte(text.String()), 0o644); err != nil {
+		return err
+	}
+	if o.json {
+		fmt.Println(string(j))
+		return nil
+	}
+	fmt.Print(text.String())
+	return nil
+}

@@ -1,0 +1,145 @@
+package main
+
+import (
+	"bytes"
+	"fmt"
+	"net/netip"
+	"os"
+	"os/exec"
+	"strings"
+)
+
+// gateway is the address every pod routes through; no interface has it, a
+// permanent neighbour entry stands in for it.
+const gateway = "169.254.1.1"
+
+// node is a host network namespace with pods behind veth pairs, routed by
+// address: the shape CNI plugins like ptp and Calico make.
+type node struct {
+	name   string // of the namespace
+	prefix netip.Prefix
+	addr   netip.Addr // the node's own
+	pods   []pod
+}
+
+// pod is a network namespace with one address.
+type pod struct {
+	name string // in objects
+	ns   string // namespace, as in /run/netns
+	dev  string // host side of its veth
+	addr netip.Addr
+}
+
+// newNode makes the namespace and pods numbered from 1, the third part of
+// their address being subnet.
+func newNode(name string, subnet, pods int) (*node, error) {
+	n := &node{
+		name:   name,
+		prefix: netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 88, byte(subnet), 0}), 24),
+		addr:   netip.AddrFrom4([4]byte{10, 89, byte(subnet), 1}),
+	}
+	if err := ip("netns", "add", name); err != nil {
+		return n, err
+	}
+	err := inNamespace(name, "sysctl", "-qw", "net.ipv4.ip_forward=1", "net.ipv4.conf.all.rp_filter=1",
+		"net.ipv4.conf.default.rp_filter=1")
+	if err != nil {
+		return n, err
+	}
+	if err := ipBatch(name, []string{"link set lo up", fmt.Sprintf("addr add %s/32 dev lo", n.addr)}); err != nil {
+		return n, err
+	}
+	for i := range pods {
+		p := pod{
+			name: fmt.Sprintf("pod-%d", i+1),
+			ns:   fmt.Sprintf("%s-%d", name, i+1),
+			dev:  fmt.Sprintf("pod%d", i+1),
+			addr: netip.AddrFrom4([4]byte{10, 88, byte(subnet), byte(i + 1)}),
+		}
+		n.pods = append(n.pods, p)
+		if err := n.wire(p, i+1); err != nil {
+			return n, fmt.Errorf("make pod %s: %w", p.ns, err)
+		}
+	}
+	return n, nil
+}
+
+// wire makes p's namespace, veth pair, address and routes.
+func (n *node) wire(p pod, index int) error {
+	hostMAC, podMAC := fmt.Sprintf("02:88:00:00:01:%02x", index), fmt.Sprintf("02:88:00:00:02:%02x", index)
+	if err := ip("netns", "add", p.ns); err != nil {
+		return err
+	}
+	host := []string{
+		fmt.Sprintf("link add %s address %s type veth peer name eth0 address %s netns %s", p.dev, hostMAC, podMAC, p.ns),
+		fmt.Sprintf("link set %s up", p.dev),
+		fmt.Sprintf("route add %s/32 dev %s src %s", p.addr, p.dev, n.addr),
+		fmt.Sprintf("neigh add %s lladdr %s dev %s nud permanent", p.addr, podMAC, p.dev),
+	}
+	inside := []string{
+		"link set lo up",
+		"link set eth0 up",
+		fmt.Sprintf("addr add %s/32 dev eth0", p.addr),
+		fmt.Sprintf("neigh add %s lladdr %s dev eth0 nud permanent", gateway, hostMAC),
+		fmt.Sprintf("route add default via %s dev eth0 onlink", gateway),
+	}
+	if err := ipBatch(n.name, host); err != nil {
+		return err
+	}
+	if err := ipBatch(p.ns, inside); err != nil {
+		return err
+	}
+	// Loads that open many connections in a second need the ports.
+	return inNamespace(p.ns, "sysctl", "-qw", "net.ipv4.ip_local_port_range=1100 64900", "net.core.somaxconn=16384",
+		"net.ipv4.tcp_max_syn_backlog=16384")
+}
+
+// client and server are the two pods that every cell runs between.
+func (n *node) client() pod { return n.pods[0] }
+func (n *node) server() pod { return n.pods[1] }
+
+// remove deletes the namespaces, and with them everything that hangs on them.
+func (n *node) remove() {
+	for _, p := range n.pods {
+		_ = ip("netns", "del", p.ns)
+	}
+	_ = ip("netns", "del", n.name)
+}
+
+func ip(args ...string) error { return command("ip", args...) }
+
+func ipBatch(ns string, lines []string) error {
+	cmd := exec.Command("ip", "-n", ns, "-batch", "-")
+	cmd.Stdin = strings.NewReader(strings.Join(lines, "\n") + "\n")
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return fmt.Errorf("ip -n %s -batch: %w: %s", ns, err, bytes.TrimSpace(out))
+	}
+	return nil
+}
+
+// inNamespace runs a command to its end in a network namespace.
+func inNamespace(ns string, args ...string) error {
+	return command("nsenter", append([]string{"--net=" + netnsPath(ns)}, args...)...)
+}
+
+func command(name string, args ...string) error {
+	if out, err := exec.Command(name, args...).CombinedOutput(); err != nil {
+		return fmt.Errorf("%s %s: %w: %s", name, strings.Join(args, " "), err, bytes.TrimSpace(out))
+	}
+	return nil
+}
+
+func netnsPath(ns string) string { return "/run/netns/" + ns }
+
+// removeLeftovers deletes namespaces an earlier run of the same name left.
+func removeLeftovers(prefix string) {
+	entries, err := os.ReadDir("/run/netns")
+	if err != nil {
+		return
+	}
+	for _, e := range entries {
+		if strings.HasPrefix(e.Name(), prefix) {
+			_ = ip("netns", "del", e.Name())
+		}
+	}
+}
