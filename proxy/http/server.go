@@ -4,15 +4,18 @@ package http
 
 import (
 	"context"
+	"errors"
+	"fmt"
 	"net"
-	"net/netip"
+	"runtime"
+	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/weirnet/weir/policy"
 	"github.com/weirnet/weir/policy/httprules"
+	"golang.org/x/sync/errgroup"
 )
-
-var _ netip.Addr
 
 // Conn is a redirected connection with what is needed to judge and relay it.
 //
@@ -71,6 +74,9 @@ const (
 	// Refused: the request (or the server's response) can't be read in one
 	// way only, or breaks a limit; Reason tells which. The connection ends.
 	Refused
+	// Failed: there was no request to judge, and nothing was wrong with what
+	// came; the connection could not be served. Reason tells why.
+	Failed
 )
 
 // Record is one request and what became of it, told when it is over (or, if
@@ -79,9 +85,13 @@ type Record struct {
 	Method, Host, Path []byte // Path as it was judged and sent
 	Protocol           string // "HTTP/1.1"
 	Verdict            Verdict
-	Reason             Reason
+	// Reason of the verdict. That an allowed exchange then failed is told by
+	// Failure, ReasonNone if it did not.
+	Reason, Failure Reason
+	// Response: it is the server's response that was refused.
+	Response bool
 	// Direction is the side that denied. EgressRule and IngressRule are the
-	// numbers of the rules that decided (policy.Engine.Rule); 0: none.
+	// numbers of the rules that let it pass (policy.Engine.Rule); 0: none.
 	Direction               policy.Direction
 	EgressRule, IngressRule uint32
 	// Changes that headerMatches made, with the rules that asked for them.
@@ -98,10 +108,6 @@ type Record struct {
 	Open bool
 }
 
-// Reason tells why a Record's verdict is what it is. String is its label in
-// flows and metrics.
-type Reason uint8
-
 // Options of a Server.
 type Options struct {
 	// Loops is how many threads serve connections; 0: GOMAXPROCS.
@@ -110,33 +116,121 @@ type Options struct {
 	DialTimeout time.Duration
 }
 
-// Server serves connections in a few event loops.
-type Server struct{ opts Options }
-
-// New makes a Server; Run makes it serve.
-func New(opts Options) (*Server, error) { return &Server{opts: opts}, nil }
-
-// Run serves until ctx ends, then resets every connection that is left and
-// returns once all Done were called.
-func (s *Server) Run(ctx context.Context) error {
-	<-ctx.Done()
-	return nil
+// Server serves connections in a few event loops. Each connection belongs to
+// one loop, which alone touches it.
+type Server struct {
+	opts  Options
+	loops []*loop
+	next  atomic.Uint32
+	dials sync.WaitGroup
 }
 
-// Pair is a connection being served.
-type Pair struct{}
+// New makes a Server; Run makes it serve.
+func New(opts Options) (*Server, error) {
+	if opts.Loops <= 0 {
+		opts.Loops = runtime.GOMAXPROCS(0)
+	}
+	if opts.DialTimeout <= 0 {
+		opts.DialTimeout = dialTimeout
+	}
+	s := &Server{opts: opts}
+	for range opts.Loops {
+		l, err := newLoop(s)
+		if err != nil {
+			for _, l := range s.loops {
+				l.free()
+			}
+			return nil, fmt.Errorf("make an event loop: %w", err)
+		}
+		s.loops = append(s.loops, l)
+	}
+	return s, nil
+}
+
+// Run serves until ctx ends, then resets every connection that is left and
+// returns once all Done were called. It may be called once.
+func (s *Server) Run(ctx context.Context) error {
+	g, ctx := errgroup.WithContext(ctx)
+	for _, l := range s.loops {
+		g.Go(l.run)
+	}
+	g.Go(func() error {
+		<-ctx.Done()
+		for _, l := range s.loops {
+			l.post(posted{kind: postStop})
+		}
+		return nil
+	})
+	err := g.Wait()
+	s.dials.Wait()
+	for _, l := range s.loops {
+		l.free()
+	}
+	return err
+}
 
 // Start takes the connection over and returns at once. It may be called
 // concurrently, before Run as well; after Run ended it resets the connection.
 func (s *Server) Start(c Conn) *Pair {
-	_ = c.Client.SetLinger(0)
-	_ = c.Client.Close()
-	if c.Done != nil {
-		c.Done()
+	l := s.loops[int(s.next.Add(1))%len(s.loops)]
+	ctx, cancel := context.WithTimeout(context.Background(), s.opts.DialTimeout)
+	p := &Pair{done: make(chan struct{}), cancel: cancel}
+	p.pair = newPair(l, p, c)
+	fd, err := detach(c.Client)
+	if err != nil {
+		cancel()
+		p.pair.finished()
+		return p
 	}
-	return &Pair{}
+	if !l.post(posted{kind: postAdd, pair: p.pair, fd: fd}) {
+		cancel()
+		closeReset(fd)
+		p.pair.finished()
+		return p
+	}
+	s.dials.Add(1)
+	go func() {
+		defer s.dials.Done()
+		defer cancel()
+		fd, err := -1, error(nil)
+		upstream, err := c.Dial(ctx)
+		if err == nil {
+			fd, err = detach(upstream)
+		}
+		if !l.post(posted{kind: postDialed, pair: p.pair, fd: fd, err: err}) && fd >= 0 {
+			closeReset(fd)
+		}
+	}()
+	return p
+}
+
+// Pair is a connection being served.
+type Pair struct {
+	pair   *pair
+	cancel context.CancelFunc
+	done   chan struct{}
 }
 
 // Abort resets both sides and returns once both sockets are closed. It must
 // not be called from Conn's functions.
-func (p *Pair) Abort() {}
+func (p *Pair) Abort() {
+	p.cancel()
+	p.pair.loop.post(posted{kind: postAbort, pair: p.pair})
+	<-p.done
+}
+
+// detach takes the descriptor out of c, for a loop of ours to wait on.
+func detach(c *net.TCPConn) (fd int, err error) {
+	raw, err := c.SyscallConn()
+	if err == nil {
+		controlErr := raw.Control(func(old uintptr) { fd, err = dup(int(old)) })
+		err = errors.Join(controlErr, err)
+	}
+	if err != nil {
+		_ = c.SetLinger(0)
+		_ = c.Close()
+		return -1, fmt.Errorf("take over the connection: %w", err)
+	}
+	_ = c.Close()
+	return fd, nil
+}

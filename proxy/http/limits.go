@@ -1,0 +1,48 @@
+package http
+
+import "time"
+
+// Limits, each with its reason. They bound what one connection can cost.
+const (
+	// maxHead bounds a request's or response's head: four times what Apache
+	// and twice what nginx take, about Envoy's 60 KiB.
+	maxHead = 64 << 10
+	// maxTarget bounds the request target, which rules are matched over.
+	maxTarget = 16 << 10
+	// maxMethod bounds the method; the longest registered one has 17 letters.
+	maxMethod = 32
+	// maxFields bounds the number of header fields; Envoy's limit is 100.
+	maxFields = 128
+	// maxChunkLine bounds the line of a chunk's size with its extensions,
+	// which nearly nobody sends.
+	maxChunkLine = 256
+	// maxChunkExcess bounds how many bytes of a chunked body may be no data
+	// beyond 16 a chunk and the size of its data: chunks of one byte pass,
+	// a body that is all extensions does not.
+	maxChunkExcess = 16 << 10
+	// maxTrailer bounds the trailer section of a chunked body.
+	maxTrailer = 16 << 10
+
+	// maxDrain bounds the body of a denied request that is read and thrown
+	// away to keep the connection; what is longer ends the connection.
+	maxDrain = 64 << 10
+	// maxInterim bounds the interim (1xx) responses to one request.
+	maxInterim = 16
+
+	// headTimeout is how long a head may take from its first byte on.
+	headTimeout = 30 * time.Second
+	// idleTimeout ends a connection on which nothing moves in either
+	// direction. It is long: it is for peers to decide how long they stay.
+	idleTimeout = time.Hour
+	// lingerTimeout is how long input is still read and thrown away after the
+	// last response, so that a reset does not take that response away.
+	lingerTimeout = 5 * time.Second
+	// maxLinger bounds how much.
+	maxLinger = 16 << 20
+	// openAfter is when a response that still runs is told as an open Record.
+	openAfter = time.Second
+	// sweepEvery is how often timeouts are looked at; they are that coarse.
+	sweepEvery = time.Second
+	// dialTimeout is Options.DialTimeout's default.
+	dialTimeout = 30 * time.Second
+)
