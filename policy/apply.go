@@ -42,6 +42,8 @@ type Engine struct {
 
 	delta Delta
 	dirty dirty
+	// askedOf are pods that questions were about and no table is.
+	askedOf map[identity.Digest]*subject
 }
 
 // dirty is what a batch of changes touched so far.
@@ -88,7 +90,7 @@ func NewEngine(o Options) (*Engine, error) {
 		peers: newPeerTable(ids), selectors: newSelectorTable(), ruleSets: newRuleSetTable(newNumbering(1, o.Seeds.RuleSets)),
 		subjects:      map[identity.Digest]*subject{},
 		policyNumbers: newNumbering(1, o.Seeds.Policies), rules: newRuleTable(newNumbering(1, o.Seeds.Rules)),
-		dirty: newDirty(),
+		dirty: newDirty(), askedOf: map[identity.Digest]*subject{},
 	}, nil
 }
 
@@ -98,6 +100,7 @@ func NewEngine(o Options) (*Engine, error) {
 func (e *Engine) Apply(changes []Change) (Delta, error) {
 	e.delta = Delta{Prefixes: map[netip.Prefix]Peer{}, Policies: map[uint32]*Resolved{},
 		Endpoints: map[netip.Addr]*Endpoint{}}
+	clear(e.askedOf)
 	var errs []error
 	for _, c := range changes {
 		if err := e.take(c); err != nil {

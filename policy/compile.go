@@ -21,7 +21,6 @@ type grant struct {
 	names  []portName
 	number uint32 // of the rule
 	http   []httprules.Rule
-	open   bool // its L7 rules refuse nothing
 }
 
 func (g *grant) l7() l7Kind {
@@ -199,10 +198,12 @@ func (c *compiler) union(plain, looked []*grant) (Entry, error) {
 		set.AllowAll, set.AllowRule = true, plain[0].number
 	}
 	for _, g := range looked {
-		if g.open && !set.AllowAll {
-			set.AllowAll, set.AllowRule = true, g.number
-		}
 		set.HTTP = append(set.HTTP, g.http...)
+	}
+	for i := range set.HTTP {
+		if h := &set.HTTP[i]; !set.AllowAll && h.Path+h.Method+h.Host == "" && len(h.Headers)+len(h.HeaderMatches) == 0 {
+			set.AllowAll, set.AllowRule = true, h.Rule // it asks nothing
+		}
 	}
 	set.HTTP = distinct(set.HTTP)
 	id, err := c.ruleSets.get(set)

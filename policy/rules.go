@@ -40,8 +40,9 @@ type rule struct {
 	// A refused policy: the direction is closed.
 	closed bool
 	deny   bool
-	// defaultDeny: what no rule allows is denied. Else the rule's L7 rules
-	// refuse nothing.
+	// defaultDeny: what no rule allows is denied. Where no rule that selects a
+	// pod says so, everything is allowed beside the rules, so that their L7
+	// rules refuse nothing.
 	defaultDeny bool
 
 	any   bool // every peer
@@ -180,6 +181,9 @@ type translator struct {
 	services      func(api.Service) []*service
 
 	policy *policyObject
+	// doubtful: what the rule at hand selects is less than was meant, and what
+	// it lets through may be more.
+	doubtful bool
 }
 
 // translate makes the rules of a policy.
@@ -243,11 +247,12 @@ func (t *translator) closures(src *api.Policy) {
 type cidrGroup struct {
 	labels   map[string]string
 	prefixes []netip.Prefix
+	refused  bool
 }
 
 func newCIDRGroup(g *api.CIDRGroup) *cidrGroup {
-	out := &cidrGroup{labels: g.Labels}
-	if len(g.Refused) == 0 {
+	out := &cidrGroup{labels: g.Labels, refused: len(g.Refused) > 0}
+	if !out.refused {
 		for _, c := range g.ExternalCIDRs {
 			if p, ok := parsePrefix(string(c)); ok {
 				out.prefixes = append(out.prefixes, p)

@@ -30,6 +30,11 @@ func (t *translator) cilium(r *api.Rule, path string) {
 			out.defaultDeny = egress
 		}
 		fill(out)
+		if t.doubtful {
+			// A group it needs was refused, so what it denies is not known.
+			out.closed, out.any, out.peers, out.grants, t.doubtful = true, false, nil, nil, false
+			out.defaultDeny = true
+		}
 		if !out.any && len(out.peers) == 0 {
 			out.grants = nil // it allows and denies nothing, but selects
 		}
@@ -131,14 +136,14 @@ func (l *peerList) into(r *rule, hasPorts bool) {
 
 func (t *translator) ingressPeers(r *rule, p *api.IngressPeers, hasPorts, init bool) {
 	var l peerList
-	t.commonPeers(&l, p.FromEndpoints, p.FromNodes, p.FromEntities, p.FromCIDR, p.FromCIDRSet, init)
+	t.commonPeers(&l, p.FromEndpoints, p.FromNodes, p.FromEntities, p.FromCIDR, p.FromCIDRSet, init, r.deny)
 	l.seen = l.seen || p.FromGroups != nil
 	l.into(r, hasPorts)
 }
 
 func (t *translator) egressPeers(r *rule, p *api.EgressPeers, fqdns, hasPorts, init bool) {
 	var l peerList
-	t.commonPeers(&l, p.ToEndpoints, p.ToNodes, p.ToEntities, p.ToCIDR, p.ToCIDRSet, init)
+	t.commonPeers(&l, p.ToEndpoints, p.ToNodes, p.ToEntities, p.ToCIDR, p.ToCIDRSet, init, r.deny)
 	// These lists select nobody where they are empty, or resolve to nothing:
 	// names stand for no address yet, groups are refused.
 	l.seen = l.seen || fqdns || p.ToServices != nil || p.ToGroups != nil
@@ -149,7 +154,7 @@ func (t *translator) egressPeers(r *rule, p *api.EgressPeers, fqdns, hasPorts, i
 }
 
 func (t *translator) commonPeers(l *peerList, endpoints, nodes []api.EndpointSelector, entities []api.Entity,
-	cidrs []api.CIDR, sets []api.CIDRRule, init bool) {
+	cidrs []api.CIDR, sets []api.CIDRRule, init, deny bool) {
 	list(l, endpoints, func(s api.EndpointSelector) { l.out = append(l.out, t.endpoints(&s, init)) })
 	list(l, nodes, func(s api.EndpointSelector) {
 		sel := selectorOf(&s, api.SourceAny)
@@ -164,7 +169,7 @@ func (t *translator) commonPeers(l *peerList, endpoints, nodes []api.EndpointSel
 		l.out = append(l.out, entitySelector(e))
 	})
 	list(l, cidrs, func(c api.CIDR) { l.out = append(l.out, t.cidr(c, nil)) })
-	list(l, sets, func(c api.CIDRRule) { l.out = append(l.out, t.cidrRule(&c)) })
+	list(l, sets, func(c api.CIDRRule) { l.out = append(l.out, t.cidrRule(&c, deny)) })
 }
 
 // endpoints translates a selector of peers. It stays in the policy's namespace
@@ -208,24 +213,30 @@ func (t *translator) cidr(c api.CIDR, except []api.CIDR) *selector {
 	return cidrSelector(t.tellApart([]netip.Prefix{p}), t.tellApart(prefixes(except)), cidrText("CIDR "+p.String(), except))
 }
 
-func (t *translator) cidrRule(c *api.CIDRRule) *selector {
+func (t *translator) cidrRule(c *api.CIDRRule, deny bool) *selector {
 	switch {
 	case c.CIDRGroupRef != "":
 		t.policy.usesGroups = true
 		var ps []netip.Prefix
 		if g, ok := t.groups[c.CIDRGroupRef]; ok {
 			ps = g.prefixes
+			t.doubtful = t.doubtful || deny && g.refused
 		}
 		return cidrSelector(t.tellApart(ps), t.tellApart(prefixes(c.Except)), cidrText("CIDR group "+c.CIDRGroupRef, c.Except))
 	case c.CIDRGroupSelector != nil:
 		t.policy.usesGroups = true
 		names := slices.Sorted(maps.Keys(t.groups))
 		groups := make([]*cidrGroup, len(names))
+		sel := selectorOf(c.CIDRGroupSelector, api.SourceCIDRGroup)
+		leavesOut := slices.ContainsFunc(sel, func(r identity.Requirement) bool {
+			return r.Operator == identity.NotIn || r.Operator == identity.Absent
+		})
 		for i, n := range names {
 			groups[i] = t.groups[n]
 			t.tellApart(groups[i].prefixes)
+			t.doubtful = t.doubtful || (deny || leavesOut) && groups[i].refused
 		}
-		return groupSelector(selectorOf(c.CIDRGroupSelector, api.SourceCIDRGroup), groups, t.tellApart(prefixes(c.Except)), t.groupsVersion,
+		return groupSelector(sel, groups, t.tellApart(prefixes(c.Except)), t.groupsVersion,
 			cidrText("CIDR groups "+describe(c.CIDRGroupSelector), c.Except))
 	}
 	return t.cidr(c.CIDR, c.Except)

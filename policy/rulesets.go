@@ -18,6 +18,8 @@ type ruleSetUse struct {
 	set   *RuleSet
 	users int
 	known bool // it was in a Delta
+	// compiled is made when a question first needs it.
+	compiled *compiledSet
 }
 
 func newRuleSetTable(n *numbering) *ruleSetTable {

@@ -29,6 +29,7 @@ type target struct {
 type backend struct {
 	peer *peer
 	port uint16
+	node string // where the first of them is
 }
 
 // podSelector selects what the service selects.
@@ -105,8 +106,8 @@ func (e *Engine) lookBehind(s *service) {
 				for _, a := range sl.Addresses {
 					at, exact := e.prefixes.lookup(a)
 					s.outside = s.outside || !exact
-					b := backend{at, p.Port}
-					if !slices.Contains(t.backends, b) {
+					b := backend{at, p.Port, e.nodeOf(a)}
+					if !slices.ContainsFunc(t.backends, func(o backend) bool { return o.peer == b.peer && o.port == b.port }) {
 						t.backends = append(t.backends, b)
 					}
 				}
@@ -116,13 +117,25 @@ func (e *Engine) lookBehind(s *service) {
 	}
 }
 
-// judgeTarget tells what a subject's egress policy says about a port of a
+// nodeOf names the node that an address is on or of; "" if that is not known.
+func (e *Engine) nodeOf(a netip.Addr) string {
+	a = a.Unmap()
+	if p := e.claims.owner(a); p != nil {
+		return p.src.Node
+	}
+	names := e.claims.nodes[a]
+	if _, ok := names[e.nodeName]; ok || len(names) == 0 {
+		return e.nodeName
+	}
+	return slices.Min(slices.Collect(maps.Keys(names)))
+}
+
+// judgeTarget tells what an egress policy says about a port of a
 // service: what it says about every backend, if that is one and the same.
 // mixed is true where backends differ, or where there is none to ask and the
 // policy does not let everything through.
-func (s *subject) judgeTarget(t target, judge func(backend) (Entry, bool)) (e Entry, ok, mixed bool) {
+func (f *enforcement) judgeTarget(t target, judge func(backend) (Entry, bool)) (e Entry, ok, mixed bool) {
 	if len(t.backends) == 0 {
-		f := s.directions[Egress]
 		for i := range f.grants {
 			if g := &f.grants[i]; g.rule != nil && (g.rule.deny || g.l7() != 0) {
 				return Entry{}, false, true
@@ -158,7 +171,7 @@ func (s *subject) clusterTemplate(svc *service, entries map[Key]Entry) (template
 	}
 	var out template
 	for _, t := range svc.targets {
-		e, ok, mixed := s.judgeTarget(t, func(b backend) (Entry, bool) {
+		e, ok, mixed := f.judgeTarget(t, func(b backend) (Entry, bool) {
 			if _, named := f.perPeer[b.peer]; !named && len(f.forAny) == 0 {
 				return Entry{}, false
 			}

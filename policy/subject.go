@@ -38,6 +38,9 @@ type enforcement struct {
 	memo      map[string]template // by signature
 	perPeer   map[*peer]template
 	held      map[uint32]struct{} // rule sets
+	// For questions: tables by signature, and memory for signatures.
+	tables  map[string]map[Key]Entry
+	scratch []byte
 }
 
 // enforce finds the rules that select a subject and makes grants of them. With
@@ -119,7 +122,7 @@ func (e *Engine) addGrants(f *enforcement, s *subject, r *rule, pg *portGrant) e
 	if err != nil {
 		return err
 	}
-	g := grant{rule: r, from: pg, any: r.any, peers: r.peers, ports: pg.ports, number: number, open: !r.defaultDeny}
+	g := grant{rule: r, from: pg, any: r.any, peers: r.peers, ports: pg.ports, number: number}
 	if pg.all {
 		g.ports = []ports{{}}
 	}

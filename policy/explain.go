@@ -1,0 +1,364 @@
+package policy
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/weirnet/weir/identity"
+	"github.com/weirnet/weir/policy/httprules"
+)
+
+// Explain answers a question about the objects applied so far. Each pod is
+// judged as on its own node, whatever Options.NodeName says: by the templates
+// that fill the tables there, searched by Lookup.
+func (e *Engine) Explain(q Question) Answer {
+	from, err := e.end(q.From, false)
+	if err != nil {
+		return failed(q, fmt.Errorf("from: %w", err))
+	}
+	to, err := e.end(q.To, true)
+	if err != nil {
+		return failed(q, fmt.Errorf("to: %w", err))
+	}
+	if from.four && to.six || from.six && to.four {
+		return failed(q, fmt.Errorf("from %s to %s: one is IPv4, the other IPv6", q.From, q.To))
+	}
+	proto, err := q.protocol(from.six || to.six)
+	if err != nil {
+		return failed(q, err)
+	}
+	port, err := e.portNumber(&q, proto, to)
+	if err != nil {
+		return failed(q, err)
+	}
+	x := &explanation{engine: e, q: &q, from: from, to: to, proto: proto, port: port}
+	a := Answer{ID: q.ID}
+	if to.service != nil {
+		a.Egress, a.Ingress, err = x.service()
+	} else {
+		a.Egress, err = x.egress(to, port)
+		if err == nil {
+			a.Ingress, err = x.ingress(to, port)
+		}
+	}
+	if err != nil {
+		return failed(q, err)
+	}
+	a.Verdict = Allowed
+	for _, s := range [...]*Side{a.Egress, a.Ingress} {
+		if s.Verdict == Denied || s.Verdict == NeedsRequest && a.Verdict == Allowed {
+			a.Verdict = s.Verdict
+		}
+	}
+	return a
+}
+
+// explanation is the work on one question.
+type explanation struct {
+	engine   *Engine
+	q        *Question
+	from, to end
+	proto    uint8
+	port     uint16
+}
+
+// egress says what the source's policies make of a flow to one destination.
+func (x *explanation) egress(to end, port uint16) (*Side, error) {
+	if x.from.pod == nil {
+		return x.noPolicy(x.from, to), nil
+	}
+	f, err := x.engine.asked(x.from, Egress)
+	if err != nil {
+		return nil, err
+	}
+	return x.side(f, x.from, to, x.engine.seenFrom(to, x.from.node), port)
+}
+
+// ingress says what the destination's policies make of it.
+func (x *explanation) ingress(to end, port uint16) (*Side, error) {
+	if to.pod == nil {
+		return x.noPolicy(to, x.from), nil
+	}
+	peer := x.engine.seenFrom(x.from, to.node)
+	if peer != nil && peer.kind == hostPeer {
+		return &Side{Verdict: Allowed, Reason: "host: the node always reaches its own pods"}, nil
+	}
+	f, err := x.engine.asked(to, Ingress)
+	if err != nil {
+		return nil, err
+	}
+	return x.side(f, to, x.from, peer, port)
+}
+
+// noPolicy is the answer for an end that is no pod.
+func (x *explanation) noPolicy(at, other end) *Side {
+	if at.isNode && (at.node == "" || at.node == x.engine.nodeName || at.node == other.node) {
+		reason := "not enforced: policies for nodes are not enforced yet"
+		if !x.engine.hasNodePolicies() {
+			reason = "not enforced: no policy selects the node"
+		}
+		return &Side{Verdict: Allowed, Reason: reason}
+	}
+	if at.isNode {
+		return &Side{Verdict: NotApplicable, Reason: "another node, no policy is enforced there"}
+	}
+	return &Side{Verdict: NotApplicable, Reason: at.name + " is no pod, no policy is enforced there"}
+}
+
+func (e *Engine) hasNodePolicies() bool {
+	return slices.ContainsFunc(e.scoped[""], func(p *policyObject) bool { return p.selectsNodes })
+}
+
+// asked returns what is enforced on a pod in one direction, made when it is
+// asked for and kept until the next Apply.
+func (e *Engine) asked(at end, d Direction) (*enforcement, error) {
+	s, ok := e.askedOf[at.pod.digest]
+	if !ok {
+		s = &subject{peer: at.pod, alwaysDeny: at.init}
+		e.askedOf[at.pod.digest] = s
+	}
+	if s.directions[d] == nil {
+		f, err := e.enforce(s, d, false)
+		if err != nil {
+			return nil, err
+		}
+		s.directions[d] = f
+	}
+	return s.directions[d], nil
+}
+
+// askedPeer stands for the peer in question in a table made for it.
+const askedPeer identity.ID = 1<<32 - 1
+
+// judge looks a flow up in the table of the peer in question.
+func (f *enforcement) judge(p *peer, proto uint8, port uint16) (Entry, bool, error) {
+	grants := f.namingAsked(p)
+	t, sign, err := f.templateFor(p, grants, f.scratch)
+	if err != nil {
+		return Entry{}, false, err
+	}
+	if len(grants) == 0 {
+		sign = sign[:0]
+	}
+	f.scratch = sign
+	table, ok := f.tables[string(sign)]
+	if !ok {
+		table = make(map[Key]Entry, len(f.forAny)+len(t))
+		f.forAny.write(table, f.direction, identity.Any)
+		t.write(table, f.direction, askedPeer)
+		if f.tables == nil {
+			f.tables = map[string]map[Key]Entry{}
+		}
+		f.tables[string(sign)] = table
+	}
+	e, ok := Lookup(table, f.direction, []identity.ID{askedPeer}, proto, port)
+	return e, ok, nil
+}
+
+// side judges a flow at one end and says why.
+func (x *explanation) side(f *enforcement, at, other end, peer *peer, port uint16) (*Side, error) {
+	if !f.enforced {
+		return &Side{Verdict: Allowed, Reason: fmt.Sprintf("not enforced: no policy selects %s for %s", at.name, f.direction)}, nil
+	}
+	entry, ok, err := f.judge(peer, x.proto, port)
+	if err != nil {
+		return nil, err
+	}
+	s, err := x.verdict(f, at, entry, ok)
+	if err != nil || !x.q.Others {
+		return s, err
+	}
+	s.Others = x.others(f, other, peer, port, s)
+	return s, nil
+}
+
+// verdict spells an entry.
+func (x *explanation) verdict(f *enforcement, at end, entry Entry, ok bool) (*Side, error) {
+	s := &Side{Verdict: Denied}
+	if ref, known := x.engine.Rule(entry.Rule); known {
+		s.Policy, s.Rule, s.File, s.Line = ref.Policy, ref.Rule, ref.File, ref.Line
+	}
+	switch {
+	case !ok:
+		s.Policy = strings.Join(f.selecting, ", ")
+		s.Reason = "default deny: no rule allows it and a policy selects " + at.name
+		if len(f.selecting) == 0 {
+			s.Reason = "default deny: " + at.name + " has no identity yet"
+		}
+	case entry.Action == Deny:
+		s.Reason = "a deny rule covers it"
+	case entry.Action == Refuse:
+		s.Reason = x.refusal(entry)
+	case entry.Action == Redirect:
+		return x.redirected(s, entry)
+	default:
+		s.Verdict = Allowed
+		s.Reason = "a rule allows it"
+		if entry.Rule == 0 {
+			s.Policy, s.Rule = "", ""
+			s.Reason = "not under default deny: no rule denies it"
+		}
+	}
+	return s, nil
+}
+
+func (x *explanation) refusal(entry Entry) string {
+	switch entry.Reason {
+	case RefusedPolicy:
+		reason := "the policy was refused, so what it selects is closed"
+		if at, ok := x.engine.rules.at[entry.Rule]; ok && len(at.policy.src.Refused) > 0 {
+			reason += ": " + at.policy.src.Refused[0].Message
+		}
+		return reason
+	case RefusedL7Conflict:
+		return "rules of two L7 kinds meet on this peer and port, so neither can be enforced"
+	}
+	if at, ok := x.engine.rules.at[entry.Rule]; ok {
+		for _, r := range at.policy.rules {
+			for _, g := range r.grants {
+				if g.path == at.path && g.l7 != nil {
+					return g.l7.kind.String() + " rules are not enforced yet, so what they are about is denied"
+				}
+			}
+		}
+	}
+	return "L7 rules of a kind that is not enforced yet, so what they are about is denied"
+}
+
+// redirected judges the request, if there is one.
+func (x *explanation) redirected(s *Side, entry Entry) (*Side, error) {
+	set, err := x.engine.ruleSets.compiled(entry.RuleSet)
+	if err != nil {
+		return nil, err
+	}
+	if x.q.HTTP == nil {
+		if set.rules.AllowAll {
+			s.Verdict = Allowed
+			s.Reason = "a rule allows every request; they pass the proxy and are seen"
+			x.decidedBy(s, set.rules.AllowRule)
+		} else {
+			s.Verdict = NeedsRequest
+			s.Reason = fmt.Sprintf("each request is judged by %s", count1(len(set.rules.HTTP), "HTTP rule"))
+		}
+		return s, nil
+	}
+	req, err := requestOf(x.q.HTTP)
+	if err != nil {
+		s.Reason = "the request is refused: " + err.Error()
+		return s, nil
+	}
+	switch r := set.match.Match(req); {
+	case r.Matched():
+		s.Verdict = Allowed
+		s.Reason = "an HTTP rule allows the request"
+		x.decidedBy(s, set.rules.HTTP[r.Index].Rule)
+	case set.rules.AllowAll:
+		s.Verdict = Allowed
+		s.Reason = "a rule allows every request"
+		x.decidedBy(s, set.rules.AllowRule)
+	default:
+		s.Reason = fmt.Sprintf("no HTTP rule of %d allows %s %s", len(set.rules.HTTP), req.Method, req.Path)
+	}
+	return s, nil
+}
+
+func (x *explanation) decidedBy(s *Side, rule uint32) {
+	if ref, ok := x.engine.Rule(rule); ok {
+		s.Policy, s.Rule, s.File, s.Line = ref.Policy, ref.Rule, ref.File, ref.Line
+	}
+}
+
+func count1(n int, what string) string {
+	if n == 1 {
+		return "1 " + what
+	}
+	return fmt.Sprintf("%d %ss", n, what)
+}
+
+// compiledSet is a rule set ready to match.
+type compiledSet struct {
+	rules *RuleSet
+	match *httprules.Set
+}
+
+// compiled returns a rule set in a form that matches, made once.
+func (t *ruleSetTable) compiled(id uint32) (*compiledSet, error) {
+	u := t.byID[id]
+	if u == nil {
+		return nil, fmt.Errorf("rule set %d is not known", id)
+	}
+	if u.compiled == nil {
+		m, err := httprules.Compile(u.set.HTTP)
+		if err != nil {
+			return nil, fmt.Errorf("compile rule set %d: %w", id, err)
+		}
+		u.compiled = &compiledSet{u.set, m}
+	}
+	return u.compiled, nil
+}
+
+// service judges a flow to a service by its backends.
+func (x *explanation) service() (egress, ingress *Side, err error) {
+	svc := x.to.service
+	name := "service " + svc.object.Namespace + "/" + svc.object.Name
+	i := slices.IndexFunc(svc.targets, func(t target) bool { return t.proto == x.proto && t.port == x.port })
+	if i < 0 {
+		return nil, nil, fmt.Errorf("%s has no port %d of that protocol", name, x.port)
+	}
+	t := svc.targets[i]
+	if len(t.backends) == 0 {
+		return x.noBackends(name)
+	}
+	for _, b := range t.backends {
+		to := end{name: "a backend of " + name, other: b.peer}
+		switch b.peer.kind {
+		case podPeer:
+			to.other, to.pod, to.node = nil, b.peer, b.node
+		case hostPeer, nodePeer:
+			to.isNode, to.node, to.apiServer = true, b.node, b.peer.labels.HasReserved(identity.ReservedKubeAPIServer)
+		}
+		eg, err := x.egress(to, b.port)
+		if err != nil {
+			return nil, nil, err
+		}
+		in, err := x.ingress(to, b.port)
+		if err != nil {
+			return nil, nil, err
+		}
+		egress, ingress = stricter(egress, eg), stricter(ingress, in)
+	}
+	return egress, ingress, nil
+}
+
+// stricter picks the side that stops more: a service is allowed if every
+// backend is.
+func stricter(a, b *Side) *Side {
+	rank := func(s *Side) int {
+		return slices.Index([]Verdict{NotApplicable, Allowed, NeedsRequest, Denied}, s.Verdict)
+	}
+	if a == nil || rank(b) > rank(a) {
+		return b
+	}
+	return a
+}
+
+func (x *explanation) noBackends(name string) (egress, ingress *Side, err error) {
+	ingress = &Side{Verdict: NotApplicable, Reason: name + " has no endpoints"}
+	if x.from.pod == nil {
+		return x.noPolicy(x.from, x.to), ingress, nil
+	}
+	f, err := x.engine.asked(x.from, Egress)
+	if err != nil {
+		return nil, nil, err
+	}
+	if !f.enforced {
+		return &Side{Verdict: Allowed, Reason: "not enforced: no policy selects " + x.from.name + " for egress"}, ingress, nil
+	}
+	entry, ok, mixed := f.judgeTarget(target{}, nil)
+	if mixed {
+		return &Side{Verdict: Denied, Reason: name + " has no endpoints to judge it by"}, ingress, nil
+	}
+	egress, err = x.verdict(f, x.from, entry, ok)
+	return egress, ingress, err
+}
