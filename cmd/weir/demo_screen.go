@@ -8,8 +8,6 @@ import (
 	"sync"
 	"time"
 	"unicode/utf8"
-
-	"golang.org/x/sys/unix"
 )
 
 // demoWidth is how many columns the demo writes at most.
@@ -23,13 +21,8 @@ type screen struct {
 }
 
 func newScreen(out io.Writer) *screen {
-	s := &screen{out: out}
-	if f, ok := out.(*os.File); ok {
-		_, err := unix.IoctlGetTermios(int(f.Fd()), unix.TCGETS)
-		s.live = err == nil
-		s.color = s.live && os.Getenv("NO_COLOR") == "" && os.Getenv("TERM") != "dumb"
-	}
-	return s
+	f, ok := out.(*os.File)
+	return &screen{out: out, color: wantsColor(out), live: ok && isTerminal(f)}
 }
 
 // Colours by meaning.

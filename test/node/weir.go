@@ -129,11 +129,12 @@ func (w *Weir) Remove() error {
 	return errors.Join(err, removeRunDir(w.RunDir))
 }
 
-// Flows follows `weir flows -f -o json` until the function that is returned is
-// called; each record goes to see.
+// Flows follows `weir flows -f -o json`, from this moment on, until the function
+// that is returned is called; each record goes to see.
 func (w *Weir) Flows(ctx context.Context, see func(flow.Record), args ...string) (stop func() error, err error) {
 	ctx, cancel := context.WithCancel(ctx)
-	cmd := exec.CommandContext(ctx, w.Binary, append([]string{"flows", "--state", w.node.State, "-f", "-o", "json"}, args...)...)
+	since := time.Now().Format(time.RFC3339Nano)
+	cmd := exec.CommandContext(ctx, w.Binary, append([]string{"flows", "--state", w.node.State, "-f", "--since", since, "-o", "json"}, args...)...)
 	out, err := cmd.StdoutPipe()
 	if err != nil {
 		cancel()
