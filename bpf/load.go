@@ -60,13 +60,14 @@ type Datapath struct {
 	Proxies   Table[uint32, Proxy] // by generation, 0 to 255; an array: all keys are always there
 	Numbers   Table[Number, Digest]
 
-	opts    Options
-	log     *slog.Logger
-	objects datapathObjects
-	paths   map[string]string // table name to pin
-	state   *State            // mapped
-	mapped  []byte
-	mu      sync.Mutex // attachments
+	opts     Options
+	log      *slog.Logger
+	objects  datapathObjects
+	paths    map[string]string // table name to pin
+	state    *State            // mapped
+	mapped   []byte
+	revision revisionCopy
+	mu       sync.Mutex // attachments
 }
 
 // Load opens the tables pinned below Options.Pins, making those that are not
@@ -126,6 +127,9 @@ func Load(o Options) (_ *Datapath, err error) {
 	if err := d.mapState(); err != nil {
 		return nil, err
 	}
+	if err := d.mapRevision(); err != nil {
+		return nil, err
+	}
 	d.Endpoints = Table[Addr, Endpoint]{"endpoints", d.objects.Endpoints}
 	d.Devices = Table[uint32, Device]{"devices", d.objects.Devices}
 	d.IPCache = Table[Prefix, Peer]{"ipcache", d.objects.Ipcache}
@@ -162,6 +166,7 @@ func (d *Datapath) Close() error {
 		failed = append(failed, unix.Munmap(d.mapped))
 		d.mapped, d.state = nil, nil
 	}
+	failed = append(failed, d.revision.close())
 	if d.objects.FromPod != nil {
 		failed = append(failed, d.objects.Close())
 	}
@@ -184,7 +189,7 @@ func (d *Datapath) Revision() uint32 { return atomic.LoadUint32(&d.state.Revisio
 // BumpRevision makes every flow's next forward packet be judged anew, and
 // returns the new revision. Call it after a batch of changes, deletes
 // included.
-func (d *Datapath) BumpRevision() uint32 { return atomic.AddUint32(&d.state.Revision, 1) }
+func (d *Datapath) BumpRevision() uint32 { return d.revision.bump(&d.state.Revision) }
 
 // Generation is the proxy that new flows go to.
 func (d *Datapath) Generation() uint8 { return uint8(atomic.LoadUint32(&d.state.Generation)) }

@@ -71,7 +71,8 @@ func (d *Datapath) AttachedProxies() ([]uint8, error) {
 }
 
 // ProxyMaps opens the tables a proxy of that generation needs, by name. It may
-// write fqdn, conns and its listeners; the other descriptors can only read.
+// write fqdn, conns, its listeners and revision, which only proxies read; the
+// other descriptors can only read.
 // The caller closes them.
 func (d *Datapath) ProxyMaps(generation uint8) (_ map[string]*os.File, err error) {
 	files := map[string]*os.File{}
@@ -99,7 +100,7 @@ func (d *Datapath) ProxyMaps(generation uint8) (_ map[string]*os.File, err error
 		name  string
 		write bool
 	}{
-		{"conns", true}, {"fqdn", true},
+		{"conns", true}, {"fqdn", true}, {revisionTable, true},
 		{"state", false}, {"conntrack", false}, {"endpoints", false}, {"ipcache", false},
 		{"policies", false}, {"policy", false}, {"proxies", false},
 	} {
