@@ -30,7 +30,7 @@ type datapathAddr struct {
 type datapathBudget struct {
 	_       structs.HostLayout
 	Window  uint64
-	Spent   uint64
+	Spent   [2]uint32
 	Limited uint64
 	Lost    uint64
 }
@@ -117,7 +117,8 @@ type datapathFragment struct {
 	Dport uint16
 	Proto uint8
 	Type  uint8
-	Pad   [2]uint8
+	Kind  uint8
+	Pad   uint8
 }
 
 type datapathFragmentKey struct {
@@ -175,7 +176,7 @@ type datapathPolicyEntry struct {
 type datapathPolicyInfo struct {
 	_           structs.HostLayout
 	Enforced    [2]uint8
-	Pad         [2]uint8
+	L7          [2]uint8
 	PortBits    [2]uint32
 	AnyPortBits [2]uint32
 }
@@ -286,7 +287,10 @@ const (
 	datapathProgToPod         = "to_pod"
 	datapathVarActionType     = "action_type"
 	datapathVarDirectionType  = "direction_type"
+	datapathVarEventLimit     = "event_limit"
 	datapathVarEventType      = "event_type"
+	datapathVarEventWake      = "event_wake"
+	datapathVarEventWindow    = "event_window"
 	datapathVarNumberKindType = "number_kind_type"
 	datapathVarReasonType     = "reason_type"
 	datapathVarVerdictType    = "verdict_type"
@@ -366,7 +370,10 @@ type datapathMapSpecs struct {
 type datapathVariableSpecs struct {
 	ActionType     *ebpf.VariableSpec `ebpf:"action_type"`
 	DirectionType  *ebpf.VariableSpec `ebpf:"direction_type"`
+	EventLimit     *ebpf.VariableSpec `ebpf:"event_limit"`
 	EventType      *ebpf.VariableSpec `ebpf:"event_type"`
+	EventWake      *ebpf.VariableSpec `ebpf:"event_wake"`
+	EventWindow    *ebpf.VariableSpec `ebpf:"event_window"`
 	NumberKindType *ebpf.VariableSpec `ebpf:"number_kind_type"`
 	ReasonType     *ebpf.VariableSpec `ebpf:"reason_type"`
 	VerdictType    *ebpf.VariableSpec `ebpf:"verdict_type"`
@@ -435,7 +442,10 @@ func (m *datapathMaps) Close() error {
 type datapathVariables struct {
 	ActionType     *ebpf.Variable `ebpf:"action_type"`
 	DirectionType  *ebpf.Variable `ebpf:"direction_type"`
+	EventLimit     *ebpf.Variable `ebpf:"event_limit"`
 	EventType      *ebpf.Variable `ebpf:"event_type"`
+	EventWake      *ebpf.Variable `ebpf:"event_wake"`
+	EventWindow    *ebpf.Variable `ebpf:"event_window"`
 	NumberKindType *ebpf.Variable `ebpf:"number_kind_type"`
 	ReasonType     *ebpf.Variable `ebpf:"reason_type"`
 	VerdictType    *ebpf.Variable `ebpf:"verdict_type"`

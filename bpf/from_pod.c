@@ -1,7 +1,44 @@
 //go:build ignore
 /* SPDX-License-Identifier: Apache-2.0 OR GPL-2.0 */
-#include "maps.h"
-SEC("tc") int from_pod(struct __sk_buff *skb)
+/* Ingress of the host side of a pod's veth: what the pod sends. */
+#include "flow.h"
+
+SEC("tc")
+int from_pod(struct __sk_buff *skb)
 {
-	return skb->len ? TC_ACT_UNSPEC : TC_ACT_SHOT;
+	struct packet p = {.direction = DIRECTION_EGRESS};
+	struct endpoint *self;
+	int reason;
+
+	if (skb->mark == MARK_INJECTED) {
+		skb->mark = 0;
+		return TC_ACT_UNSPEC;
+	}
+	reason = parse(skb, &p);
+	look_at_clock(&p);
+	if (unlikely(reason))
+		return device_enforces(skb, &p, 1 << DIRECTION_EGRESS) ? drop_for(skb, &p, reason)
+								       : TC_ACT_UNSPEC;
+	if (unlikely(p.kind == KIND_NEIGHBOR))
+		return TC_ACT_UNSPEC;
+
+	self = bpf_map_lookup_elem(&endpoints, &p.tuple.saddr);
+	if (unlikely(!self || self->ifindex != skb->ifindex)) {
+		bool enforced =
+			device_enforces(skb, &p, 1 << DIRECTION_EGRESS | 1 << DIRECTION_INGRESS);
+
+		/* Another pod's address would be taken for that pod. */
+		if (self && self->ifindex)
+			return drop_for(skb, &p, REASON_INVALID_SOURCE);
+		if (!enforced || is_dhcp(&p, true))
+			return TC_ACT_UNSPEC;
+		return drop_for(skb, &p, REASON_INVALID_SOURCE);
+	}
+	p.policy = self->policy;
+	p.identity = self->identity;
+	if (unlikely(p.part != FRAGMENT_NONE) && !fragment_resolve(&p))
+		return device_enforces(skb, &p, 1 << DIRECTION_EGRESS)
+			       ? drop_for(skb, &p, REASON_FRAGMENT_UNKNOWN)
+			       : TC_ACT_UNSPEC;
+	return decide(skb, &p);
 }

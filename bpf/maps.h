@@ -4,13 +4,13 @@
 #pragma once
 #include "types.h"
 
-#define TABLE(name, kind, entries, key_type, value_type, flags)                \
-	struct {                                                               \
-		__uint(type, kind);                                            \
-		__uint(max_entries, entries);                                  \
-		__uint(map_flags, flags);                                      \
-		__type(key, key_type);                                         \
-		__type(value, value_type);                                     \
+#define TABLE(name, kind, entries, key_type, value_type, flags)                                    \
+	struct {                                                                                   \
+		__uint(type, kind);                                                                \
+		__uint(max_entries, entries);                                                      \
+		__uint(map_flags, flags);                                                          \
+		__type(key, key_type);                                                             \
+		__type(value, value_type);                                                         \
 	} name SEC(".maps")
 
 /* Which addresses are pods of this node, and under which policy. */
@@ -24,7 +24,8 @@ TABLE(fqdn, BPF_MAP_TYPE_HASH, 65536, struct addr, __u32, BPF_F_NO_PREALLOC);
 /* Which directions a policy enforces, and the probes worth doing. */
 TABLE(policies, BPF_MAP_TYPE_HASH, 16384, __u32, struct policy_info, 0);
 /* The entries of all policies. */
-TABLE(policy, BPF_MAP_TYPE_HASH, 1048576, struct policy_key, struct policy_entry, BPF_F_NO_PREALLOC);
+TABLE(policy, BPF_MAP_TYPE_HASH, 1048576, struct policy_key, struct policy_entry,
+      BPF_F_NO_PREALLOC);
 /* Flows that passed or were redirected. */
 TABLE(conntrack, BPF_MAP_TYPE_LRU_HASH, 262144, struct tuple, struct conntrack, 0);
 /* What the proxy must know of a redirected flow; not LRU, so that a live one stays. */

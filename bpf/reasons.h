@@ -2,6 +2,8 @@
 /* Why a packet was let in or dropped. The one list: flow/reason_gen.go (names,
  * metric labels, explanations) is generated from it by `make generate`.
  * REASON(number, NAME, "label", "what it means, for the person who sees it") */
+/* One line each: the generator reads them. */
+/* clang-format off */
 REASON(0, NONE, "none", "no reason recorded")
 REASON(1, POLICY_ALLOWED, "policy-allowed", "a policy rule allows it")
 REASON(2, NOT_ENFORCED, "not-enforced", "no policy selects the pod in this direction")

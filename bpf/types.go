@@ -196,7 +196,10 @@ func PolicyInfoOf(r *policy.Resolved) PolicyInfo {
 			info.Enforced[d] = 1
 		}
 	}
-	for k := range r.Entries {
+	for k, e := range r.Entries {
+		if e.Action == policy.Redirect {
+			info.L7[k.Direction] = 1
+		}
 		bit := uint32(probeAllProtocols)
 		if k.Protocol != 0 {
 			bit = 1 << k.PortBits
@@ -214,6 +217,7 @@ func PolicyInfoOf(r *policy.Resolved) PolicyInfo {
 // are in the table. Enforced is i's.
 func (i datapathPolicyInfo) Union(old PolicyInfo) PolicyInfo {
 	for d := range i.PortBits {
+		i.L7[d] |= old.L7[d]
 		i.PortBits[d] |= old.PortBits[d]
 		i.AnyPortBits[d] |= old.AnyPortBits[d]
 	}

@@ -51,11 +51,11 @@ struct peer {
 /* policies: policy id -> what policy_key probes are worth doing. Go's
  * PolicyInfoOf computes it. */
 struct policy_info {
-	__u8 enforced[2];     /* by direction; 0: everything passes */
-	__u8 pad[2];
+	__u8 enforced[2]; /* by direction; 0: everything passes */
+	__u8 l7[2];	  /* by direction; 0: no entry redirects */
 	/* By direction, bit n: entries with port_bits n exist (0..16), of one
 	 * protocol; PROBE_ALL_PROTOCOLS: entries for all protocols exist. */
-	__u32 port_bits[2];     /* among the entries of one identity */
+	__u32 port_bits[2];	/* among the entries of one identity */
 	__u32 any_port_bits[2]; /* among the entries for every peer */
 };
 #define PROBE_ALL_PROTOCOLS (1u << 17)
@@ -64,9 +64,9 @@ struct policy_info {
 struct policy_key {
 	__u32 policy;
 	__u32 identity; /* 0: every peer */
-	__u16 port;     /* host byte order, bits beyond port_bits 0; ICMP: type */
+	__u16 port;	/* host byte order, bits beyond port_bits 0; ICMP: type */
 	__u8 port_bits; /* 16 exact .. 0 every port */
-	__u8 proto;     /* 0: every protocol */
+	__u8 proto;	/* 0: every protocol */
 	__u8 direction; /* enum direction */
 	__u8 pad[3];
 };
@@ -75,7 +75,7 @@ struct policy_entry {
 	__u8 reason; /* enum reason, of ACTION_REFUSE */
 	__u8 pad[2];
 	__u32 rule_set; /* of ACTION_REDIRECT; 0: every request passes */
-	__u32 rule;     /* number of the deciding rule */
+	__u32 rule;	/* number of the deciding rule */
 };
 enum direction { DIRECTION_INGRESS = 0, DIRECTION_EGRESS = 1 };
 enum action { ACTION_DENY = 1, ACTION_ALLOW = 2, ACTION_REDIRECT = 3, ACTION_REFUSE = 4 };
@@ -83,55 +83,57 @@ enum action { ACTION_DENY = 1, ACTION_ALLOW = 2, ACTION_REDIRECT = 3, ACTION_REF
 /* conntrack: one entry per flow, whichever way its packets go: the key has
  * the lower (address, port) first, compared as bytes on the wire. */
 struct conntrack {
-	__u64 last_seen;     /* bpf_ktime_get_ns() (CLOCK_MONOTONIC) */
-	__u64 packets[2];    /* forward, reply; a packet between two pods of this node counts once */
+	__u64 last_seen;  /* bpf_ktime_get_ns() (CLOCK_MONOTONIC) */
+	__u64 packets[2]; /* forward, reply; a packet between two pods of this node counts once */
 	__u64 bytes[2];
-	__u32 revision[2];   /* by direction: policy revision a forward packet was last judged at */
-	__u32 ifindex;       /* redirected: host veth of the pod the proxy speaks for */
-	__u32 flags;         /* CT_* */
-	__u8 l2[14];         /* redirected: Ethernet header that makes a packet come from that pod */
-	__u8 generation;     /* redirected: the proxy it went to */
+	__u32 revision[2]; /* by direction: policy revision a forward packet was last judged at */
+	__u32 ifindex;	   /* redirected: host veth of the pod the proxy speaks for */
+	__u32 flags;	   /* CT_* */
+	__u8 l2[14];	   /* redirected: Ethernet header that makes a packet come from that pod */
+	__u8 generation;   /* redirected: the proxy it went to */
 	__u8 pad;
-	__u32 rule[2];       /* by direction: deciding rule */
+	__u32 rule[2]; /* by direction: deciding rule */
 };
-#define CT_SWAPPED 1u          /* the initiator is the higher (address, port) of the key */
-#define CT_JUDGED_INGRESS 2u   /* ingress policy of the responder allowed it (revision[0] holds) */
-#define CT_JUDGED_EGRESS 4u    /* egress policy of the initiator allowed it (revision[1] holds) */
-#define CT_REDIRECTED 8u       /* goes through the proxy, both directions */
-#define CT_CUT 16u             /* being reset: both directions go where a RST comes back. With
-                                  CT_REDIRECTED: was revoked, the proxy may only send RST */
-#define CT_REPLIED 32u         /* a reply was seen */
+#define CT_SWAPPED 1u	     /* the initiator is the higher (address, port) of the key */
+#define CT_JUDGED_INGRESS 2u /* ingress policy of the responder allowed it (revision[0] holds) */
+#define CT_JUDGED_EGRESS 4u  /* egress policy of the initiator allowed it (revision[1] holds) */
+#define CT_REDIRECTED 8u     /* goes through the proxy, both directions */
+/* Being reset: both directions go where a RST comes back. With CT_REDIRECTED: was
+ * revoked, the proxy may only send RST. */
+#define CT_CUT 16u
+#define CT_REPLIED 32u /* a reply was seen */
 #define CT_FIN_FORWARD 64u
 #define CT_FIN_REPLY 128u
 #define CT_RST 256u
-#define CT_MIDSTREAM 512u      /* its start was not seen */
+#define CT_MIDSTREAM 512u /* its start was not seen */
 
 /* conns: forward tuple of a redirected flow -> what the proxy must know.
  * Not LRU; the proxy deletes an entry when its flow has ended (only its own:
  * id tells a successor with the same tuple apart). */
 struct conn {
-	__u64 id;            /* bpf_ktime_get_ns() of the SYN */
-	__u32 ifindex;       /* host veth of the pod it speaks for */
-	__u32 revision;      /* policy revision of what follows; rewritten by the kernel when a later forward packet is judged anew */
+	__u64 id;	/* bpf_ktime_get_ns() of the SYN */
+	__u32 ifindex;	/* host veth of the pod it speaks for */
+	__u32 revision; /* policy revision of what follows; rewritten by the kernel when a later forward packet is judged anew */
 	__u32 src_identity, dst_identity;
-	__u32 rule_set[2];   /* by direction; counts where L7 has the direction's bit */
-	__u32 rule[2];       /* by direction: deciding rule of the L4 verdict */
-	__u8 l7;             /* bit (1 << direction): the rule set of it must be applied */
+	__u32 rule_set[2]; /* by direction; counts where L7 has the direction's bit */
+	__u32 rule[2];	   /* by direction: deciding rule of the L4 verdict */
+	__u8 l7;	   /* bit (1 << direction): the rule set of it must be applied */
 	__u8 generation;
 	__u8 l2[14];
 };
 
 /* proxies: generation -> how to reach it. alive 0: gone or draining to none. */
 struct proxy {
-	__u32 ifindex;    /* host side of its veth */
+	__u32 ifindex; /* host side of its veth */
 	__u32 alive;
-	__u8 mac[6];      /* of the namespace's eth0 */
+	__u8 mac[6]; /* of the namespace's eth0 */
 	__u8 pad[2];
 };
 
-/* state: one entry, mapped into user space by agent (rw) and proxy (ro). */
+/* state: one entry, mapped into user space by the agent. The proxy maps a copy
+ * of the revision (revision.go). */
 struct state {
-	__u32 revision;   /* bumped by the agent after each batch of changes */
+	__u32 revision; /* bumped by the agent after each batch of changes */
 	__u32 generation; /* proxy that new flows go to; proxies[generation].alive tells whether there is one */
 };
 
@@ -146,7 +148,8 @@ struct fragment {
 	__be16 sport, dport;
 	__u8 proto; /* behind all extension headers */
 	__u8 type;  /* ICMP */
-	__u8 pad[2];
+	__u8 kind;  /* enum kind */
+	__u8 pad;
 };
 
 /* numbers: what the agent gave out, for a successor. Programs don't read it. */
@@ -159,17 +162,17 @@ struct digest {
 	__u8 sum[16];
 };
 
-/* budget: per-CPU, one entry: what events may still be sent, which were not. */
+/* budget: per-CPU, one entry: what events were sent of late, which were not. */
 struct budget {
-	__u64 window;  /* start of the current one */
-	__u64 spent;   /* events in it that are limited */
-	__u64 limited; /* not sent: too many in a window */
-	__u64 lost;    /* not sent: the ring buffer was full */
+	__u64 window;	/* start of the current one */
+	__u32 spent[2]; /* events in it: drops, others */
+	__u64 limited;	/* not sent: too many in a window */
+	__u64 lost;	/* not sent: the ring buffer was full */
 };
 
 /* metrics: per-CPU. */
 struct metric_key {
-	__u8 reason;      /* enum reason */
+	__u8 reason; /* enum reason */
 	__u8 direction;
 	__u8 pad[2];
 };
@@ -179,14 +182,14 @@ struct metric {
 
 /* events: a new flow's verdict, a changed verdict, or a drop. */
 struct event {
-	__u64 time;       /* bpf_ktime_get_ns() */
+	__u64 time;	    /* bpf_ktime_get_ns() */
 	struct tuple tuple; /* as in the packet */
 	__u32 src_identity, dst_identity;
-	__u32 rule;       /* number of the deciding rule, 0 none */
-	__u32 policy;     /* policy id of the pod that judged */
+	__u32 rule;   /* number of the deciding rule, 0 none */
+	__u32 policy; /* policy id of the pod that judged */
 	__u32 ifindex;
 	__u32 bytes;
-	__u8 verdict;     /* enum verdict */
+	__u8 verdict; /* enum verdict */
 	__u8 reason;
 	__u8 direction;
 	__u8 tcp_flags;

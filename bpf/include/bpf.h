@@ -8,6 +8,8 @@ typedef unsigned char __u8;
 typedef unsigned short __u16;
 typedef unsigned int __u32;
 typedef unsigned long long __u64;
+typedef _Bool bool;
+enum { false = 0, true = 1 };
 typedef int __s32;
 typedef long long __s64;
 typedef __u16 __be16;
@@ -16,7 +18,9 @@ typedef __u32 __be32;
 #define NULL ((void *)0)
 #define SEC(name) __attribute__((section(name), used))
 #define __always_inline inline __attribute__((always_inline))
-#define __noinline __attribute__((noinline))
+/* A function the verifier checks once, by itself, instead of at every call: its
+ * pointers may be NULL as far as it knows. Must not be static. */
+#define SUBPROGRAM __attribute__((noinline))
 #define likely(x) __builtin_expect(!!(x), 1)
 #define unlikely(x) __builtin_expect(!!(x), 0)
 #define offsetof(type, member) __builtin_offsetof(type, member)
@@ -59,11 +63,11 @@ enum {
 	SK_PASS = 1,
 };
 enum {
-	BPF_F_INGRESS = 1,        /* redirect */
-	BPF_RB_NO_WAKEUP = 1,     /* ringbuf_submit */
+	BPF_F_INGRESS = 1,    /* redirect */
+	BPF_RB_NO_WAKEUP = 1, /* ringbuf_submit */
 	BPF_RB_FORCE_WAKEUP = 2,
-	BPF_RB_AVAIL_DATA = 0,    /* ringbuf_query */
-	PACKET_HOST = 0,          /* skb_change_type */
+	BPF_RB_AVAIL_DATA = 0, /* ringbuf_query */
+	PACKET_HOST = 0,       /* skb_change_type */
 };
 
 struct bpf_sock;
@@ -121,11 +125,14 @@ struct bpf_sk_lookup {
 /* Helpers, by their ABI number. */
 #define HELPER(number) (void *)number
 static void *(*bpf_map_lookup_elem)(void *map, const void *key) = HELPER(1);
-static long (*bpf_map_update_elem)(void *map, const void *key, const void *value, __u64 flags) = HELPER(2);
+static long (*bpf_map_update_elem)(void *map, const void *key, const void *value,
+				   __u64 flags) = HELPER(2);
 static long (*bpf_map_delete_elem)(void *map, const void *key) = HELPER(3);
 static __u64 (*bpf_ktime_get_ns)(void) = HELPER(5);
-static long (*bpf_skb_store_bytes)(struct __sk_buff *skb, __u32 offset, const void *from, __u32 len, __u64 flags) = HELPER(9);
-static long (*bpf_l4_csum_replace)(struct __sk_buff *skb, __u32 offset, __u64 from, __u64 to, __u64 flags) = HELPER(11);
+static long (*bpf_skb_store_bytes)(struct __sk_buff *skb, __u32 offset, const void *from, __u32 len,
+				   __u64 flags) = HELPER(9);
+static long (*bpf_l4_csum_replace)(struct __sk_buff *skb, __u32 offset, __u64 from, __u64 to,
+				   __u64 flags) = HELPER(11);
 static long (*bpf_clone_redirect)(struct __sk_buff *skb, __u32 ifindex, __u64 flags) = HELPER(13);
 static long (*bpf_redirect)(__u32 ifindex, __u64 flags) = HELPER(23);
 static long (*bpf_skb_load_bytes)(const void *skb, __u32 offset, void *to, __u32 len) = HELPER(26);

@@ -1,0 +1,352 @@
+/* SPDX-License-Identifier: Apache-2.0 OR GPL-2.0 */
+/* A packet at its pod's veth: found in conntrack it mostly just passes; else
+ * one of the functions here decides. from_pod and to_pod differ only in
+ * p->direction and in whose policy p->policy is. */
+#pragma once
+#include "conntrack.h"
+#include "events.h"
+#include "fragments.h"
+#include "policy.h"
+#include "redirect.h"
+
+/* The caller goes on with the packet itself. Not a TC_ACT_*. */
+#define GO_ON 0x100
+
+/* Lets the packet pass and makes its entry. reply: as a reply of a flow whose
+ * start was not seen. */
+SUBPROGRAM int create(struct __sk_buff *skb, struct packet *p, __u32 flags, bool reply)
+{
+	struct conntrack ct = {};
+	__u8 role;
+
+	if (!p)
+		return TC_ACT_SHOT;
+	role = ct_role(p->direction, reply);
+	ct.last_seen = p->now;
+	ct.flags = flags | ct_judged(role) | ct_seen(p->tcp_flags, reply) |
+		   (p->swapped != reply ? CT_SWAPPED : 0);
+	/* Two branches: for one index the compiler computes the address in a way
+	 * the verifier refuses. */
+	if (role == DIRECTION_EGRESS) {
+		ct.revision[1] = p->revision;
+		ct.rule[1] = p->found[1].rule;
+	} else {
+		ct.revision[0] = p->revision;
+		ct.rule[0] = p->found[0].rule;
+	}
+	if (reply) {
+		ct.packets[1] = 1;
+		ct.bytes[1] = p->bytes;
+	} else {
+		ct.packets[0] = 1;
+		ct.bytes[0] = p->bytes;
+	}
+	if (bpf_map_update_elem(&conntrack, &p->key, &ct, BPF_ANY))
+		return drop_for(skb, p, REASON_CONNTRACK_FULL);
+	tell(skb, p, VERDICT_FORWARDED);
+	return TC_ACT_UNSPEC;
+}
+
+/* The node reaches its own pods, whatever their policy. */
+static __always_inline void settle_host(struct packet *p)
+{
+	find_peer(p);
+	p->reason = REASON_HOST;
+	p->reason_direction = p->direction;
+	p->judge = p->policy;
+	p->found[DIRECTION_INGRESS].rule = 0;
+}
+
+/* A packet that is judged alone: nothing is remembered of it. */
+SUBPROGRAM int stateless(struct __sk_buff *skb, struct packet *p)
+{
+	if (!p)
+		return TC_ACT_SHOT;
+	if (p->host)
+		return TC_ACT_UNSPEC;
+	switch (judge_forward(p, false)) {
+	case PASS:
+		tell(skb, p, VERDICT_FORWARDED);
+		return TC_ACT_UNSPEC;
+	case REDIRECT:
+		p->reason = REASON_L7_UNSUPPORTED;
+	}
+	return drop(skb, p);
+}
+
+/* The first packet of a flow. again: a SYN repeated before any answer. */
+SUBPROGRAM int begin(struct __sk_buff *skb, struct packet *p, bool again)
+{
+	if (!p)
+		return TC_ACT_SHOT;
+	if (p->host) {
+		settle_host(p);
+		return create(skb, p, 0, false);
+	}
+	switch (judge_forward(p, false)) {
+	case PASS:
+		return create(skb, p, 0, false);
+	case REDIRECT:
+		return redirect_new(skb, p, again);
+	}
+	return drop(skb, p);
+}
+
+/* TCP without a start: the connection is older than Weir, or its entry had to
+ * make room. It may be going either way. */
+SUBPROGRAM int midstream(struct __sk_buff *skb, struct packet *p)
+{
+	__u8 reason, direction;
+	int outcome, other;
+	__u32 rule;
+
+	if (!p)
+		return TC_ACT_SHOT;
+	if (p->host) {
+		settle_host(p);
+		return p->tcp_flags & TCP_RST ? TC_ACT_UNSPEC : create(skb, p, CT_MIDSTREAM, false);
+	}
+	outcome = judge_forward(p, false);
+	if (outcome == PASS)
+		return p->tcp_flags & TCP_RST ? TC_ACT_UNSPEC : create(skb, p, CT_MIDSTREAM, false);
+	reason = p->reason;
+	direction = p->reason_direction;
+	rule = p->found[direction & 1].rule;
+	other = judge_reply(p);
+	if (other == PASS)
+		return p->tcp_flags & TCP_RST ? TC_ACT_UNSPEC : create(skb, p, CT_MIDSTREAM, true);
+	if (other == REDIRECT)
+		return cut(skb, p, REASON_MIDSTREAM_L7);
+	p->reason = reason;
+	p->reason_direction = direction;
+	p->judge = p->policy;
+	p->found[direction & 1].rule = rule;
+	return outcome == REDIRECT ? cut(skb, p, REASON_MIDSTREAM_L7) : drop(skb, p);
+}
+
+/* Stamps a judgement into the entry. */
+static __always_inline void stamp(struct packet *p, struct conntrack *ct, __u8 role)
+{
+	ct->rule[role & 1] = p->found[role & 1].rule;
+	ct->revision[role & 1] = p->revision;
+	__sync_fetch_and_or(&ct->flags, ct_judged(role));
+}
+
+/* A forward packet of a known flow, where policy has moved on or this end has
+ * not judged yet. */
+SUBPROGRAM int judge_again(struct __sk_buff *skb, struct packet *p, struct conntrack *ct)
+{
+	__u32 judged, flags;
+	int outcome;
+
+	if (!p || !ct)
+		return TC_ACT_SHOT;
+	judged = ct_judged(p->direction);
+	flags = ct->flags;
+	if (p->host) {
+		settle_host(p);
+		outcome = PASS;
+	} else {
+		outcome = judge_forward(p, (flags & CT_REDIRECTED) != 0);
+	}
+	if (outcome == DROP && flags & CT_REDIRECTED)
+		return revoke_redirected(skb, p, ct);
+	if (outcome == DROP) {
+		__sync_fetch_and_and(&ct->flags, ~judged);
+		return drop(skb, p);
+	}
+	if (flags & CT_REDIRECTED) {
+		stamp(p, ct, p->direction);
+		renew_conn(p, &p->tuple);
+		return GO_ON;
+	}
+	if (outcome == REDIRECT && is_syn(p))
+		return redirect_new(skb, p, false);
+	if (outcome == REDIRECT && p->part == FRAGMENT_LATER) {
+		p->reason = REASON_L7_UNSUPPORTED;
+		return drop(skb, p);
+	}
+	if (outcome == REDIRECT)
+		return cut(skb, p, flags & judged ? REASON_POLICY_CHANGED : REASON_MIDSTREAM_L7);
+	stamp(p, ct, p->direction);
+	if (!(flags & judged))
+		tell(skb, p, VERDICT_FORWARDED);
+	return GO_ON;
+}
+
+/* A reply of a flow that this pod's end has not judged, or allows no more: it
+ * passes if the flow would be allowed now, or the packet as one of its own. */
+SUBPROGRAM int judge_late(struct __sk_buff *skb, struct packet *p, struct conntrack *ct)
+{
+	int outcome;
+	__u32 flags;
+
+	if (!p || !ct)
+		return TC_ACT_SHOT;
+	flags = ct->flags;
+	if (p->host)
+		return GO_ON;
+	outcome = judge_reply(p);
+	if (outcome == PASS || (outcome == REDIRECT && flags & CT_REDIRECTED)) {
+		stamp(p, ct, ct_role(p->direction, true));
+		return GO_ON;
+	}
+	if (outcome == REDIRECT && p->part != FRAGMENT_LATER)
+		return cut(skb, p, REASON_MIDSTREAM_L7);
+	if (flags & CT_REDIRECTED)
+		return drop(skb, p);
+	return stateless(skb, p);
+}
+
+/* A SYN begins anew, whatever was known of its tuple; only one that is repeated
+ * before any answer belongs to what the first one began. */
+SUBPROGRAM int syn(struct __sk_buff *skb, struct packet *p)
+{
+	const __u32 over =
+		CT_REPLIED | CT_CUT | CT_RST | CT_FIN_FORWARD | CT_FIN_REPLY | CT_MIDSTREAM;
+	struct conntrack *ct;
+	bool again, redirected;
+	int act;
+
+	if (!p)
+		return TC_ACT_SHOT;
+	ct = ct_find(&p->key, p->now);
+	if (!ct)
+		return begin(skb, p, false);
+	again = !ct_is_reply(ct, p->swapped) && !(ct->flags & over);
+	redirected = ct->flags & CT_REDIRECTED;
+	if (again && !redirected) {
+		act = judge_again(skb, p, ct);
+		if (act != GO_ON)
+			return act;
+		ct_account(ct, p, false, ct_counts(ct->flags, p->direction));
+		return TC_ACT_UNSPEC;
+	}
+	act = begin(skb, p, again);
+	/* Now a direct flow: what the proxy knows of its tuple is another's. */
+	if (redirected && act == TC_ACT_UNSPEC)
+		bpf_map_delete_elem(&conns, &p->tuple);
+	return act;
+}
+
+/* An ICMP error belongs to the flow of the packet it quotes. */
+SUBPROGRAM int icmp_error(struct __sk_buff *skb, struct packet *p)
+{
+	struct conntrack *ct = NULL;
+	struct tuple quoted;
+	bool reply;
+	__u8 role;
+
+	if (!p)
+		return TC_ACT_SHOT;
+	/* It is sent to where the quoted packet came from. */
+	if (parse_quoted(skb, p, &quoted) && same_addr(&quoted.saddr, &p->tuple.daddr)) {
+		p->swapped = ct_key(&quoted, &p->key);
+		ct = ct_find(&p->key, p->now);
+	}
+	if (ct) {
+		if (ct->flags & (CT_REDIRECTED | CT_CUT))
+			return into_proxy(skb, p, ct->generation);
+		/* The error goes against the packet it quotes. */
+		reply = !ct_is_reply(ct, p->swapped);
+		role = ct_role(p->direction, reply);
+		if (ct->flags & ct_judged(role))
+			return TC_ACT_UNSPEC;
+	}
+	if (p->host)
+		return TC_ACT_UNSPEC;
+	if (judge_forward(p, false) == PASS) {
+		tell(skb, p, VERDICT_FORWARDED);
+		return TC_ACT_UNSPEC;
+	}
+	if (p->reason == REASON_POLICY_DENIED)
+		p->reason = REASON_ICMP_UNRELATED;
+	return drop(skb, p);
+}
+
+/* No entry, and no SYN. */
+SUBPROGRAM int unknown(struct __sk_buff *skb, struct packet *p)
+{
+	if (!p)
+		return TC_ACT_SHOT;
+	if (p->part == FRAGMENT_LATER || is_echo_reply(p))
+		return stateless(skb, p);
+	return is_tcp(p) ? midstream(skb, p) : begin(skb, p, false);
+}
+
+/* Decides over a packet of a pod whose policy is p->policy. */
+static __always_inline int decide(struct __sk_buff *skb, struct packet *p)
+{
+	struct conntrack *ct;
+	__u32 flags, judged;
+	bool reply;
+	int act = GO_ON;
+
+	if (unlikely(p->kind == KIND_ICMP_ERROR))
+		return icmp_error(skb, p);
+	if (unlikely(p->kind != KIND_FLOW))
+		return stateless(skb, p);
+	p->swapped = ct_key(&p->tuple, &p->key);
+	if (is_syn(p))
+		return syn(skb, p);
+	ct = ct_find(&p->key, p->now);
+	if (!ct && is_tcp(p) && ct_recover(p))
+		ct = ct_find(&p->key, p->now);
+	if (!ct)
+		return unknown(skb, p);
+	reply = ct_is_reply(ct, p->swapped);
+	/* Echo with identifier 0 both ways: its requests look like replies. */
+	if (unlikely(is_icmp(p) && reply != is_echo_reply(p)))
+		return stateless(skb, p);
+
+	flags = ct->flags;
+	if (unlikely(flags & CT_CUT)) {
+		if (p->tcp_flags & TCP_RST && !(flags & CT_REDIRECTED))
+			return TC_ACT_UNSPEC;
+		return into_proxy(skb, p, ct->generation);
+	}
+	judged = ct_judged(ct_role(p->direction, reply));
+	if (!(flags & judged))
+		act = reply ? judge_late(skb, p, ct) : judge_again(skb, p, ct);
+	else if (!reply && !p->host && ct->revision[p->direction & 1] != p->revision)
+		act = judge_again(skb, p, ct);
+	if (unlikely(act != GO_ON))
+		return act;
+	ct_account(ct, p, reply, ct_counts(flags, p->direction));
+	if (flags & CT_REDIRECTED)
+		return into_proxy(skb, p, ct->generation);
+	return TC_ACT_UNSPEC;
+}
+
+/* What every program does first. */
+static __always_inline void look_at_clock(struct packet *p)
+{
+	__u32 zero = 0;
+	struct state *s = bpf_map_lookup_elem(&state, &zero);
+
+	p->now = bpf_ktime_get_coarse_ns();
+	if (s)
+		p->revision = s->revision;
+}
+
+/* The pod behind this veth, for a packet that is not of one of its addresses.
+ * Returns false if no policy holds for it in the directions of mask. */
+SUBPROGRAM int device_enforces(struct __sk_buff *skb, struct packet *p, __u32 mask)
+{
+	__u32 key = skb->ifindex;
+	struct policy_info *info;
+	struct device *dev;
+
+	if (!p)
+		return true;
+	dev = bpf_map_lookup_elem(&devices, &key);
+	if (!dev)
+		return false;
+	p->policy = dev->policy;
+	p->identity = dev->identity;
+	info = bpf_map_lookup_elem(&policies, &dev->policy);
+	if (!info)
+		return true;
+	return (mask & 1 << DIRECTION_INGRESS && info->enforced[DIRECTION_INGRESS]) ||
+	       (mask & 1 << DIRECTION_EGRESS && info->enforced[DIRECTION_EGRESS]);
+}
