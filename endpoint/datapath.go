@@ -1,6 +1,12 @@
 package endpoint
 
-import "github.com/weirnet/weir/bpf"
+import (
+	"cmp"
+	"slices"
+
+	"github.com/weirnet/weir/bpf"
+	"github.com/weirnet/weir/flow"
+)
 
 // kernelOf is the part of a datapath that is written here.
 func kernelOf(d *bpf.Datapath) kernel {
@@ -38,4 +44,27 @@ func forgetIn[V comparable](t bpf.Table[bpf.Tuple, V], addrs map[bpf.Addr]bool) 
 		}
 	}
 	return nil
+}
+
+// KernelCounts reads what the kernel counted.
+func KernelCounts(d *bpf.Datapath) (flow.KernelCounts, error) {
+	counters, err := d.Counters()
+	if err != nil {
+		return flow.KernelCounts{}, err
+	}
+	lost, err := d.LostEvents()
+	if err != nil {
+		return flow.KernelCounts{}, err
+	}
+	out := flow.KernelCounts{Limited: lost.Limited, Full: lost.Full}
+	for _, c := range counters {
+		out.Reasons = append(out.Reasons, flow.KernelCount{
+			Reason: c.Reason.String(), Direction: c.Direction.String(), Drop: c.Reason.Drops(),
+			Packets: c.Packets, Bytes: c.Bytes,
+		})
+	}
+	slices.SortFunc(out.Reasons, func(a, b flow.KernelCount) int {
+		return cmp.Or(cmp.Compare(a.Reason, b.Reason), cmp.Compare(a.Direction, b.Direction))
+	})
+	return out, nil
 }

@@ -18,6 +18,8 @@ type Options struct {
 	Datapath *bpf.Datapath
 	RuleSets RuleSets
 	Veths    *Veths
+	// MTU is told the largest of the pods' veths, whenever it changes.
+	MTU func(int) error
 	// Complete tells whether the source has everything it was given: until
 	// then nothing that a predecessor left is taken away. nil: always.
 	Complete func() bool
@@ -34,12 +36,16 @@ type Manager struct {
 	veths    *Veths
 	metrics  *Metrics
 	complete func() bool
+	tellMTU  func(int) error
 	submits  chan submit
 	waits    chan chan error
 
 	// Of Run alone.
 	r       *realiser
+	mtu     int  // last told
 	started bool // the first changes are in
+	// applyErr is what of the last changes made no sense.
+	applyErr error
 
 	// mu guards what readers of flows and status see: these, and of r what
 	// fold writes.
@@ -80,7 +86,7 @@ func newManager(o Options, k kernel) (*Manager, error) {
 		return nil, err
 	}
 	m := &Manager{
-		node: o.Node, log: o.Log, veths: o.Veths, metrics: o.Metrics, complete: o.Complete,
+		node: o.Node, log: o.Log, veths: o.Veths, metrics: o.Metrics, complete: o.Complete, tellMTU: o.MTU,
 		submits: make(chan submit), waits: make(chan chan error),
 		r: r, engine: engine, names: newNames(), labels: map[uint32][]string{},
 	}
@@ -188,16 +194,19 @@ func (m *Manager) takeMore(waiting *[]chan error) {
 func (m *Manager) apply(s submit) {
 	m.mu.Lock()
 	delta, err := m.engine.Apply(s.changes)
-	if err == nil {
-		m.names.apply(s.changes)
-		m.r.fold(delta)
-		clear(m.labels)
+	// With an error, too: only what made no sense is left out.
+	m.r.fold(delta)
+	if !m.started {
+		m.engine.DropUnusedSeeds()
 	}
+	m.names.apply(s.changes)
+	clear(m.labels)
 	m.mu.Unlock()
+	m.applyErr = nil
 	if err != nil {
+		m.applyErr = fmt.Errorf("compute policy: %w", err)
 		m.metrics.errors.WithLabelValues("policy").Inc()
-		s.answer <- fmt.Errorf("compute policy: %w", err)
-		return
+		m.log.Error("some objects do not count", "error", err)
 	}
 	m.started = true
 	s.answer <- nil
@@ -211,6 +220,9 @@ func (m *Manager) pass(ctx context.Context) error {
 		m.r.veths = veths
 	}
 	m.r.place()
+	if err := m.updateMTU(); err != nil {
+		m.log.Warn("setting the MTU towards the proxy", "error", err)
+	}
 	err := m.r.realise(ctx, m.complete())
 	if err == nil {
 		err = m.r.activate()
@@ -225,8 +237,23 @@ func (m *Manager) pass(ctx context.Context) error {
 		// shown; it must not hold up the others.
 		m.log.Warn("looking for pods' veths", "error", scanErr)
 	}
-	m.show(err, took)
+	m.show(errors.Join(m.applyErr, err), took)
 	return err
+}
+
+func (m *Manager) updateMTU() error {
+	largest := 0
+	for _, index := range m.r.placed {
+		largest = max(largest, m.r.veths[index].MTU)
+	}
+	if largest == 0 || largest == m.mtu {
+		return nil
+	}
+	if err := m.tellMTU(largest); err != nil {
+		return err
+	}
+	m.mtu = largest
+	return nil
 }
 
 func (m *Manager) waitingPods() int { return len(m.r.pods) - len(m.r.placed) }

@@ -36,8 +36,10 @@ type kernel struct {
 
 // RuleSets takes the L7 rules to the proxy. It returns when a running proxy
 // has them in force, or at once when none runs.
+// Synced says, once, that the kernel speaks of no other sets than those given.
 type RuleSets interface {
 	SetRuleSets(ctx context.Context, upsert []*policy.RuleSet, remove []uint32) error
+	Synced(ctx context.Context) error
 }
 
 // realiser holds what the tables are to say and brings them there.
@@ -61,7 +63,8 @@ type realiser struct {
 	cleared  map[bpf.Addr]bool // flows forgotten, row not written yet
 	attached map[int]bool
 	failed   map[int]error // attaching, by ifindex
-	active   bool
+	active   bool          // our programs are attached everywhere
+	synced   bool          // the rule sets are known to be all
 }
 
 func newRealiser(k kernel, rules RuleSets) *realiser {
@@ -241,6 +244,9 @@ func (r *realiser) realise(ctx context.Context, mayDelete bool) error {
 			rulesErr = r.takeRules(ctx)
 		}
 	}
+	if rulesErr == nil {
+		rulesErr = r.syncRules(ctx)
+	}
 	if rulesErr != nil {
 		errs = append(errs, rulesErr)
 	}
@@ -291,6 +297,28 @@ func (r *realiser) takeRules(ctx context.Context) error {
 		return fmt.Errorf("take %d rule sets from the proxy: %w", len(r.rulesOff), err)
 	}
 	clear(r.rulesOff)
+	return nil
+}
+
+// syncRules tells the proxy that it has all rule sets, as soon as no entry in
+// the kernel names another.
+func (r *realiser) syncRules(ctx context.Context) error {
+	if r.synced {
+		return nil
+	}
+	for _, entries := range r.policies.have {
+		for _, e := range entries {
+			if e.RuleSet != 0 && r.ruleSets[e.RuleSet] == nil {
+				return nil
+			}
+		}
+	}
+	ctx, cancel := context.WithTimeout(ctx, rulesTimeout)
+	defer cancel()
+	if err := r.rules.Synced(ctx); err != nil {
+		return fmt.Errorf("tell the proxy that it has all rule sets: %w", err)
+	}
+	r.synced = true
 	return nil
 }
 

@@ -20,6 +20,7 @@ import (
 type Veth struct {
 	Ifindex int
 	Name    string
+	MTU     int
 	HostMAC [6]byte
 	PodMAC  [6]byte // of the peer
 	// Addresses that the peer has; Nearby those of other interfaces in its
@@ -57,6 +58,7 @@ type placed struct {
 
 type hostVeth struct {
 	name  string
+	mtu   int
 	mac   [6]byte
 	peer  int
 	space int32
@@ -246,7 +248,7 @@ func (v *Veths) result(links map[int]hostVeth) map[int]Veth {
 	out := make(map[int]Veth, len(links))
 	for index, l := range links {
 		sp := v.spaces[l.space]
-		d := Veth{Ifindex: index, Name: l.name, HostMAC: l.mac, PodMAC: sp.mac[l.peer]}
+		d := Veth{Ifindex: index, Name: l.name, MTU: l.mtu, HostMAC: l.mac, PodMAC: sp.mac[l.peer]}
 		for _, p := range sp.addresses {
 			if p.ifindex == l.peer {
 				d.Addresses = append(d.Addresses, p.addr)
@@ -309,6 +311,9 @@ func (v *Veths) links() (map[int]hostVeth, error) {
 		}
 		l := hostVeth{name: nl.BytesToString(a[unix.IFLA_IFNAME]), space: int32(binary.NativeEndian.Uint32(id))}
 		copy(l.mac[:], a[unix.IFLA_ADDRESS])
+		if mtu := a[unix.IFLA_MTU]; len(mtu) >= 4 {
+			l.mtu = int(binary.NativeEndian.Uint32(mtu))
+		}
 		if peer := a[unix.IFLA_LINK]; len(peer) >= 4 {
 			l.peer = int(int32(binary.NativeEndian.Uint32(peer)))
 		}

@@ -3,6 +3,7 @@ package flow
 import (
 	"strconv"
 	"sync"
+	"sync/atomic"
 
 	"github.com/prometheus/client_golang/prometheus"
 )
@@ -86,16 +87,25 @@ func (m *Metrics) policyLabel(name string) string {
 
 // KernelCount is what the kernel counted for one reason and direction.
 type KernelCount struct {
-	Reason, Direction string
-	Drop              bool
-	Packets, Bytes    uint64
+	Reason    string `json:"reason"`
+	Direction string `json:"direction"`
+	Drop      bool   `json:"drop"`
+	Packets   uint64 `json:"packets"`
+	Bytes     uint64 `json:"bytes"`
+}
+
+// KernelCounts is what the kernel counted since its tables were made.
+type KernelCounts struct {
+	Reasons []KernelCount
+	// Verdicts that were counted but not recorded one by one.
+	Limited, Full uint64
 }
 
 // NewKernelCollector returns a collector that reads the kernel's counters at
 // each scrape: dropped packets and new flows, by reason, and what was lost.
-func NewKernelCollector(read func() ([]KernelCount, error), lost *Lost) prometheus.Collector {
+func NewKernelCollector(read func() (KernelCounts, error), readersLost *atomic.Uint64) prometheus.Collector {
 	return &kernelCollector{
-		read: read, lost: lost,
+		read: read, readersLost: readersLost,
 		drops: prometheus.NewDesc("weir_drop_packets_total",
 			"Packets dropped in the kernel, by reason and the direction that judged.", []string{"reason", "direction"}, nil),
 		dropBytes: prometheus.NewDesc("weir_drop_bytes_total",
@@ -103,15 +113,15 @@ func NewKernelCollector(read func() ([]KernelCount, error), lost *Lost) promethe
 		passed: prometheus.NewDesc("weir_new_flows_total",
 			"New flows the kernel let pass or sent to the proxy, by reason and direction.", []string{"reason", "direction"}, nil),
 		events: prometheus.NewDesc("weir_lost_records_total",
-			"Records that were lost: at \"kernel\" because its ring was full or drops came too fast, at \"reader\" because someone who follows flows was too slow.", []string{"at"}, nil),
+			"Records that were lost: at \"limit\" because drops came too fast to tell each, at \"kernel\" because its ring was full, at \"reader\" because someone who follows flows was too slow.", []string{"at"}, nil),
 		failed: prometheus.NewDesc("weir_kernel_metrics_readable",
 			"1 if the kernel's counters could be read at this scrape.", nil, nil),
 	}
 }
 
 type kernelCollector struct {
-	read                                     func() ([]KernelCount, error)
-	lost                                     *Lost
+	read                                     func() (KernelCounts, error)
+	readersLost                              *atomic.Uint64
 	drops, dropBytes, passed, events, failed *prometheus.Desc
 }
 
@@ -131,7 +141,7 @@ func (c *kernelCollector) Collect(ch chan<- prometheus.Metric) {
 		readable = 0
 	}
 	ch <- prometheus.MustNewConstMetric(c.failed, prometheus.GaugeValue, readable)
-	for _, k := range counts {
+	for _, k := range counts.Reasons {
 		if k.Drop {
 			counter(c.drops, k.Packets, k.Reason, k.Direction)
 			counter(c.dropBytes, k.Bytes, k.Reason, k.Direction)
@@ -139,6 +149,9 @@ func (c *kernelCollector) Collect(ch chan<- prometheus.Metric) {
 			counter(c.passed, k.Packets, k.Reason, k.Direction)
 		}
 	}
-	counter(c.events, c.lost.Kernel.Load(), "kernel")
-	counter(c.events, c.lost.Readers.Load(), "reader")
+	if err == nil {
+		counter(c.events, counts.Limited, "limit")
+		counter(c.events, counts.Full, "kernel")
+	}
+	counter(c.events, c.readersLost.Load(), "reader")
 }

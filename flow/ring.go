@@ -3,7 +3,6 @@ package flow
 import (
 	"context"
 	"sync"
-	"sync/atomic"
 )
 
 // Ring keeps the latest records in bounded memory and lets any number of
@@ -43,38 +42,46 @@ func (r *Ring) Published() uint64 {
 // Read gives the records that q asks for to each, oldest first. With
 // q.Follow it goes on with those to come until ctx is done, else it returns
 // after what is there now. It stops at the first error of each and returns
-// it. lost is the number of records that were overwritten before a slow each
-// came to them.
-func (r *Ring) Read(ctx context.Context, q Query, each func(*Record) error) (lost uint64, err error) {
+// it. lost is the number of records, right before this one, that were
+// overwritten before a slow each came to them; r is nil if that is all there
+// is to tell.
+func (r *Ring) Read(ctx context.Context, q Query, each func(r *Record, lost uint64) error) error {
 	match, err := q.Filter.compile()
 	if err != nil {
-		return 0, err
+		return err
 	}
 	pos, end := r.start(q, match)
 	var batch []*Record
 	for {
 		var wake <-chan struct{}
-		batch, pos, wake, lost = r.take(batch[:0], pos, end, q.Follow, lost)
+		var lost uint64
+		batch, pos, lost, wake = r.take(batch[:0], pos, end, q.Follow)
 		if len(batch) == 0 {
 			if wake == nil {
-				return lost, nil
+				return nil
 			}
 			select {
 			case <-ctx.Done():
-				return lost, nil
+				return nil
 			case <-wake:
 			}
 			continue
 		}
 		for _, rec := range batch {
+			if ctx.Err() != nil {
+				return nil
+			}
 			if rec.Time.Before(q.Since) || !match(rec) {
 				continue
 			}
-			if ctx.Err() != nil {
-				return lost, nil
+			if err := each(rec, lost); err != nil {
+				return err
 			}
-			if err := each(rec); err != nil {
-				return lost, err
+			lost = 0
+		}
+		if lost > 0 {
+			if err := each(nil, lost); err != nil {
+				return err
 			}
 		}
 	}
@@ -108,11 +115,11 @@ func (r *Ring) start(q Query, match func(*Record) bool) (pos, end uint64) {
 
 const readBatch = 256
 
-func (r *Ring) take(batch []*Record, pos, end uint64, follow bool, lost uint64) ([]*Record, uint64, <-chan struct{}, uint64) {
+func (r *Ring) take(batch []*Record, pos, end uint64, follow bool) (_ []*Record, next, lost uint64, wake <-chan struct{}) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if oldest := r.next - min(r.next, uint64(len(r.buf))); pos < oldest {
-		lost += oldest - pos
+		lost = oldest - pos
 		pos = oldest
 	}
 	stop := r.next
@@ -123,16 +130,10 @@ func (r *Ring) take(batch []*Record, pos, end uint64, follow bool, lost uint64) 
 		batch = append(batch, r.buf[pos%uint64(len(r.buf))])
 	}
 	if len(batch) > 0 || !follow {
-		return batch, pos, nil, lost
+		return batch, pos, lost, nil
 	}
 	if r.wake == nil {
 		r.wake = make(chan struct{})
 	}
-	return batch, pos, r.wake, lost
-}
-
-// Lost counts what was seen but could not be recorded, by cause.
-type Lost struct {
-	Kernel  atomic.Uint64 // the kernel's ring was full or its limit on drop events was reached
-	Readers atomic.Uint64 // a reader of Ring was too slow
+	return batch, pos, lost, r.wake
 }

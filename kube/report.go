@@ -4,6 +4,7 @@ import (
 	"fmt"
 
 	"github.com/weirnet/weir/policy"
+	"github.com/weirnet/weir/policy/api"
 )
 
 // Report tells what a source holds.
@@ -93,4 +94,11 @@ func (t *tree) report(path string) Report {
 	}
 	r.Problems = append(r.Problems, t.clashes...)
 	return r
+}
+
+// Policies counts the policy objects, refused ones and groups of addresses
+// included.
+func (r Report) Policies() int {
+	return r.Kinds[api.KindNetworkPolicy] + r.Kinds[api.KindCiliumPolicy] +
+		r.Kinds[api.KindClusterwide] + r.Kinds[api.KindCiliumCIDRGroup]
 }

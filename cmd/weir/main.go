@@ -42,6 +42,10 @@ func (c exitCode) Error() string { return fmt.Sprintf("exit status %d", int(c)) 
 // commands lists the verbs in the order help shows them.
 func commands() []*cobra.Command {
 	return []*cobra.Command{
+		newAgentCommand(),
+		newStatusCommand(),
+		newFlowsCommand(),
+		newUninstallCommand(),
 		newProxyCommand(),
 		newPolicyCommand(),
 		newDemoCommand(),

@@ -1,0 +1,204 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"os"
+	"os/signal"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+	"github.com/spf13/cobra"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/weirnet/weir/bpf"
+	"github.com/weirnet/weir/endpoint"
+	"github.com/weirnet/weir/flow"
+	"github.com/weirnet/weir/kube"
+	"github.com/weirnet/weir/redirect"
+)
+
+const agentLong = `Agent enforces the policies on the pods of this node: it reads objects, computes
+what each pod may do, and writes that into the kernel, where it stays in force
+when the agent stops or dies. It starts the proxy for L7 rules where none runs.
+
+Objects are Kubernetes YAML or JSON below a directory, which is followed: pods
+(with status.podIP), namespaces, nodes, services, endpoint slices and policies.
+Pods of this node are those with its name in spec.nodeName; their interfaces
+are found by their addresses.
+
+All it owns on this machine hangs on the name of its state: the directory
+/run/weir/NAME with the sockets and the pinned eBPF maps and programs, and the
+interfaces of the proxy. One agent has a state at a time. weir uninstall removes
+all of it.`
+
+// agentOptions are the agent's flags.
+type agentOptions struct {
+	state       state
+	objects     string
+	node        string
+	metricsAddr string
+	logFormat   string
+	logLevel    string
+	keepFlows   int
+}
+
+// newAgentCommand is `weir agent`.
+func newAgentCommand() *cobra.Command {
+	var o agentOptions
+	cmd := &cobra.Command{
+		Use:     "agent --objects DIR",
+		Short:   "Enforce policies on the pods of this node",
+		Long:    agentLong,
+		Example: `  weir agent --objects /etc/weir/objects --node-name node-1`,
+		Args:    cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if err := o.check(); err != nil {
+				return err
+			}
+			if err := enterHostMounts(); err != nil {
+				return err
+			}
+			ctx, stop := signal.NotifyContext(cmd.Context(), os.Interrupt, syscall.SIGTERM)
+			defer stop()
+			return o.run(ctx)
+		},
+	}
+	f := cmd.Flags()
+	stateFlag(cmd, &o.state)
+	f.StringVar(&o.objects, "objects", "", "`directory` of objects (required)")
+	f.StringVar(&o.node, "node-name", "", "name of this node in the objects (default: the host's name)")
+	f.StringVar(&o.metricsAddr, "metrics-addr", "127.0.0.1:9964", "serve /metrics and /healthz here; empty: on the socket only")
+	f.StringVar(&o.logFormat, "log-format", "text", "text or json")
+	f.StringVar(&o.logLevel, "log-level", "info", "debug, info, warn or error")
+	f.IntVar(&o.keepFlows, "keep-flows", 16384, "how many of the latest flow records are kept")
+	return cmd
+}
+
+func (o *agentOptions) check() error {
+	if o.objects == "" {
+		return errors.New("--objects is needed")
+	}
+	if o.node == "" {
+		name, err := os.Hostname()
+		if err != nil {
+			return fmt.Errorf("find the node's name: %w", err)
+		}
+		o.node = name
+	}
+	return errors.Join(o.state.check(), oneOf("log format", o.logFormat, "text", "json"))
+}
+
+func (o *agentOptions) logger() (*slog.Logger, error) {
+	var level slog.Level
+	if err := level.UnmarshalText([]byte(o.logLevel)); err != nil {
+		return nil, fmt.Errorf("log level %q: must be debug, info, warn or error", o.logLevel)
+	}
+	h := &slog.HandlerOptions{Level: level}
+	if o.logFormat == "json" {
+		return slog.New(slog.NewJSONHandler(os.Stderr, h)), nil
+	}
+	return slog.New(slog.NewTextHandler(os.Stderr, h)), nil
+}
+
+// run is the agent: what it owns, in the order of what needs what.
+func (o *agentOptions) run(ctx context.Context) error {
+	log, err := o.logger()
+	if err != nil {
+		return err
+	}
+	release, _, err := o.state.lock(o.node)
+	if err != nil {
+		return err
+	}
+	defer release()
+
+	// The kernel's side, as a predecessor left it.
+	if err := bpf.MountPins(o.state.pins()); err != nil {
+		return err
+	}
+	datapath, err := bpf.Load(bpf.Options{Pins: o.state.pins(), Logger: log})
+	if err != nil {
+		return err
+	}
+	defer datapath.Close()
+
+	// What was seen.
+	registry := prometheus.NewRegistry()
+	registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	ring, counters := flow.NewRing(o.keepFlows), flow.NewMetrics(registry)
+	readersLost := new(atomic.Uint64)
+	kernelCounts := func() (flow.KernelCounts, error) { return endpoint.KernelCounts(datapath) }
+	registry.MustRegister(flow.NewKernelCollector(kernelCounts, readersLost))
+	publish := func(r *flow.Record) {
+		counters.Observe(r)
+		ring.Publish(r)
+	}
+
+	// Objects in, tables out; rule sets and records from and to the proxy.
+	veths, err := endpoint.OpenVeths()
+	if err != nil {
+		return err
+	}
+	defer veths.Close()
+	source := kube.NewDir(o.objects, log)
+	var manager *endpoint.Manager
+	proxies := redirect.NewManager(redirect.Options{
+		State: string(o.state), RunDir: o.state.dir(), Datapath: datapath, Log: log,
+		Record: func(r *flow.Record, rule uint32) {
+			manager.Complete(r, rule)
+			publish(r)
+		},
+	})
+	manager, err = endpoint.New(endpoint.Options{
+		Node: o.node, Datapath: datapath, RuleSets: proxies, MTU: proxies.SetMTU, Veths: veths,
+		Complete: func() bool { return source.Report().Complete },
+		Log:      log, Metrics: endpoint.NewMetrics(registry),
+	})
+	if err != nil {
+		return err
+	}
+	watch := newProxyWatch(proxies)
+	registry.MustRegister(manager.Collector(), source.Collector(), watch)
+
+	// Who asks.
+	server := &agentServer{
+		agent: agentStatus{
+			Node: o.node, State: string(o.state), PID: os.Getpid(), Version: version, Started: time.Now(),
+		},
+		source: source, manager: manager, kernel: kernelCounts, proxy: watch.status,
+		ring: ring, lost: readersLost, registry: registry, log: log,
+	}
+	socket, err := server.listen(o.state.socket())
+	if err != nil {
+		return err
+	}
+	defer os.Remove(o.state.socket())
+
+	group, ctx := errgroup.WithContext(ctx)
+	group.Go(func() error { return veths.Run(ctx) })
+	group.Go(func() error { return proxies.Run(ctx) })
+	group.Go(func() error { return manager.Run(ctx) })
+	group.Go(func() error { return manager.Records(ctx, datapath, publish) })
+	group.Go(func() error { return source.Run(ctx, manager) })
+	group.Go(func() error { return server.serve(ctx, socket, server.private()) })
+	if o.metricsAddr != "" {
+		port, err := net.Listen("tcp", o.metricsAddr)
+		if err != nil {
+			// A busy port must not keep policy from being enforced.
+			log.Error("metrics are on the socket only", "error", err)
+		} else {
+			group.Go(func() error { return server.serve(ctx, port, server.public()) })
+		}
+	}
+	log.Info("agent started", "node", o.node, "state", string(o.state), "objects", o.objects, "version", version)
+	err = group.Wait()
+	log.Info("agent stopped; everything stays enforced", "error", err)
+	return err
+}

@@ -1,0 +1,144 @@
+package main
+
+import (
+	"cmp"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"net/url"
+	"os"
+	"os/signal"
+	"slices"
+	"syscall"
+	"time"
+
+	"github.com/spf13/cobra"
+)
+
+const statusLong = `Status shows what is enforced on this node: objects and what is wrong with them,
+pods and the policies that select them, the proxy, and drops by reason.
+
+With --wait it first has everything read again, and returns once all of that is
+enforced: what was in the directory before the call counts. A pod without an
+interface is not waited for.
+
+Exit status: 0 ready, 1 not (or not in time), 2 no agent answers.`
+
+// newStatusCommand is `weir status`.
+func newStatusCommand() *cobra.Command {
+	var s state
+	var output string
+	var wait bool
+	var timeout time.Duration
+	cmd := &cobra.Command{
+		Use:   "status",
+		Short: "Show what is enforced on this node, and what is not",
+		Long:  statusLong,
+		Args:  cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if err := errors.Join(s.check(), oneOf("output", output, "text", "json")); err != nil {
+				return err
+			}
+			if err := enterHostMounts(); err != nil {
+				return err
+			}
+			ctx, stop := signal.NotifyContext(cmd.Context(), os.Interrupt, syscall.SIGTERM)
+			defer stop()
+			out, errOut := cmd.OutOrStdout(), cmd.ErrOrStderr()
+			if !wait {
+				timeout = 0
+			}
+			st, text, err := askStatus(ctx, s, timeout)
+			if err != nil {
+				return err
+			}
+			if st.Waited != "" {
+				fmt.Fprintf(errOut, "weir: not enforced within %v: %s\n", timeout, st.Waited)
+			}
+			switch {
+			case output == "json":
+				_, err = out.Write(text)
+			case wait && st.Waited == "":
+				_, err = fmt.Fprintf(out, "enforced: revision %d, %s on %s\n", st.Policy.Revision,
+					plural(st.Objects.Policies(), "policy", "policies"), plural(len(st.Policy.Endpoints), "pod", "pods"))
+			case !wait:
+				err = st.print(out)
+			}
+			if err != nil {
+				return err
+			}
+			if !st.Ready || st.Waited != "" {
+				return exitCode(1)
+			}
+			return nil
+		},
+	}
+	stateFlag(cmd, &s)
+	cmd.Flags().StringVarP(&output, "output", "o", "text", "text or json")
+	cmd.Flags().BoolVar(&wait, "wait", false, "return once all that is in the directory now is enforced")
+	cmd.Flags().DurationVar(&timeout, "timeout", time.Minute, "how long --wait waits")
+	return cmd
+}
+
+// askStatus asks the agent, and with a wait gives it that long to enforce
+// everything; an agent that is just starting is waited for as well.
+func askStatus(ctx context.Context, s state, wait time.Duration) (st agentStatus, text []byte, err error) {
+	end := time.Now().Add(wait)
+	for {
+		query := url.Values{}
+		if wait > 0 {
+			query.Set("wait", max(time.Until(end), time.Millisecond).String())
+		}
+		st, text, err = askOnce(ctx, s, query)
+		if err == nil || ctx.Err() != nil || time.Until(end) <= 0 {
+			return st, text, err
+		}
+		select {
+		case <-ctx.Done():
+		case <-time.After(20 * time.Millisecond):
+		}
+	}
+}
+
+func askOnce(ctx context.Context, s state, query url.Values) (st agentStatus, text []byte, err error) {
+	resp, err := s.get(ctx, "/status", query)
+	if err != nil {
+		return st, nil, err
+	}
+	defer resp.Body.Close()
+	if resp.StatusCode != http.StatusOK {
+		return st, nil, fmt.Errorf("ask the agent: %s", resp.Status)
+	}
+	if text, err = io.ReadAll(resp.Body); err != nil {
+		return st, nil, fmt.Errorf("ask the agent: %w", err)
+	}
+	if err := json.Unmarshal(text, &st); err != nil {
+		return st, nil, fmt.Errorf("read the agent's answer: %w", err)
+	}
+	return st, text, nil
+}
+
+func plural(n int, one, many string) string {
+	if n == 1 {
+		return "1 " + one
+	}
+	return fmt.Sprintf("%d %s", n, many)
+}
+
+// sortedKinds lists kinds of objects with their numbers, most first.
+func sortedKinds(kinds map[string]int) []string {
+	names := make([]string, 0, len(kinds))
+	for k := range kinds {
+		names = append(names, k)
+	}
+	slices.SortFunc(names, func(a, b string) int {
+		return cmp.Or(cmp.Compare(kinds[b], kinds[a]), cmp.Compare(a, b))
+	})
+	for i, k := range names {
+		names[i] = fmt.Sprintf("%d %s", kinds[k], k)
+	}
+	return names
+}

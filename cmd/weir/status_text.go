@@ -1,0 +1,160 @@
+package main
+
+import (
+	"fmt"
+	"io"
+	"strings"
+	"text/tabwriter"
+	"time"
+
+	"github.com/weirnet/weir/endpoint"
+	"github.com/weirnet/weir/flow"
+	"github.com/weirnet/weir/kube"
+)
+
+// print writes the status for people: first what is wrong.
+func (s *agentStatus) print(out io.Writer) error {
+	w := &errWriter{out: out}
+	ready := "ready"
+	if !s.Ready {
+		ready = "NOT READY"
+	}
+	w.printf("%s on node %s (state %s, pid %d, version %s)\n", ready, s.Node, s.State, s.PID, s.Version)
+	for _, r := range s.Reasons {
+		w.printf("  ! %s\n", r)
+	}
+	w.printf("\nobjects  %s in %s: %s", plural(s.Objects.Files, "file", "files"), s.Objects.Path, strings.Join(sortedKinds(s.Objects.Kinds), ", "))
+	if s.Objects.Ignored > 0 {
+		w.printf(", %d of kinds that mean nothing here", s.Objects.Ignored)
+	}
+	w.printf("\npolicy   %d enforced, %d refused; revision %d", s.Objects.Policies()-s.Objects.Refused, s.Objects.Refused, s.Policy.Revision)
+	if !s.Policy.At.IsZero() {
+		w.printf(", last written %s in %s", s.Policy.At.Local().Format(time.TimeOnly), s.Policy.TookNs.Round(10*time.Microsecond))
+	}
+	w.printf("\nproxy    %s\n", s.Proxy.line())
+	w.printf("tables   %s\n", tablesLine(s.Policy.Tables))
+	if n := s.Lost.Limited + s.Lost.Full + s.Lost.Readers + s.Lost.Proxy; n > 0 {
+		w.printf("records  %d lost: %d over the limit on drops, %d for a full ring, %d by slow readers, %d by the proxy\n",
+			n, s.Lost.Limited, s.Lost.Full, s.Lost.Readers, s.Lost.Proxy)
+	}
+	printProblems(w, s.Objects.Problems)
+	printEndpoints(w, s.Policy.Endpoints)
+	printDrops(w, s.Kernel)
+	return w.err
+}
+
+func (p proxyStatus) line() string {
+	if !p.Up {
+		return "DOWN: " + p.Error + "; flows that need it wait"
+	}
+	var denied uint64
+	for _, n := range p.Denied {
+		denied += n
+	}
+	return fmt.Sprintf("up, generation %d: %s, %d requests, %d denied", p.Generation,
+		plural(int(p.Connections), "connection", "connections"), p.Requests, denied)
+}
+
+func tablesLine(tables []endpoint.TableStatus) string {
+	var parts []string
+	for _, t := range tables {
+		part := fmt.Sprintf("%s %d", t.Name, t.Entries)
+		if t.Pending > 0 {
+			part += fmt.Sprintf(" (%d to be written)", t.Pending)
+		}
+		parts = append(parts, part)
+	}
+	return strings.Join(parts, ", ")
+}
+
+func printProblems(w *errWriter, problems []kube.Problem) {
+	if len(problems) == 0 {
+		return
+	}
+	w.printf("\nPROBLEMS\n")
+	for _, p := range problems {
+		force := ""
+		if p.Fallback {
+			force = " (what was valid before is in force)"
+		}
+		w.printf("%-13s %s%s\n", p.Kind, p, force)
+	}
+}
+
+func printEndpoints(w *errWriter, endpoints []endpoint.EndpointStatus) {
+	w.printf("\n")
+	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	fmt.Fprintf(t, "POD\tADDRESSES\tVETH\tIDENTITY\tINGRESS\tEGRESS\tSTATE\n")
+	for _, e := range endpoints {
+		var addrs []string
+		for _, a := range e.Addresses {
+			addrs = append(addrs, a.String())
+		}
+		veth := e.Veth
+		if veth == "" {
+			veth = "-"
+		}
+		state := e.State
+		if e.Error != "" {
+			state += ": " + e.Error
+		}
+		fmt.Fprintf(t, "%s/%s\t%s\t%s\t%d\t%s\t%s\t%s\n", e.Namespace, e.Pod, strings.Join(addrs, ","), veth, e.Identity,
+			enforcement(e.Ingress, e.IngressPolicies), enforcement(e.Egress, e.EgressPolicies), state)
+	}
+	w.keep(t.Flush())
+	if len(endpoints) == 0 {
+		w.printf("no pods of this node\n")
+	}
+}
+
+// enforcement says what holds in one direction.
+func enforcement(on bool, policies []string) string {
+	switch {
+	case !on && len(policies) == 0:
+		return "open"
+	case !on:
+		return "open, " + plural(len(policies), "policy", "policies")
+	}
+	return plural(len(policies), "policy", "policies")
+}
+
+func printDrops(w *errWriter, counts []flow.KernelCount) {
+	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	head := false
+	for _, c := range counts {
+		if !c.Drop || c.Packets == 0 {
+			continue
+		}
+		if !head {
+			w.printf("\n")
+			fmt.Fprintf(t, "DROPPED\tDIRECTION\tPACKETS\tBYTES\tMEANS\n")
+			head = true
+		}
+		means := ""
+		if r, ok := flow.ParseReason(c.Reason); ok {
+			means = r.Explanation()
+		}
+		fmt.Fprintf(t, "%s\t%s\t%d\t%d\t%s\n", c.Reason, c.Direction, c.Packets, c.Bytes, means)
+	}
+	w.keep(t.Flush())
+}
+
+// errWriter keeps the first error, so that it is asked for once.
+type errWriter struct {
+	out io.Writer
+	err error
+}
+
+func (w *errWriter) Write(p []byte) (int, error) {
+	n, err := w.out.Write(p)
+	w.keep(err)
+	return n, err
+}
+
+func (w *errWriter) printf(format string, args ...any) { fmt.Fprintf(w, format, args...) }
+
+func (w *errWriter) keep(err error) {
+	if w.err == nil {
+		w.err = err
+	}
+}
