@@ -102,16 +102,17 @@ func (f *mapFlows) walk(n int, visit func(bpf.Tuple, bpf.Conn)) (end bool, err e
 	return end, nil
 }
 
-// revisions tells which policy is in force, by memory shared with the kernel.
+// revisions tells which policy is in force, by memory shared with the agent.
 type revisions struct{ word *uint32 }
 
-// mapRevisions maps the state table, for reading.
+// mapRevisions maps the revision table, for reading. The table's descriptor is
+// not needed any more then.
 func mapRevisions(m *ebpf.Map) (revisions, error) {
 	b, err := unix.Mmap(m.FD(), 0, os.Getpagesize(), unix.PROT_READ, unix.MAP_SHARED)
 	if err != nil {
-		return revisions{}, fmt.Errorf("map the state table: %w", err)
+		return revisions{}, fmt.Errorf("map the revision table: %w", err)
 	}
-	return revisions{(*uint32)(unsafe.Pointer(&b[unsafe.Offsetof(bpf.State{}.Revision)]))}, nil
+	return revisions{(*uint32)(unsafe.Pointer(&b[0]))}, nil
 }
 
 func (r revisions) now() uint32 { return atomic.LoadUint32(r.word) }

@@ -20,7 +20,7 @@ import (
 // wired is what a proxy has once an agent has joined it to the node.
 type wired struct {
 	generation uint8
-	maps       map[string]ebpf.MapID
+	maps       mapIDs
 	listeners  []*net.TCPListener
 	steering   *ebpf.Map // the listeners' sockmap
 	data       *dataSide
@@ -117,26 +117,22 @@ func (p *process) wire(m *control.Wiring, files []*os.File) error {
 	}
 	keep := false
 	defer func() {
+		maps.revision.Close()
 		if !keep {
-			for _, m := range maps {
-				m.Close()
-			}
+			maps.conns.Close()
+			maps.listeners.Close()
 		}
 	}()
-	ids := make(map[string]ebpf.MapID, len(maps))
-	for name, m := range maps {
-		if ids[name], err = mapID(m); err != nil {
-			return fmt.Errorf("identify map %s: %w", name, err)
-		}
+	ids, err := maps.ids()
+	if err != nil {
+		return err
 	}
 	if w := p.wired.Load(); w != nil {
 		if uint32(w.generation) != m.Generation {
 			return fmt.Errorf("generation %d: %w as %d", m.Generation, errStale, w.generation)
 		}
-		for name, id := range w.maps {
-			if ids[name] != id {
-				return fmt.Errorf("map %s is %d: %w with %d", name, ids[name], errStale, id)
-			}
+		if ids != w.maps {
+			return fmt.Errorf("tables %v: %w with %v", ids, errStale, w.maps)
 		}
 		return configureNamespace(m.Gateway, int(m.Mtu))
 	}
@@ -155,27 +151,22 @@ func (p *process) wire(m *control.Wiring, files []*os.File) error {
 }
 
 // setUp makes the data side. Listeners come last: nothing reaches it before.
-func (p *process) setUp(m *control.Wiring, maps map[string]*ebpf.Map) (*wired, error) {
-	for _, name := range [...]string{control.MapConns, control.MapState, control.MapListeners} {
-		if maps[name] == nil {
-			return nil, fmt.Errorf("no descriptor of map %s", name)
-		}
-	}
-	revisions, err := mapRevisions(maps[control.MapState])
+func (p *process) setUp(m *control.Wiring, maps *tables) (*wired, error) {
+	revisions, err := mapRevisions(maps.revision)
 	if err != nil {
 		return nil, err
 	}
 	if err := configureNamespace(net.HardwareAddr(m.Gateway), int(m.Mtu)); err != nil {
 		return nil, err
 	}
-	flows := &mapFlows{m: maps[control.MapConns]}
+	flows := &mapFlows{m: maps.conns}
 	d := &dataSide{
 		log: p.log, generation: uint8(m.Generation), flows: flows, revisions: revisions,
 		sets: p.sets, closed: http.Closed(), server: p.server, records: p.records, counters: p.counters,
 		max: min(flows.size(), maxPairs()),
 	}
 	d.pairs.pairs = make(map[bpf.Tuple]*pair)
-	steering := maps[control.MapListeners]
+	steering := maps.listeners
 	listeners, err := openListeners(func(index uint32, fd uintptr) error {
 		return steering.Update(index, uint64(fd), ebpf.UpdateAny)
 	})
@@ -189,41 +180,73 @@ func (p *process) setUp(m *control.Wiring, maps map[string]*ebpf.Map) (*wired, e
 	return &wired{generation: uint8(m.Generation), listeners: listeners, steering: steering, data: d}, nil
 }
 
-func openMaps(names []string, files []*os.File) (map[string]*ebpf.Map, error) {
+// tables are what the proxy needs of those that come with a Wiring.
+type tables struct{ conns, revision, listeners *ebpf.Map }
+
+// mapIDs tell the tables of one agent's from another's.
+type mapIDs struct{ conns, revision, listeners ebpf.MapID }
+
+// openMaps opens the tables; the descriptors stay the caller's.
+func openMaps(names []string, files []*os.File) (_ *tables, err error) {
 	if len(names) != len(files) {
-		return nil, fmt.Errorf("%d maps and %d descriptors", len(names), len(files))
+		return nil, fmt.Errorf("%d tables and %d descriptors", len(names), len(files))
 	}
-	maps := make(map[string]*ebpf.Map, len(names))
-	for i, name := range names {
-		// NewMapFromFD owns what it is given, and fails with it open.
-		fd, err := unix.FcntlInt(files[i].Fd(), unix.F_DUPFD_CLOEXEC, 0)
-		if err == nil {
-			if maps[name], err = ebpf.NewMapFromFD(fd); err != nil {
-				unix.Close(fd)
-			}
-		}
+	t := &tables{}
+	places := map[string]**ebpf.Map{
+		control.MapConns: &t.conns, control.MapRevision: &t.revision, control.MapListeners: &t.listeners,
+	}
+	defer func() {
 		if err != nil {
-			for _, m := range maps {
-				if m != nil {
-					m.Close()
-				}
+			for _, place := range places {
+				(*place).Close() // nil is fine
 			}
-			return nil, fmt.Errorf("open map %s: %w", name, err)
+		}
+	}()
+	for i, name := range names {
+		place := places[name]
+		if place == nil || *place != nil {
+			continue
+		}
+		if *place, err = openMap(files[i]); err != nil {
+			return nil, fmt.Errorf("open table %s: %w", name, err)
 		}
 	}
-	return maps, nil
+	for name, place := range places {
+		if *place == nil {
+			return nil, fmt.Errorf("no descriptor of table %s", name)
+		}
+	}
+	return t, nil
 }
 
-func mapID(m *ebpf.Map) (ebpf.MapID, error) {
-	info, err := m.Info()
+func openMap(f *os.File) (*ebpf.Map, error) {
+	fd, err := unix.FcntlInt(f.Fd(), unix.F_DUPFD_CLOEXEC, 0)
 	if err != nil {
-		return 0, err
+		return nil, err
 	}
-	id, ok := info.ID()
-	if !ok {
-		return 0, errors.New("the kernel does not tell its number")
+	m, err := ebpf.NewMapFromFD(fd)
+	if err != nil {
+		unix.Close(fd)
 	}
-	return id, nil
+	return m, err
+}
+
+func (t *tables) ids() (ids mapIDs, err error) {
+	for _, x := range []struct {
+		m  *ebpf.Map
+		id *ebpf.MapID
+	}{{t.conns, &ids.conns}, {t.revision, &ids.revision}, {t.listeners, &ids.listeners}} {
+		info, err := x.m.Info()
+		if err != nil {
+			return ids, fmt.Errorf("identify a table: %w", err)
+		}
+		id, ok := info.ID()
+		if !ok {
+			return ids, errors.New("identify a table: the kernel does not tell its number")
+		}
+		*x.id = id
+	}
+	return ids, nil
 }
 
 // maxPairs is how many connections the limit of open files leaves room for: a

@@ -24,6 +24,7 @@ const nobody = 65534
 const (
 	fdListener = 3 + iota // the listening control socket
 	fdLock                // the launcher's lock: held as long as either lives
+	fdRoot                // the directory that is to be the child's root
 	fdNetns               // place for the child's own network namespace, which Confine opens
 )
 
@@ -47,8 +48,7 @@ type LauncherOptions struct {
 	// RunDir holds the socket; it is created where it is missing.
 	RunDir string
 	// Child is the command line that calls Confine, less the program: this
-	// very binary. The path of an empty directory is appended, which is to be
-	// the proxy's root.
+	// very binary.
 	Child []string
 	// Drain is how long connections get when the launcher is told to go.
 	Drain time.Duration
@@ -80,10 +80,11 @@ func Launch(ctx context.Context, o LauncherOptions) error {
 		return err
 	}
 	defer listener.Close()
-	root := filepath.Join(o.RunDir, emptyName)
-	if err := emptyDir(root); err != nil {
+	root, err := emptyDir(filepath.Join(o.RunDir, emptyName))
+	if err != nil {
 		return err
 	}
+	defer root.Close()
 	if err := raiseFiles(); err != nil {
 		return err
 	}
@@ -115,7 +116,7 @@ func Launch(ctx context.Context, o LauncherOptions) error {
 
 // life runs one child to its end. done: it went because it was told to, or
 // none can be started at all.
-func (o *LauncherOptions) life(ctx context.Context, listener, lock *os.File, root string) (done bool, err error) {
+func (o *LauncherOptions) life(ctx context.Context, listener, lock, root *os.File) (done bool, err error) {
 	place, err := os.Open(os.DevNull)
 	if err != nil {
 		return false, fmt.Errorf("start the proxy: %w", err)
@@ -123,11 +124,11 @@ func (o *LauncherOptions) life(ctx context.Context, listener, lock *os.File, roo
 	defer place.Close()
 	cmd := &exec.Cmd{
 		Path:       "/proc/self/exe",
-		Args:       append(append([]string{os.Args[0]}, o.Child...), root),
+		Args:       append([]string{os.Args[0]}, o.Child...),
 		Env:        []string{"GOTRACEBACK=single"},
 		Dir:        "/",
 		Stderr:     o.Log,
-		ExtraFiles: []*os.File{listener, lock, place},
+		ExtraFiles: []*os.File{listener, lock, root, place},
 		SysProcAttr: &syscall.SysProcAttr{
 			Cloneflags: unix.CLONE_NEWUSER | unix.CLONE_NEWNET | unix.CLONE_NEWPID | unix.CLONE_NEWIPC | unix.CLONE_NEWUTS,
 			// Uid 0 inside, or the exec would take the capabilities in the new
@@ -216,19 +217,25 @@ func listen(path string) (*os.File, error) {
 	return f, nil
 }
 
-// emptyDir makes sure path is an empty directory that only root can change.
-func emptyDir(path string) error {
+// emptyDir makes sure path is an empty directory that only root can change,
+// and opens it.
+func emptyDir(path string) (*os.File, error) {
 	if err := os.Mkdir(path, 0o555); err != nil && !errors.Is(err, os.ErrExist) {
-		return fmt.Errorf("make the proxy's root: %w", err)
+		return nil, fmt.Errorf("make the proxy's root: %w", err)
 	}
-	entries, err := os.ReadDir(path)
+	dir, err := os.Open(path)
 	if err != nil {
-		return fmt.Errorf("make the proxy's root: %w", err)
+		return nil, fmt.Errorf("make the proxy's root: %w", err)
 	}
-	if len(entries) > 0 {
-		return fmt.Errorf("make the proxy's root: %s is not empty", path)
+	entries, err := dir.ReadDir(1)
+	if err == nil || len(entries) > 0 {
+		err = errors.New("it is not empty")
 	}
-	return nil
+	if !errors.Is(err, io.EOF) {
+		dir.Close()
+		return nil, fmt.Errorf("make the proxy's root %s: %w", path, err)
+	}
+	return dir, nil
 }
 
 // raiseFiles raises the limit of open files as far as it goes. The child

@@ -53,11 +53,15 @@ func Inherit() (*Inherited, error) {
 // it for others of its user, and a filter on system calls. After it the
 // process opens no file, runs no program, makes no namespace, and speaks to
 // no part of the kernel but TCP, UDP, its routes, and its maps.
-func Seal(root string) error {
-	if err := unix.Chroot(root); err != nil {
+func Seal() error {
+	// By its descriptor: the way to it may be closed to this user.
+	if err := unix.Fchdir(fdRoot); err != nil {
 		return fmt.Errorf("seal: change root: %w", err)
 	}
-	if err := unix.Chdir("/"); err != nil {
+	if err := unix.Chroot("."); err != nil {
+		return fmt.Errorf("seal: change root: %w", err)
+	}
+	if err := unix.Close(fdRoot); err != nil {
 		return fmt.Errorf("seal: change root: %w", err)
 	}
 	if err := unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0); err != nil {

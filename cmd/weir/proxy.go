@@ -64,14 +64,14 @@ func newProxyCommand() *cobra.Command {
 	}
 	cmd.Flags().StringVar(&f.logFile, "log-file", "", "log to this file, of bounded size, instead of standard error")
 	confine := &cobra.Command{
-		Use: "confine ROOT", Hidden: true, Args: cobra.ExactArgs(1),
-		RunE: func(_ *cobra.Command, args []string) error {
-			return redirect.Confine(append(append([]string{"proxy", "serve"}, f.args()...), args...))
+		Use: "confine", Hidden: true, Args: cobra.NoArgs,
+		RunE: func(*cobra.Command, []string) error {
+			return redirect.Confine(append([]string{"proxy", "serve"}, f.args()...))
 		},
 	}
 	serve := &cobra.Command{
-		Use: "serve ROOT", Hidden: true, Args: cobra.ExactArgs(1),
-		RunE: func(cmd *cobra.Command, args []string) error { return f.serve(cmd.Context(), args[0]) },
+		Use: "serve", Hidden: true, Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error { return f.serve(cmd.Context()) },
 	}
 	cmd.AddCommand(confine, serve)
 	for _, c := range []*cobra.Command{cmd, confine, serve} {
@@ -109,7 +109,7 @@ func (f *proxyFlags) launch(ctx context.Context) error {
 	})
 }
 
-func (f *proxyFlags) serve(ctx context.Context, root string) error {
+func (f *proxyFlags) serve(ctx context.Context) error {
 	// Standard error is a pipe to the launcher: the proxy outlives it.
 	signal.Ignore(syscall.SIGPIPE)
 	ctx, stop := signal.NotifyContext(withContext(ctx), syscall.SIGTERM)
@@ -118,7 +118,7 @@ func (f *proxyFlags) serve(ctx context.Context, root string) error {
 	if err != nil {
 		return err
 	}
-	if err := redirect.Seal(root); err != nil {
+	if err := redirect.Seal(); err != nil {
 		return err
 	}
 	err = proxy.Run(ctx, proxy.Options{

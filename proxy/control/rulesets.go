@@ -7,9 +7,9 @@ import (
 
 // Names of the descriptors that come with a Wiring.
 const (
-	MapConns     = "conns"     // read and write
-	MapState     = "state"     // read only
-	MapListeners = "listeners" // the sockmap of this generation, read and write
+	MapConns     = "conns"
+	MapRevision  = "revision"  // a copy of the policy revision, to be mapped
+	MapListeners = "listeners" // the sockmap of this generation
 )
 
 // RuleSetOf is the message of a rule set.
