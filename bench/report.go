@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"text/tabwriter"
 	"time"
@@ -41,7 +42,7 @@ type figure struct {
 	Note  string  `json:"note,omitempty"`
 }
 
-func newReport(ctx context.Context, o options, s *stage) *report {
+func newReport(ctx context.Context, o options) *report {
 	var uts unix.Utsname
 	_ = unix.Uname(&uts) // only fails for a bad pointer
 	r := &report{
@@ -53,10 +54,10 @@ func newReport(ctx context.Context, o options, s *stage) *report {
 	r.Versions["go"] = firstLine(ctx, "go", "version")
 	r.Versions["wrk"] = firstLine(ctx, "wrk", "-v")
 	r.Versions["nginx"] = firstLine(ctx, "nginx", "-v")
-	if _, ok := s.targets[haproxy]; ok {
+	if !slices.Contains(o.without, haproxy) {
 		r.Versions["haproxy"] = firstLine(ctx, "haproxy", "-v")
 	}
-	if _, ok := s.targets[envoy]; ok {
+	if !slices.Contains(o.without, envoy) {
 		r.Versions["envoy"] = envoyPackage
 	}
 	return r
@@ -101,7 +102,7 @@ func (r *report) cell(name string) (result, bool) {
 // print writes the tables people read; they are Markdown as well.
 func (r *report) print(w io.Writer) error {
 	fmt.Fprintf(w, "%s, commit %s, kernel %s, %d x %s\n", r.Date.Format(time.RFC3339), r.Commit, r.Kernel, r.CPUs, r.CPU)
-	fmt.Fprintf(w, "%d rounds of %gs, medians; %d worker(s) per proxy; %s; %s; %s\n", r.Rounds, r.Seconds, r.Workers,
+	fmt.Fprintf(w, "%d rounds of %gs, medians; %d worker per proxy where nothing else is said; %s; %s; %s\n", r.Rounds, r.Seconds, r.Workers,
 		r.Versions["nginx"], r.Versions["haproxy"], r.Versions["envoy"])
 	for _, c := range r.Cells {
 		fmt.Fprintf(w, "\n### %s\n\n", c.Title)

@@ -22,6 +22,7 @@ import (
 type stage struct {
 	log     *slog.Logger
 	o       options
+	workers int // of each proxy
 	dir     string
 	script  string // for wrk
 	files   int    // descriptors a process may have
@@ -37,8 +38,9 @@ type stage struct {
 // and those that the policy changes are about.
 const weirPods = 102
 
-func newStage(ctx context.Context, log *slog.Logger, o options) (*stage, error) {
-	s := &stage{log: log, o: o, targets: map[string]target{}}
+func newStage(ctx context.Context, log *slog.Logger, o options, workers int) (*stage, error) {
+	s := &stage{log: log, o: o, workers: workers, targets: map[string]target{}}
+	removeLeftovers()
 	dir, err := os.MkdirTemp("", "weir-bench-")
 	if err != nil {
 		return s, err
@@ -72,7 +74,7 @@ func newStage(ctx context.Context, log *slog.Logger, o options) (*stage, error) 
 
 // addNode makes a node with its servers.
 func (s *stage) addNode(name string, subnet, pods int) (*node, error) {
-	name = fmt.Sprintf("wbench%d-%s", os.Getpid(), name)
+	name = fmt.Sprintf("%s%d-%s", namePrefix, os.Getpid(), name)
 	n, err := newNode(name, subnet, pods)
 	s.nodes = append(s.nodes, n)
 	if err != nil {
@@ -134,7 +136,7 @@ func (s *stage) addPlain(ctx context.Context) error {
 			continue
 		}
 		offset := 10000 * (i + 1)
-		p, err := s.started(startRival(r, n, s.dir, s.o.workers, s.files, offset))
+		p, err := s.started(startRival(r, n, s.dir, s.workers, s.files, offset))
 		if err != nil {
 			return err
 		}

@@ -6,6 +6,7 @@ import (
 	"net/netip"
 	"os"
 	"os/exec"
+	"strconv"
 	"strings"
 )
 
@@ -131,14 +132,22 @@ func command(name string, args ...string) error {
 
 func netnsPath(ns string) string { return "/run/netns/" + ns }
 
-// removeLeftovers deletes namespaces an earlier run of the same name left.
-func removeLeftovers(prefix string) {
+// namePrefix begins the names of all namespaces of a run.
+const namePrefix = "wb"
+
+// removeLeftovers deletes namespaces of runs that were killed.
+func removeLeftovers() {
 	entries, err := os.ReadDir("/run/netns")
 	if err != nil {
-		return
+		return // there is none yet
 	}
 	for _, e := range entries {
-		if strings.HasPrefix(e.Name(), prefix) {
+		number, _, ok := strings.Cut(strings.TrimPrefix(e.Name(), namePrefix), "-")
+		pid, err := strconv.Atoi(number)
+		if !ok || err != nil || !strings.HasPrefix(e.Name(), namePrefix) {
+			continue
+		}
+		if _, err := os.Stat(fmt.Sprintf("/proc/%d", pid)); os.IsNotExist(err) {
 			_ = ip("netns", "del", e.Name())
 		}
 	}

@@ -41,7 +41,7 @@ func startWeir(ctx context.Context, s *stage, n *node) (*weirAgent, error) {
 		return nil, fmt.Errorf("write objects: %w", err)
 	}
 	// As the rivals: so many threads for the work in between.
-	env := []string{fmt.Sprintf("GOMAXPROCS=%d", s.o.workers)}
+	env := []string{fmt.Sprintf("GOMAXPROCS=%d", s.workers)}
 	var err error
 	w.agent, err = start(n.name, s.dir, "weir-agent", env, w.binary, "agent", "--objects", w.objects, "--node-name", nodeName,
 		"--state", w.state)
