@@ -174,7 +174,7 @@ func (e *Engine) settle() error {
 	note(err)
 	e.servicesBehind(changed)
 	for s := range e.dirty.services {
-		s.peer = e.peers.byDigest[newServicePeer(s.object).digest]
+		s.peer = e.peers.held(newServicePeer(s.object))
 		e.lookBehind(s)
 		if s.src == nil && len(s.slices) == 0 {
 			delete(e.services, s.object)

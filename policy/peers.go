@@ -198,6 +198,14 @@ func (t *peerTable) release(p *peer) {
 	}
 }
 
+// held returns the peer of the table that equals want; nil if nobody holds it.
+func (t *peerTable) held(want *peer) *peer {
+	if p := t.byDigest[want.digest]; p != nil && p.refs > 0 {
+		return p
+	}
+	return nil
+}
+
 // sweep forgets the peers nobody holds and returns what came and went since
 // the last call.
 func (t *peerTable) sweep() (added, removed []*peer) {
