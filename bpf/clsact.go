@@ -59,6 +59,9 @@ func putFilter(h hook, ifindex int, pins string) error {
 // removeFilter takes the program's filter off, and the qdisc if nothing else is
 // on it.
 func removeFilter(program string, ifindex int, pins string, a ebpf.AttachType) error {
+	if ifindex == 0 { // gone, and nobody knows its number any more
+		return nil
+	}
 	l, err := netlink.LinkByIndex(ifindex)
 	if errors.As(err, new(netlink.LinkNotFoundError)) {
 		return nil
