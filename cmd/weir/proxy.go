@@ -9,6 +9,8 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"runtime"
+	"strconv"
 	"syscall"
 	"time"
 
@@ -29,11 +31,12 @@ type proxyFlags struct {
 	state   state
 	logFile string
 	drain   time.Duration
+	threads int
 	verbose bool
 }
 
 func (f *proxyFlags) args() []string {
-	args := []string{"--state", string(f.state), "--drain", f.drain.String()}
+	args := []string{"--state", string(f.state), "--drain", f.drain.String(), "--threads", strconv.Itoa(f.threads)}
 	if f.verbose {
 		args = append(args, "--verbose")
 	}
@@ -77,6 +80,7 @@ func newProxyCommand() *cobra.Command {
 	for _, c := range []*cobra.Command{cmd, confine, serve} {
 		stateFlag(c, &f.state)
 		c.Flags().DurationVar(&f.drain, "drain", 10*time.Second, "how long connections may go on after SIGTERM")
+		c.Flags().IntVar(&f.threads, "threads", 0, "how many threads serve connections (0: one per CPU)")
 		c.Flags().BoolVar(&f.verbose, "verbose", false, "log more")
 	}
 	return cmd
@@ -114,6 +118,9 @@ func (f *proxyFlags) serve(ctx context.Context) error {
 	signal.Ignore(syscall.SIGPIPE)
 	ctx, stop := signal.NotifyContext(withContext(ctx), syscall.SIGTERM)
 	defer stop()
+	if f.threads > 0 {
+		runtime.GOMAXPROCS(f.threads)
+	}
 	in, err := redirect.Inherit()
 	if err != nil {
 		return err
