@@ -10,6 +10,6 @@ func newPolicyCommand() *cobra.Command {
 		Args:  cobra.NoArgs,
 		RunE:  func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
-	cmd.AddCommand(newPolicyCheckCommand())
+	cmd.AddCommand(newPolicyCheckCommand(), newPolicyExplainCommand())
 	return cmd
 }
