@@ -115,6 +115,8 @@ func (s *service) Status(context.Context, *control.StatusRequest) (*control.Stat
 		Swept:            p.counters.swept.Load(),
 		Notes:            p.opts.Notes,
 	}
+	r.UpstreamTimeout = r.Denied[denyDead]
+	r.UpstreamFailed = r.Denied[denyDead] + r.Denied[denyRefused] + r.Denied[denyLocal]
 	if w := p.wired.Load(); w != nil {
 		r.Generation = uint32(w.generation)
 		r.Connections, r.ConnectionsMax = uint64(w.data.pairs.len()), uint64(w.data.max)

@@ -6,8 +6,10 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"runtime"
 	"syscall"
 	"time"
+	"unsafe"
 
 	"github.com/cilium/ebpf"
 	"golang.org/x/sys/unix"
@@ -236,17 +238,27 @@ func (t *tables) ids() (ids mapIDs, err error) {
 		m  *ebpf.Map
 		id *ebpf.MapID
 	}{{t.conns, &ids.conns}, {t.revision, &ids.revision}, {t.listeners, &ids.listeners}} {
-		info, err := x.m.Info()
-		if err != nil {
+		if *x.id, err = mapID(x.m); err != nil {
 			return ids, fmt.Errorf("identify a table: %w", err)
 		}
-		id, ok := info.ID()
-		if !ok {
-			return ids, errors.New("identify a table: the kernel does not tell its number")
-		}
-		*x.id = id
 	}
 	return ids, nil
+}
+
+// mapID asks the kernel for a table's number. (The library also looks into
+// /proc, which is not there for a sealed proxy.)
+func mapID(m *ebpf.Map) (ebpf.MapID, error) {
+	var info struct{ kind, id uint32 } // the beginning of struct bpf_map_info
+	attr := struct {
+		fd, size uint32
+		info     uint64
+	}{uint32(m.FD()), uint32(unsafe.Sizeof(info)), uint64(uintptr(unsafe.Pointer(&info)))}
+	_, _, errno := unix.Syscall(unix.SYS_BPF, unix.BPF_OBJ_GET_INFO_BY_FD, uintptr(unsafe.Pointer(&attr)), unsafe.Sizeof(attr))
+	runtime.KeepAlive(&info)
+	if errno != 0 {
+		return 0, errno
+	}
+	return ebpf.MapID(info.id), nil
 }
 
 // maxPairs is how many connections the limit of open files leaves room for: a

@@ -151,14 +151,22 @@ func (o *LauncherOptions) life(ctx context.Context, listener, lock, root *os.Fil
 		return err == nil, err
 	case <-ctx.Done():
 	}
-	_ = cmd.Process.Signal(syscall.SIGTERM)
-	select {
-	case err := <-ended:
-		return true, err
-	case <-time.After(o.Drain + 2*time.Second):
-		_ = cmd.Process.Kill()
-		<-ended
-		return true, errors.New("the proxy did not drain in time and was killed")
+	// Again and again: the first process of a namespace does not get signals
+	// before it listens to them.
+	tick := time.NewTicker(50 * time.Millisecond)
+	defer tick.Stop()
+	limit := time.After(o.Drain + 2*time.Second)
+	for {
+		_ = cmd.Process.Signal(syscall.SIGTERM)
+		select {
+		case err := <-ended:
+			return true, err
+		case <-tick.C:
+		case <-limit:
+			_ = cmd.Process.Kill()
+			<-ended
+			return true, errors.New("the proxy did not drain in time and was killed")
+		}
 	}
 }
 

@@ -79,7 +79,6 @@ func NewManager(o Options) *Manager {
 // Waits between tries.
 const (
 	connectTimeout = 10 * time.Second
-	retryDelay     = 200 * time.Millisecond
 	callTimeout    = 10 * time.Second
 )
 
@@ -87,21 +86,29 @@ const (
 // anew whenever it dies. It returns when ctx ends, and leaves the proxy
 // running and wired.
 func (m *Manager) Run(ctx context.Context) error {
-	for ctx.Err() == nil {
+	delay, said := firstDelay, ""
+	for {
 		err := m.live(ctx)
 		if ctx.Err() != nil {
 			return nil
 		}
-		m.log.Error("no proxy", "error", err)
-		if !errors.Is(err, errProxyEnded) {
-			// Something is wrong that does not go away by trying hard.
-			select {
-			case <-ctx.Done():
-			case <-time.After(retryDelay):
-			}
+		if errors.Is(err, errProxyEnded) {
+			m.log.Error("no proxy", "error", err)
+			delay, said = firstDelay, ""
+			continue
 		}
+		// Something is wrong that does not go away by trying hard.
+		if err.Error() != said {
+			said = err.Error()
+			m.log.Error("no proxy", "error", err)
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-time.After(delay):
+		}
+		delay = min(delay*2, longestWait)
 	}
-	return nil
 }
 
 // errProxyEnded: the connection to a proxy that worked has ended.

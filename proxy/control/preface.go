@@ -52,6 +52,9 @@ func Send(c *net.UnixConn, m proto.Message, files ...*os.File) error {
 	if err != nil {
 		return fmt.Errorf("send %s: %w", name(m), err)
 	}
+	if n == len(b) {
+		return nil // the peer may have answered and hung up by now
+	}
 	if _, err := c.Write(b[n:]); err != nil {
 		return fmt.Errorf("send %s: %w", name(m), err)
 	}
