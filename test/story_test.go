@@ -426,14 +426,15 @@ func (s *story) start(args ...string) error {
 		}
 		s.started[n.Name] = true
 		w := n.NewWeir(program, s.objects, s)
-		if err := w.Start(args...); err != nil {
-			return err
+		err := w.Start(args...)
+		if err == nil {
+			err = w.Wait(context.Background())
 		}
-		if err := w.Wait(context.Background()); err != nil {
-			return err
+		if err == nil {
+			err = s.follow(n)
 		}
-		if err := s.follow(n); err != nil {
-			return err
+		if err != nil {
+			s.t.Fatalf("start Weir on node %s: %v", n.Name, err) // nothing can be seen without it
 		}
 	}
 	return nil
