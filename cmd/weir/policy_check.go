@@ -270,12 +270,11 @@ func (c *policyCheck) writeText(w io.Writer) error {
 	var b strings.Builder
 	for _, o := range c.objects {
 		for _, f := range o.Errors {
-			f.Message = red + f.Message + reset
-			b.WriteString(f.text(o.File))
+			fmt.Fprintf(&b, "%s%s%s\n", red, f.text(o.File), reset)
 		}
 		for _, f := range o.Warnings {
-			f.Message = yellow + "warning: " + reset + f.Message
-			b.WriteString(f.text(o.File))
+			f.Message = "warning: " + f.Message
+			fmt.Fprintf(&b, "%s%s%s\n", yellow, f.text(o.File), reset)
 		}
 	}
 	colour := green
@@ -289,10 +288,10 @@ func (c *policyCheck) writeText(w io.Writer) error {
 	return err
 }
 
-// text is "file:line: field: message" and the end of the line.
+// text is "file:line: field: message".
 func (f finding) text(file string) string {
 	e := api.Error{File: file, Line: f.Line, Field: f.Field, Message: f.Message}
-	return e.Error() + "\n"
+	return e.Error()
 }
 
 func count(n int, noun string) string {

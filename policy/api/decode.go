@@ -215,7 +215,7 @@ func (d *decoder) stringMap(n *node, v reflect.Value, path string) {
 	m := reflect.MakeMapWithSize(v.Type(), len(n.fields))
 	for _, f := range n.fields {
 		e := reflect.New(v.Type().Elem()).Elem()
-		d.value(f.value, e, path+"["+f.key+"]")
+		d.value(f.value, e, entry(path, f.key))
 		m.SetMapIndex(reflect.ValueOf(f.key), e)
 	}
 	v.Set(m)
@@ -227,7 +227,7 @@ func (d *decoder) object(n *node, v reflect.Value, path string) {
 	}
 	fields := d.fieldsOf(v.Type())
 	for _, m := range n.fields {
-		p := join(path, m.key)
+		p := join(path, printable(m.key))
 		known := false
 		for _, f := range fields {
 			if f.name == m.key {

@@ -248,16 +248,16 @@ func (s *splitter) list(root, items *node, apiVersion, kind string, depth int) {
 // know. apiVersion and kind are as Document has them, also for items of a list
 // that left them out. A key written twice, or another fault of the syntax, is
 // an error (*Error).
-func (d *Document) JSON() ([]byte, error) {
-	if f, found := d.root.firstFault(""); found {
-		return nil, &Error{File: d.Source.File, Document: d.Source.Document, Line: f.line, Field: f.field, Message: f.message}
+func (doc *Document) JSON() ([]byte, error) {
+	if f, found := doc.root.firstFault(""); found {
+		return nil, &Error{File: doc.Source.File, Document: doc.Source.Document, Line: f.line, Field: f.field, Message: f.message}
 	}
-	root := *d.root
+	root := *doc.root
 	root.fields = nil
 	root.byKey = nil
-	root.add("apiVersion", d.Source.Line, &node{kind: stringNode, text: d.APIVersion})
-	root.add("kind", d.Source.Line, &node{kind: stringNode, text: d.Kind})
-	for _, m := range d.root.fields {
+	root.add("apiVersion", doc.Source.Line, &node{kind: stringNode, text: doc.APIVersion})
+	root.add("kind", doc.Source.Line, &node{kind: stringNode, text: doc.Kind})
+	for _, m := range doc.root.fields {
 		if m.key != "apiVersion" && m.key != "kind" {
 			root.add(m.key, m.line, m.value)
 		}
@@ -267,9 +267,9 @@ func (d *Document) JSON() ([]byte, error) {
 
 // IsPolicy tells whether the document is of a kind that Policy or CIDRGroup
 // decodes, in any version: one they do not know is refused, not passed over.
-func (d *Document) IsPolicy() bool {
-	group, _, _ := strings.Cut(d.APIVersion, "/")
-	switch d.Kind {
+func (doc *Document) IsPolicy() bool {
+	group, _, _ := strings.Cut(doc.APIVersion, "/")
+	switch doc.Kind {
 	case KindNetworkPolicy:
 		return group == "networking.k8s.io" || group == "extensions"
 	case KindCiliumPolicy, KindClusterwide, KindCiliumCIDRGroup:

@@ -2,7 +2,9 @@ package api
 
 import (
 	"fmt"
+	"strconv"
 	"strings"
+	"unicode"
 )
 
 // Error is one reason to refuse an object, or what is suspicious about it.
@@ -14,7 +16,8 @@ type Error struct {
 	Message  string
 }
 
-// Error says "file:line: field: message", less what is not known.
+// Error says "file:line: field: message" on one line, less what is not known.
+// What a terminal would take for a command is escaped.
 func (e *Error) Error() string {
 	var b strings.Builder
 	switch {
@@ -29,5 +32,21 @@ func (e *Error) Error() string {
 		fmt.Fprintf(&b, "%s: ", e.Field)
 	}
 	b.WriteString(e.Message)
+	return escape(b.String())
+}
+
+// escape writes characters that can't be printed as Go would.
+func escape(s string) string {
+	if !strings.ContainsFunc(s, func(r rune) bool { return !unicode.IsPrint(r) }) {
+		return s
+	}
+	var b strings.Builder
+	for _, r := range s {
+		if unicode.IsPrint(r) {
+			b.WriteRune(r)
+		} else {
+			b.WriteString(strings.Trim(strconv.QuoteRuneToASCII(r), "'"))
+		}
+	}
 	return b.String()
 }

@@ -80,7 +80,7 @@ func (d *decoder) checkMetadata(m *objectMeta, namespaced bool) {
 		d.name(m.Namespace, "metadata.namespace", content.IsDNS1123Label)
 	}
 	for _, k := range sortedKeys(m.Labels) {
-		p := "metadata.labels[" + k + "]"
+		p := entry("metadata.labels", k)
 		d.name(k, p, content.IsLabelKey)
 		d.name(m.Labels[k], p, content.IsLabelValue)
 	}

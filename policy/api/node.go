@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"strconv"
 	"strings"
+	"unicode"
 )
 
 // Bounds on what is read. An object in a cluster is at most 1.5 MB; a
@@ -119,7 +120,7 @@ func (n *node) faultf(line int, field, format string, args ...any) {
 // add appends a member, unless the key is there already.
 func (n *node) add(key string, line int, value *node) {
 	if i := n.find(key); i >= 0 {
-		n.faultf(line, key, "is written twice, first on line %d", n.fields[i].line)
+		n.faultf(line, printable(key), "is written twice, first on line %d", n.fields[i].line)
 		return
 	}
 	n.fields = append(n.fields, member{key: key, line: line, value: value})
@@ -147,7 +148,7 @@ func (n *node) firstFault(path string) (fault, bool) {
 		}
 	}
 	for _, m := range n.fields {
-		if f, found := m.value.firstFault(join(path, m.key)); found {
+		if f, found := m.value.firstFault(join(path, printable(m.key))); found {
 			return f, true
 		}
 	}
@@ -213,6 +214,17 @@ func join(path, name string) string {
 }
 
 func index(path string, i int) string { return path + "[" + strconv.Itoa(i) + "]" }
+
+// entry is the path of a map's entry: "matchLabels[app]".
+func entry(path, key string) string { return path + "[" + printable(key) + "]" }
+
+// printable quotes a key that would not look in a path like what it is.
+func printable(key string) string {
+	if strings.ContainsFunc(key, func(r rune) bool { return !unicode.IsPrint(r) }) {
+		return strconv.Quote(key)
+	}
+	return key
+}
 
 // under tells whether field is path or lies below it.
 func under(field, path string) bool {

@@ -30,8 +30,9 @@ func decodeInto(d *decoder, n *node, out any, path string, siblings []string) {
 				}
 			}
 			if !known {
-				d.lines[m.key] = m.line
-				d.unknown(m.key, m.key, fields)
+				p := printable(m.key)
+				d.lines[p] = m.line
+				d.unknown(p, m.key, fields)
 			}
 		}
 		return

@@ -1,5 +1,3 @@
-// Package api holds the policy objects people write: their types, how they
-// are read from YAML or JSON, and what is refused, with file, line and field.
 package api
 
 import (

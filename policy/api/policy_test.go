@@ -260,3 +260,52 @@ func TestKafka(t *testing.T) {
 		t.Error("accepted for nodes")
 	}
 }
+
+// TestConflict: two parsers on one port of one rule.
+func TestConflict(t *testing.T) {
+	http := func(port string) string { return "{ports: [" + port + "], rules: {http: [{}]}}" }
+	dns := func(port string) string { return "{ports: [" + port + "], rules: {dns: [{matchName: a}]}}" }
+	sni := func(port string) string { return "{ports: [" + port + "], serverNames: [a]}" }
+	tests := []struct {
+		a, b string
+		ok   bool
+	}{
+		{http("{port: '80', protocol: TCP}"), http("{port: '80', protocol: TCP}"), true},
+		{http("{port: '80', protocol: TCP}"), dns("{port: '53', protocol: TCP}"), true},
+		{http("{port: '80', protocol: TCP}"), dns("{port: '80', protocol: UDP}"), true},
+		{http("{port: '80', protocol: TCP}"), dns("{port: '80', protocol: TCP}"), false},
+		{http("{port: '80', protocol: TCP}"), dns("{port: '80', protocol: ANY}"), false},
+		{dns("{port: '80'}"), http("{port: '70', endPort: 90, protocol: TCP}"), false},
+		{http("{port: '80', protocol: TCP}"), sni("{port: '80', protocol: TCP}"), false},
+		{http("{port: '80', protocol: TCP}"), sni("{port: '0', protocol: TCP}"), false},
+		{http("{port: web, protocol: TCP}"), sni("{port: WEB, protocol: TCP}"), false},
+		{http("{port: web, protocol: TCP}"), sni("{port: '80', protocol: TCP}"), true},
+		{http("{port: '80', protocol: TCP}"), "{ports: [{port: '80', protocol: TCP}]}", true},
+	}
+	for _, tt := range tests {
+		p := onePolicy(t, cnpHead+"spec:\n  endpointSelector: {}\n  egress: [{toPorts: ["+tt.a+", "+tt.b+"]}]\n")
+		if (len(p.Refused) == 0) != tt.ok {
+			t.Errorf("%s and %s: %v", tt.a, tt.b, p.Refused)
+		}
+	}
+}
+
+// TestTerminal: no text of a file reaches a terminal as a command to it.
+func TestTerminal(t *testing.T) {
+	for _, text := range []string{
+		cnpHead + "spec: {endpointSelector: {}, ingress: [{}], \"\\e[31mx\": 1}\n",
+		cnpHead + "spec: {endpointSelector: {matchLabels: {\"\\e[31mx\": \"\\e\"}}, ingress: [{}]}\n",
+		cnpHead + "\"\\e[31mx\": 1\nspec: {endpointSelector: {}, ingress: [{}], description: a, description: \"\\e\"}\n",
+		cnpHead + "spec: {endpointSelector: {\"\\e\": 1, \"\\e\": 2}, ingress: [{fromEntities: [\"\\e\"], toPorts: [{ports: [{port: \"\\e\"}], rules: {http: [{path: \"\\e(\", headers: [\"\\e\"]}]}}]}]}\n",
+	} {
+		p := onePolicy(t, text)
+		if len(p.Refused) == 0 {
+			t.Errorf("accepted: %s", text)
+		}
+		for _, e := range p.Refused {
+			if strings.ContainsRune(e.Error(), 0x1b) {
+				t.Errorf("escape in %q", e.Error())
+			}
+		}
+	}
+}

@@ -1,6 +1,7 @@
 package api
 
 import (
+	"slices"
 	"strconv"
 	"strings"
 )
@@ -97,6 +98,21 @@ func (p PortProtocol) Range() (first, last uint16, ok bool) {
 		return first, uint16(p.EndPort), true
 	}
 	return first, first, true
+}
+
+// overlaps tells whether some packet's port is both. Names are compared as
+// such: what they stand for differs from pod to pod.
+func (p PortProtocol) overlaps(q PortProtocol) bool {
+	if !slices.ContainsFunc(p.Protocol.Numbers(), func(n uint8) bool { return slices.Contains(q.Protocol.Numbers(), n) }) {
+		return false
+	}
+	if p.Name() != "" || q.Name() != "" {
+		return p.Name() == q.Name()
+	}
+	pFirst, pLast, pOK := p.Range()
+	qFirst, qLast, qOK := q.Range()
+	all := pFirst == 0 || qFirst == 0
+	return pOK && qOK && (all || pFirst <= qLast && qFirst <= pLast)
 }
 
 // isServiceName tells whether a port is a name as IANA writes service names:

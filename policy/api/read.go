@@ -35,13 +35,18 @@ func Read(file string, data []byte) Objects {
 
 // NotEnforced warns of an object that changes what traffic may pass under
 // other software, and that Weir does not enforce; nil for the rest.
-func (d *Document) NotEnforced() *Error {
-	group, _, _ := strings.Cut(d.APIVersion, "/")
-	policy := strings.HasSuffix(d.Kind, "Policy") &&
-		(group == "policy.networking.k8s.io" || group == "cilium.io" || strings.HasSuffix(group, "projectcalico.org"))
-	if !policy && !(group == "cilium.io" && strings.HasSuffix(d.Kind, "EnvoyConfig")) {
+func (doc *Document) NotEnforced() *Error {
+	group, _, _ := strings.Cut(doc.APIVersion, "/")
+	enforces := false
+	switch {
+	case group == "cilium.io":
+		enforces = strings.HasSuffix(doc.Kind, "Policy") || strings.HasSuffix(doc.Kind, "EnvoyConfig")
+	case group == "policy.networking.k8s.io", strings.HasSuffix(group, "projectcalico.org"):
+		enforces = strings.HasSuffix(doc.Kind, "Policy")
+	}
+	if !enforces {
 		return nil
 	}
-	return &Error{File: d.Source.File, Document: d.Source.Document, Line: d.Source.Line, Field: "kind",
-		Message: fmt.Sprintf("%s of %s is not enforced", d.Kind, group)}
+	return &Error{File: doc.Source.File, Document: doc.Source.Document, Line: doc.Source.Line, Field: "kind",
+		Message: fmt.Sprintf("%s of %s is not enforced", doc.Kind, group)}
 }

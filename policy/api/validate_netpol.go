@@ -140,7 +140,7 @@ func (d *decoder) ipBlockCIDR(s, path string) (netip.Prefix, bool) {
 
 func (d *decoder) k8sSelector(s *metav1.LabelSelector, path string) {
 	for _, k := range sortedKeys(s.MatchLabels) {
-		p := path + ".matchLabels[" + k + "]"
+		p := entry(path+".matchLabels", k)
 		d.name(k, p, content.IsLabelKey)
 		d.name(s.MatchLabels[k], p, content.IsLabelValue)
 	}

@@ -154,7 +154,7 @@ func (d *decoder) selectors(list []EndpointSelector, path string) {
 // selector checks labels and expressions. Keys may have a source.
 func (d *decoder) selector(s *EndpointSelector, path string) {
 	for _, k := range sortedKeys(s.MatchLabels) {
-		p := path + ".matchLabels[" + k + "]"
+		p := entry(path+".matchLabels", k)
 		d.labelKey(k, p)
 		d.name(s.MatchLabels[k], p, content.IsLabelValue)
 	}

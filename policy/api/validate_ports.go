@@ -23,7 +23,39 @@ func (d *decoder) portRules(rules []PortRule, path string, s scope) {
 		if r.Rules != nil {
 			d.l7Rules(r, p, s)
 		}
+		for j := range i {
+			d.conflict(&rules[j], r, p)
+		}
 	}
+}
+
+// conflict refuses two items of one rule that ask for different parsers on a
+// port: the peers are the same, so they can't both hold.
+func (d *decoder) conflict(first, second *PortRule, path string) {
+	a, b := first.parser(), second.parser()
+	if a == "" || b == "" || a == b {
+		return
+	}
+	for i, q := range second.Ports {
+		if slices.ContainsFunc(first.Ports, q.overlaps) {
+			d.errorf(index(path+".ports", i), "port %q has %s rules here and %s rules in an item before: they can't both hold", q.Port, b, a)
+		}
+	}
+}
+
+// parser names the parser that the rule needs; "" if none.
+func (r *PortRule) parser() string {
+	switch {
+	case len(r.ServerNames) > 0:
+		return "TLS"
+	case r.Rules.Empty():
+		return ""
+	case len(r.Rules.HTTP) > 0:
+		return "HTTP"
+	case len(r.Rules.DNS) > 0:
+		return "DNS"
+	}
+	return "Kafka"
 }
 
 func (d *decoder) denyPorts(rules []PortDenyRule, path string) {
