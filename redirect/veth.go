@@ -9,6 +9,7 @@ import (
 	"net"
 	"os"
 	"strings"
+	"time"
 
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netns"
@@ -132,9 +133,9 @@ func removeVeth(state string, generation uint8) error {
 
 // removeVeths removes all pairs of a state.
 func removeVeths(state string) error {
-	links, err := netlink.LinkList()
+	links, err := listLinks()
 	if err != nil {
-		return fmt.Errorf("list interfaces: %w", err)
+		return err
 	}
 	var failed error
 	for _, l := range links {
@@ -144,6 +145,22 @@ func removeVeths(state string) error {
 		}
 	}
 	return failed
+}
+
+// listLinks lists all interfaces. The kernel can't list while they come and
+// go, and says so: then it is asked again.
+func listLinks() ([]netlink.Link, error) {
+	const tries = 100
+	for try := 1; ; try++ {
+		links, err := netlink.LinkList()
+		if err == nil {
+			return links, nil
+		}
+		if try == tries || !errors.Is(err, netlink.ErrDumpInterrupted) {
+			return nil, fmt.Errorf("list interfaces: %w", err)
+		}
+		time.Sleep(time.Duration(try) * time.Millisecond)
+	}
 }
 
 func deleteLink(l netlink.Link) error {
