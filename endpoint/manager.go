@@ -192,6 +192,7 @@ func (m *Manager) takeMore(waiting *[]chan error) {
 }
 
 func (m *Manager) apply(s submit) {
+	start := time.Now()
 	m.mu.Lock()
 	delta, err := m.engine.Apply(s.changes)
 	// With an error, too: only what made no sense is left out.
@@ -208,6 +209,7 @@ func (m *Manager) apply(s submit) {
 		m.metrics.errors.WithLabelValues("policy").Inc()
 		m.log.Error("some objects do not count", "error", err)
 	}
+	m.log.Debug("computed policy", "changes", len(s.changes), "took", time.Since(start))
 	m.started = true
 	s.answer <- nil
 }
@@ -237,6 +239,7 @@ func (m *Manager) pass(ctx context.Context) error {
 		// shown; it must not hold up the others.
 		m.log.Warn("looking for pods' veths", "error", scanErr)
 	}
+	m.log.Debug("realised", "took", took, "revision", m.r.k.revision())
 	m.show(errors.Join(m.applyErr, err), took)
 	return err
 }

@@ -100,6 +100,9 @@ func (p *policies) update() (written int, err error) {
 	if _, e := p.infos.update(nil); e != nil {
 		first(e)
 	}
+	if e := p.clearIdle(changed); e != nil {
+		first(e)
+	}
 	// By kind over all policies, so that the kernel is called a few times
 	// only. What fails early takes the rest of its policy along.
 	for _, actions := range [][]policy.Action{{policy.Deny}, {policy.Refuse, policy.Redirect}, {policy.Allow}} {
@@ -149,6 +152,47 @@ func (p *policies) update() (written int, err error) {
 	return written + n, err
 }
 
+// clearIdle deletes what is left over in directions that are not enforced:
+// nobody asks for it now, and it must not count once they are.
+func (p *policies) clearIdle(ids []uint32) error {
+	var keys []bpf.PolicyKey
+	for _, id := range ids {
+		now, there := p.infos.have[id]
+		if there && now.Enforced[0] != 0 && now.Enforced[1] != 0 {
+			continue
+		}
+		keep := p.keys(id)
+		for k := range p.have[id] {
+			if now.Enforced[k.Direction] == 0 && !keep[k] {
+				keys = append(keys, k)
+			}
+		}
+	}
+	_, failed, err := deleteAll(p.entries, keys)
+	for i, k := range keys {
+		if failed[i] {
+			p.stuck[k.Policy] = fmt.Errorf("delete from policy: %w", err)
+			continue
+		}
+		delete(p.have[k.Policy], k)
+		p.held--
+	}
+	return err
+}
+
+// keys are the entries that policy id is to have.
+func (p *policies) keys(id uint32) map[bpf.PolicyKey]bool {
+	r := p.want[id]
+	if r == nil {
+		return nil
+	}
+	keys := make(map[bpf.PolicyKey]bool, len(r.Entries))
+	for k := range r.Entries {
+		keys[bpf.PolicyKeyOf(id, k)] = true
+	}
+	return keys
+}
+
 // usable tells whether an endpoint may be given this policy.
 func (p *policies) usable(id uint32) bool {
 	_, there := p.infos.have[id]
@@ -177,12 +221,7 @@ func (p *policies) prune() (deleted int, err error) {
 				continue // its row could not be deleted: it may still be asked
 			}
 		}
-		keep := map[bpf.PolicyKey]bool{}
-		if r != nil {
-			for k := range r.Entries {
-				keep[bpf.PolicyKeyOf(id, k)] = true
-			}
-		}
+		keep := p.keys(id)
 		for k, e := range p.have[id] {
 			switch {
 			case keep[k]:

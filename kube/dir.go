@@ -106,6 +106,7 @@ func (d *Dir) Run(ctx context.Context, sink Sink) error {
 	}
 	var asked []chan error
 	round := func() error {
+		start := time.Now()
 		err := d.settle(ctx)
 		if err == nil {
 			// A directory that appeared while it was read is read again, now
@@ -117,6 +118,7 @@ func (d *Dir) Run(ctx context.Context, sink Sink) error {
 		if err == nil {
 			changes := d.tree.changes()
 			if len(changes) > 0 || !d.tree.delivered {
+				d.log.Debug("read objects", "changes", len(changes), "took", time.Since(start))
 				if err = sink.Submit(ctx, changes); err == nil {
 					d.tree.accept()
 				}

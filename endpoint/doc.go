@@ -1,0 +1,12 @@
+// Package endpoint is the pods of this node and their realised policy.
+//
+//	changes --> policy.Engine --Delta--> wanted tables --+
+//	                                                     |  realise
+//	netlink --> Veths --match--> wanted endpoints -------+----------> kernel
+//	                                                     +----------> rule sets in the proxy
+//
+// One goroutine, Manager.Run, computes and writes. It holds what the tables
+// are to say and what they say; every pass writes the difference, so a
+// restart, a lost event and a failed write take the same path. What is pointed
+// to is written before what points to it and deleted after.
+package endpoint

@@ -1,0 +1,394 @@
+package endpoint
+
+import (
+	"errors"
+	"maps"
+	"math/rand/v2"
+	"net/netip"
+	"strings"
+	"testing"
+
+	"github.com/weirnet/weir/bpf"
+	"github.com/weirnet/weir/identity"
+	"github.com/weirnet/weir/policy"
+)
+
+var (
+	allow80  = map[policy.Key]policy.Entry{{Identity: 301, Protocol: 6, Port: 80, PortBits: 16}: {Action: policy.Allow, Rule: 1}}
+	ruled80  = map[policy.Key]policy.Entry{{Identity: 301, Protocol: 6, Port: 80, PortBits: 16}: {Action: policy.Redirect, RuleSet: 7, Rule: 1}}
+	prefix10 = netip.MustParsePrefix("10.0.0.2/32")
+)
+
+func TestRealiseKeepsTheOrder(t *testing.T) {
+	f := newFakeKernel()
+	r := newRealiser(f.kernel(), f)
+	d := delta("10.0.0.1", "1", 5, resolved(true, ruled80))
+	d.RuleSets = map[uint32]*policy.RuleSet{7: {ID: 7}}
+	d.Prefixes = map[netip.Prefix]policy.Peer{prefix10: {Identity: 301}}
+	d.Numbers = policy.Seeds{Policies: map[uint32]identity.Digest{5: {5}}}
+	r.fold(d)
+	r.veths = testVeths(testVeth(3, "10.0.0.1"))
+	pass(t, r)
+	wantSteps(t, f, "numbers +", "rules +", "policy +", "policies +", "ipcache +", "forget", "devices +", "attach 3", "endpoints +", "revise")
+	if f.synced != 1 {
+		t.Errorf("synced %d times", f.synced)
+	}
+	row := f.endpoints.m[bpf.AddrOf(netip.MustParseAddr("10.0.0.1"))]
+	if row.Ifindex != 3 || row.Policy != 5 || row.Identity != 300 || row.PodMac != [6]byte{4, 3} || row.HostMac != [6]byte{2, 3} {
+		t.Errorf("row %+v", row)
+	}
+
+	pass(t, r)
+	wantSteps(t, f) // nothing to do
+
+	// Everything goes.
+	r.fold(policy.Delta{
+		Policies:  map[uint32]*policy.Resolved{5: nil},
+		Endpoints: map[netip.Addr]*policy.Endpoint{netip.MustParseAddr("10.0.0.1"): nil},
+		RuleSets:  map[uint32]*policy.RuleSet{7: nil},
+		Prefixes:  map[netip.Prefix]policy.Peer{prefix10: {}},
+		Freed:     policy.Seeds{Policies: map[uint32]identity.Digest{5: {5}}},
+	})
+	pass(t, r)
+	wantSteps(t, f, "endpoints -", "detach 3", "devices -", "ipcache -", "policies -", "policy -", "revise", "rules -", "numbers -")
+	if f.synced != 1 || !r.policies.settled() {
+		t.Errorf("synced %d times, policies settled: %v", f.synced, r.policies.settled())
+	}
+}
+
+func TestRealiseChangesAPolicyEntryByEntry(t *testing.T) {
+	f := newFakeKernel()
+	r := newRealiser(f.kernel(), f)
+	r.veths = testVeths(testVeth(3, "10.0.0.1"))
+	many := maps.Clone(allow80)
+	for port := range uint16(50) {
+		many[policy.Key{Identity: 302, Protocol: 6, Port: 1000 + port, PortBits: 16}] = policy.Entry{Action: policy.Allow, Rule: 2}
+	}
+	r.fold(delta("10.0.0.1", "1", 5, resolved(true, many)))
+	pass(t, r)
+	f.steps()
+	less := maps.Clone(many)
+	delete(less, policy.Key{Identity: 302, Protocol: 6, Port: 1000, PortBits: 16})
+	less[policy.Key{Identity: 303}] = policy.Entry{Action: policy.Deny, Rule: 3}
+	f.log = nil
+	r.fold(policy.Delta{Policies: map[uint32]*policy.Resolved{5: resolved(true, less)}})
+	pass(t, r)
+	if n := len(f.log); n > 7 {
+		t.Errorf("%d steps to change two entries: %q", n, f.log)
+	}
+	if len(f.entries.m) != len(less) {
+		t.Errorf("%d entries in the kernel, want %d", len(f.entries.m), len(less))
+	}
+}
+
+// At every step of a change, what both the old and the new policy deny is
+// denied, and what both allow is allowed.
+func TestRealiseNeverOpensNorInterrupts(t *testing.T) {
+	rng := rand.New(rand.NewPCG(1, 2))
+	random := func() *policy.Resolved {
+		m := map[policy.Key]policy.Entry{}
+		for range rng.IntN(12) {
+			k := policy.Key{Identity: identity.ID(rng.IntN(3) * 300)}
+			if rng.IntN(4) > 0 {
+				k.Protocol = 6
+				k.PortBits = []uint8{16, 15, 14, 0}[rng.IntN(4)]
+				k.Port = uint16(80+rng.IntN(4)) & (0xffff << (16 - k.PortBits))
+			}
+			m[k] = policy.Entry{Action: policy.Action(1 + rng.IntN(4)), RuleSet: 0, Rule: uint32(rng.IntN(9))}
+		}
+		return resolved(rng.IntN(4) > 0, m)
+	}
+	// verdict as the kernel finds it: only probes that the info announces.
+	type question struct {
+		id   identity.ID
+		port uint16
+	}
+	verdict := func(infos map[uint32]bpf.PolicyInfo, entries map[bpf.PolicyKey]bpf.PolicyEntry, q question) (allowed, denied bool) {
+		info, ok := infos[5]
+		if !ok {
+			return false, true
+		}
+		if info.Enforced[0] == 0 {
+			return true, false
+		}
+		found := map[policy.Key]policy.Entry{}
+		for k, e := range entries {
+			key := policy.Key{Identity: identity.ID(k.Identity), Protocol: k.Proto, Port: k.Port, PortBits: k.PortBits}
+			one := bpf.PolicyInfoOf(&policy.Resolved{Entries: map[policy.Key]policy.Entry{key: {}}})
+			if one.PortBits[0]&^info.PortBits[0] == 0 && one.AnyPortBits[0]&^info.AnyPortBits[0] == 0 {
+				found[key] = policy.Entry{Action: policy.Action(e.Action)}
+			}
+		}
+		e, ok := policy.Lookup(found, policy.Ingress, []identity.ID{q.id}, 6, q.port)
+		return ok && e.Action != policy.Deny && e.Action != policy.Refuse, !ok || e.Action == policy.Deny || e.Action == policy.Refuse
+	}
+	for round := range 400 {
+		f := newFakeKernel()
+		r := newRealiser(f.kernel(), f)
+		before, after := random(), random()
+		r.fold(delta("10.0.0.1", "1", 5, before))
+		r.veths = testVeths(testVeth(3, "10.0.0.1"))
+		pass(t, r)
+		var questions []question
+		for _, id := range []identity.ID{300, 600, 900} {
+			for port := uint16(79); port < 86; port++ {
+				questions = append(questions, question{id, port})
+			}
+		}
+		was := map[question]bool{}
+		for _, q := range questions {
+			was[q], _ = verdict(f.policies.m, f.entries.m, q)
+		}
+		var seen []map[question]bool
+		f.after = func() {
+			now := map[question]bool{}
+			for _, q := range questions {
+				now[q], _ = verdict(f.policies.m, f.entries.m, q)
+			}
+			seen = append(seen, now)
+		}
+		r.fold(policy.Delta{Policies: map[uint32]*policy.Resolved{5: after}})
+		pass(t, r)
+		if len(seen) == 0 {
+			continue
+		}
+		end := seen[len(seen)-1]
+		for _, q := range questions {
+			for step, now := range seen {
+				if was[q] == end[q] && now[q] != was[q] && !redirects(before, after) {
+					t.Fatalf("round %d: %v is allowed=%v before and after, but %v at step %d\nbefore %+v\nafter %+v\nsteps %q", round, q, was[q], now[q], step, before, after, f.log)
+				}
+			}
+		}
+	}
+}
+
+// redirects tells whether Refuse entries are in play: an allow that is written
+// beside a refusal not yet deleted is refused for that moment, which is closed
+// rather than open; that is the price of changing in place.
+func redirects(all ...*policy.Resolved) bool {
+	for _, r := range all {
+		for _, e := range r.Entries {
+			if e.Action == policy.Refuse {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+func TestRealiseAddressChangesHands(t *testing.T) {
+	f := newFakeKernel()
+	r := newRealiser(f.kernel(), f)
+	a := netip.MustParseAddr("10.0.0.1")
+	r.fold(delta("10.0.0.1", "1", 5, resolved(true, allow80)))
+	r.veths = testVeths(testVeth(3, "10.0.0.1"))
+	pass(t, r)
+	f.steps()
+	f.forgotten = nil
+	// A pod with the same address behind another veth; the old one is still
+	// there, without the address.
+	d := delta("10.0.0.1", "2", 6, resolved(true, allow80))
+	r.fold(d)
+	r.veths = testVeths(testVeth(3), testVeth(4, "10.0.0.1"))
+	pass(t, r)
+	wantSteps(t, f, "policy +", "policies +", "endpoints -", "forget", "devices +", "attach 4", "endpoints +", "revise", "detach 3", "devices -", "revise")
+	if len(f.forgotten) != 1 || f.forgotten[0] != a {
+		t.Errorf("forgotten: %v", f.forgotten)
+	}
+	// The veth made anew, with the same name.
+	f.forgotten = nil
+	r.veths = testVeths(testVeth(9, "10.0.0.1"))
+	pass(t, r)
+	if len(f.forgotten) != 1 || f.endpoints.m[bpf.AddrOf(a)].Ifindex != 9 || f.programs[4] || !f.programs[9] {
+		t.Errorf("forgotten %v, row %+v, programs %v", f.forgotten, f.endpoints.m, f.programs)
+	}
+	// It goes: no row is left pointing to it.
+	r.veths = testVeths()
+	pass(t, r)
+	if len(f.endpoints.m) != 0 || len(f.devices.m) != 0 || len(f.programs) != 0 {
+		t.Errorf("left: %v %v %v", f.endpoints.m, f.devices.m, f.programs)
+	}
+}
+
+func TestRealiseAdoptsWithoutInterrupting(t *testing.T) {
+	f := newFakeKernel()
+	r := newRealiser(f.kernel(), f)
+	d := delta("10.0.0.1", "1", 5, resolved(true, ruled80))
+	d.RuleSets = map[uint32]*policy.RuleSet{7: {ID: 7}}
+	d.Numbers = policy.Seeds{Policies: map[uint32]identity.Digest{5: {5}, 9: {9}}, RuleSets: map[uint32]identity.Digest{7: {7}}}
+	r.fold(d)
+	// A second policy and a prefix that the successor will not know any more.
+	r.fold(policy.Delta{
+		Policies: map[uint32]*policy.Resolved{9: resolved(true, allow80)},
+		Prefixes: map[netip.Prefix]policy.Peer{prefix10: {Identity: 301}},
+	})
+	r.veths = testVeths(testVeth(3, "10.0.0.1"))
+	pass(t, r)
+
+	f.log, f.synced, f.sets = nil, 0, map[uint32]*policy.RuleSet{}
+	r2 := newRealiser(f.kernel(), f)
+	seeds, err := r2.adopt()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if seeds.Policies[5] != (identity.Digest{5}) || seeds.Policies[9] != (identity.Digest{9}) || seeds.RuleSets[7] != (identity.Digest{7}) {
+		t.Errorf("seeds: %+v", seeds)
+	}
+	d.Numbers = policy.Seeds{}
+	d.Freed = policy.Seeds{Policies: map[uint32]identity.Digest{9: {9}}}
+	// The first read is not complete: nothing is taken away.
+	r2.fold(d)
+	r2.veths = r.veths
+	r2.place()
+	if err := r2.realise(t.Context(), false); err != nil {
+		t.Fatal(err)
+	}
+	wantSteps(t, f, "rules +")
+	if len(f.ipcache.m) != 1 || len(f.policies.m) != 2 {
+		t.Errorf("taken away too early: %v %v", f.ipcache.m, f.policies.m)
+	}
+	if err := r2.activate(); err != nil || f.activated != 1 {
+		t.Errorf("activate: %v, %d times", err, f.activated)
+	}
+	pass(t, r2)
+	wantSteps(t, f, "ipcache -", "policies -", "policy -", "revise", "numbers -")
+	if f.synced != 1 || !f.programs[3] {
+		t.Errorf("synced %d times, programs %v", f.synced, f.programs)
+	}
+}
+
+func TestRealiseAttachFirst(t *testing.T) {
+	f := newFakeKernel()
+	r := newRealiser(f.kernel(), f)
+	f.attachFail[3] = errors.New("no such device")
+	r.fold(delta("10.0.0.1", "1", 5, resolved(true, allow80)))
+	r.veths = testVeths(testVeth(3, "10.0.0.1"))
+	r.place()
+	err := r.realise(t.Context(), true)
+	if err == nil || !strings.Contains(err.Error(), "attach to v3") {
+		t.Fatalf("error %v", err)
+	}
+	if len(f.endpoints.m) != 0 {
+		t.Errorf("an endpoint without programs: %v", f.endpoints.m)
+	}
+	delete(f.attachFail, 3)
+	pass(t, r)
+	if len(f.endpoints.m) != 1 || !f.programs[3] {
+		t.Errorf("endpoints %v, programs %v", f.endpoints.m, f.programs)
+	}
+}
+
+func TestRealiseTableFull(t *testing.T) {
+	f := newFakeKernel()
+	r := newRealiser(f.kernel(), f)
+	f.entries.max = 3
+	r.veths = testVeths(testVeth(3, "10.0.0.1"), testVeth(4, "10.0.0.2"))
+	entries := func(n int) map[policy.Key]policy.Entry {
+		m := map[policy.Key]policy.Entry{}
+		for port := range uint16(n) {
+			m[policy.Key{Protocol: 6, Port: 80 + port, PortBits: 16}] = policy.Entry{Action: policy.Allow}
+		}
+		return m
+	}
+	r.fold(delta("10.0.0.1", "1", 5, resolved(true, entries(2))))
+	pass(t, r)
+	r.fold(delta("10.0.0.2", "2", 6, resolved(true, entries(3))))
+	r.place()
+	if err := r.realise(t.Context(), true); !errors.Is(err, errFull) {
+		t.Fatalf("error %v", err)
+	}
+	// The first pod is as it was, the second is closed: its policy is not there.
+	if _, there := f.policies.m[6]; there || f.policies.m[5].Enforced[0] != 1 {
+		t.Errorf("policies %v", f.policies.m)
+	}
+	if row := f.endpoints.m[bpf.AddrOf(netip.MustParseAddr("10.0.0.2"))]; row.Policy != 6 || !f.programs[4] {
+		t.Errorf("second pod: row %+v, programs %v", row, f.programs)
+	}
+	if s := r.unready(netip.MustParseAddr("10.0.0.2"), 4, r.pods[netip.MustParseAddr("10.0.0.2")]); !strings.Contains(s, "full") {
+		t.Errorf("status of the second pod: %q", s)
+	}
+	// The first pod goes: there is room, by deletes that come before writes.
+	r.fold(policy.Delta{
+		Policies:  map[uint32]*policy.Resolved{5: nil},
+		Endpoints: map[netip.Addr]*policy.Endpoint{netip.MustParseAddr("10.0.0.1"): nil},
+	})
+	for range 3 {
+		r.place()
+		if err := r.realise(t.Context(), true); err == nil {
+			break
+		}
+	}
+	if len(f.entries.m) != 3 || f.policies.m[6].Enforced[0] != 1 {
+		t.Errorf("entries %v, policies %v", f.entries.m, f.policies.m)
+	}
+}
+
+// Whatever fails, the next passes converge.
+func TestRealiseConverges(t *testing.T) {
+	rng := rand.New(rand.NewPCG(3, 4))
+	for range 200 {
+		f := newFakeKernel()
+		r := newRealiser(f.kernel(), f)
+		broken := true
+		flaky := func() error {
+			if broken && rng.IntN(4) == 0 {
+				return errors.New("flaky")
+			}
+			return nil
+		}
+		f.entries.fail = func(bpf.PolicyKey) error { return flaky() }
+		f.policies.fail = func(uint32) error { return flaky() }
+		f.endpoints.fail = func(bpf.Addr) error { return flaky() }
+		f.devices.fail = func(uint32) error { return flaky() }
+		f.ipcache.fail = func(bpf.Prefix) error { return flaky() }
+		f.numbers.fail = func(bpf.Number) error { return flaky() }
+		for step := range 8 {
+			id := uint32(5 + rng.IntN(2))
+			addr := []string{"10.0.0.1", "10.0.0.2"}[rng.IntN(2)]
+			d := delta(addr, "1", id, resolved(true, map[policy.Key]policy.Entry{{Protocol: 6, Port: uint16(step), PortBits: 16}: {Action: policy.Allow}, {Identity: 300}: {Action: policy.Deny}}))
+			d.Prefixes = map[netip.Prefix]policy.Peer{prefix10: {Identity: identity.ID(rng.IntN(3))}}
+			d.Numbers.Policies = map[uint32]identity.Digest{uint32(step): {1}}
+			r.fold(d)
+			if rng.IntN(3) == 0 {
+				r.fold(policy.Delta{Policies: map[uint32]*policy.Resolved{id: nil}, Endpoints: map[netip.Addr]*policy.Endpoint{netip.MustParseAddr("10.0.0.1"): nil, netip.MustParseAddr("10.0.0.2"): nil}})
+			}
+			r.veths = testVeths(testVeth(3+rng.IntN(2), "10.0.0.1"), testVeth(8, "10.0.0.2"))
+			r.place()
+			_ = r.realise(t.Context(), true)
+		}
+		broken = false
+		for range 2 { // a policy that an endpoint had waits for the endpoint's row
+			r.place()
+			_ = r.realise(t.Context(), true)
+		}
+		f.log = nil
+		pass(t, r)
+		if len(f.log) != 0 || !r.policies.settled() {
+			t.Fatalf("still something to do: %q", f.log)
+		}
+		if !maps.Equal(f.endpoints.m, r.endpoints.want) || !maps.Equal(f.devices.m, r.devices.want) || !maps.Equal(f.ipcache.m, r.ipcache.want) {
+			t.Fatal("tables are not as wanted")
+		}
+		n := 0
+		for id, p := range r.policies.want {
+			n += len(p.Entries)
+			for k, e := range p.Entries {
+				if f.entries.m[bpf.PolicyKeyOf(id, k)] != bpf.PolicyEntryOf(e) {
+					t.Fatalf("entry %v of policy %d is not there", k, id)
+				}
+			}
+			if f.policies.m[id] != bpf.PolicyInfoOf(p) {
+				t.Fatalf("policy %d: %+v", id, f.policies.m[id])
+			}
+		}
+		if n != len(f.entries.m) || n != r.policies.held || len(f.policies.m) != len(r.policies.want) {
+			t.Fatalf("%d entries, %d in the kernel, %d counted", n, len(f.entries.m), r.policies.held)
+		}
+		for i := range f.programs {
+			if _, ok := r.devices.want[uint32(i)]; !ok {
+				t.Fatalf("programs left at %d", i)
+			}
+		}
+	}
+}
