@@ -61,6 +61,9 @@ func openIdle(to netip.AddrPort, ask []byte) error {
 	n := 0
 	for !bytes.Contains(buf[:n], []byte("\r\n\r\nhello from the pod\n")) {
 		m, err := unix.Read(fd, buf[n:])
+		if err == unix.EINTR { // the Go runtime signals its threads
+			continue
+		}
 		if err != nil || m == 0 {
 			return fmt.Errorf("read the answer after %q: %w", buf[:n], err)
 		}
@@ -93,7 +96,10 @@ func idleFigures(ctx context.Context, s *stage) ([]figure, error) {
 			return figures, fmt.Errorf("%s: %w", name, err)
 		}
 		f := figure{Name: "idle connections: " + name + " RSS", Unit: "MB", Value: float64(after) / 1e6,
-			Note: fmt.Sprintf("with %d connections, each with its upstream; %.1f MB before", count, float64(before)/1e6)}
+			Note: fmt.Sprintf("with %d connections; %.1f MB before", count, float64(before)/1e6)}
+		if name == weirHTTP {
+			f.Note += "; each has its own connection to the server, which the others pool"
+		}
 		figures = append(figures, f)
 	}
 	return figures, nil

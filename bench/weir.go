@@ -12,13 +12,14 @@ import (
 	"time"
 )
 
-// weirAgent is Weir as it is run on a node: the agent, and the proxy that it
-// starts.
+// weirAgent is Weir as it is run on a node: the agent, and the proxy, which is
+// started beside it as in a cluster, to say how many threads it may have.
 type weirAgent struct {
 	node    *node
 	binary  string
 	state   string
 	objects string // directory of YAML
+	proxy   *process // launcher and proxy
 	agent   *process
 }
 
@@ -41,12 +42,15 @@ func startWeir(ctx context.Context, s *stage, n *node) (*weirAgent, error) {
 		return nil, fmt.Errorf("write objects: %w", err)
 	}
 	// As the rivals: so many threads for the work in between.
-	env := []string{fmt.Sprintf("GOMAXPROCS=%d", s.workers)}
 	var err error
-	w.agent, err = start(n.name, s.dir, "weir-agent", env, w.binary, "agent", "--objects", w.objects, "--node-name", nodeName,
-		"--state", w.state)
+	w.proxy, err = start(n.name, s.dir, "weir-proxy", nil, w.binary, "proxy", "--state", w.state, "--threads", fmt.Sprint(s.workers))
 	if err != nil {
 		return nil, err
+	}
+	w.agent, err = start(n.name, s.dir, "weir-agent", nil, w.binary, "agent", "--objects", w.objects, "--node-name", nodeName,
+		"--state", w.state)
+	if err != nil {
+		return w, err
 	}
 	begin := time.Now()
 	ctx, cancel := context.WithTimeout(ctx, 60*time.Second)
@@ -68,17 +72,18 @@ func startWeir(ctx context.Context, s *stage, n *node) (*weirAgent, error) {
 // use is counted as the proxy's.
 func (w *weirAgent) pids() []int { return runningBinary(w.binary) }
 
-// proxyPids are those of them that are the proxy and its supervisor.
+// proxyPids are those of them that are the proxy and its launcher.
 func (w *weirAgent) proxyPids() []int {
 	agents := w.agent.tree()
 	return slices.DeleteFunc(w.pids(), func(pid int) bool { return slices.Contains(agents, pid) })
 }
 
-func (w *weirAgent) tail() string { return w.agent.tail() }
+func (w *weirAgent) tail() string { return w.agent.tail() + "\n" + w.proxy.tail() }
 
 // close ends the agent and takes away all that it made.
 func (w *weirAgent) close() error {
 	w.agent.stop()
+	w.proxy.stop()
 	out, err := exec.Command("nsenter", "--net="+netnsPath(w.node.name), w.binary, "uninstall", "--state", w.state).CombinedOutput()
 	if err != nil {
 		err = fmt.Errorf("weir uninstall: %w: %s", err, bytes.TrimSpace(out))
