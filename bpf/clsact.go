@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"time"
 
 	"github.com/cilium/ebpf"
 	"github.com/vishvananda/netlink"
@@ -105,11 +106,11 @@ type ownFilter struct {
 
 // ownFilters finds the filters of this datapath in the network namespace.
 func ownFilters(pins string) ([]ownFilter, error) {
-	links, err := netlink.LinkList()
+	links, err := whole(netlink.LinkList)
 	if err != nil {
 		return nil, fmt.Errorf("list interfaces: %w", err)
 	}
-	qdiscs, err := netlink.QdiscList(nil)
+	qdiscs, err := whole(func() ([]netlink.Qdisc, error) { return netlink.QdiscList(nil) })
 	if err != nil {
 		return nil, fmt.Errorf("list qdiscs: %w", err)
 	}
@@ -125,7 +126,7 @@ func ownFilters(pins string) ([]ownFilter, error) {
 			continue
 		}
 		for _, a := range []ebpf.AttachType{ebpf.AttachTCXIngress, ebpf.AttachTCXEgress} {
-			filters, err := netlink.FilterList(l, parentOf(a))
+			filters, err := whole(func() ([]netlink.Filter, error) { return netlink.FilterList(l, parentOf(a)) })
 			if err != nil {
 				return nil, fmt.Errorf("list filters of %s: %w", l.Attrs().Name, err)
 			}
@@ -143,4 +144,17 @@ func ownFilters(pins string) ([]ownFilter, error) {
 		}
 	}
 	return out, nil
+}
+
+// whole asks for a list again when interfaces came or went while the kernel
+// listed: what it gave then is not all.
+func whole[T any](list func() ([]T, error)) ([]T, error) {
+	const tries = 100
+	for try := 1; ; try++ {
+		all, err := list()
+		if try == tries || !errors.Is(err, netlink.ErrDumpInterrupted) {
+			return all, err
+		}
+		time.Sleep(time.Duration(try) * time.Millisecond)
+	}
 }
