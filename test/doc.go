@@ -29,6 +29,7 @@
 // host=. What may come of it is ok, dropped (nothing came back, and a record
 // of a drop says so), refused or reset, or an HTTP status. After that, each
 // name=value must hold: seen=PLACE (whose address the server saw), and of the
-// record of that flow: verdict, reason, policy, rule, direction, layer;
+// record of that flow: verdict, reason, policy, rule (or what it begins with),
+// direction, layer;
 // records=N: so many records of that request.
 package test
