@@ -13,7 +13,8 @@ const (
 )
 
 // Number returns the type of the message, 0 to 255. ok is false where the type
-// is no number in that range and no name of the family.
+// is no number in that range and no name of the family: no message matches.
+// In a checked policy that is a number above 255.
 func (f *ICMPField) Number() (n uint8, ok bool) {
 	if f.Type.Type == intstr.Int {
 		return uint8(f.Type.IntVal), f.Type.IntVal >= 0 && f.Type.IntVal <= 255

@@ -93,6 +93,9 @@ func (l *linter) cidr(c CIDR, path string) {
 
 func (l *linter) rule(r *Rule, path, namespace string) {
 	l.subjects(r.EndpointSelector, path+".endpointSelector", namespace)
+	if r.NodeSelector != nil {
+		l.warn(path+".nodeSelector", "is not enforced by this version: nothing of the nodes' own traffic is filtered")
+	}
 	if c := r.EnableDefaultDeny; c != nil {
 		if c.Ingress != nil && *c.Ingress && len(r.Ingress)+len(r.IngressDeny) == 0 {
 			l.warn(path+".enableDefaultDeny.ingress", "has no effect without a rule in ingress or ingressDeny; write ingress: [{}]")
@@ -211,6 +214,11 @@ func (l *linter) icmps(rules []ICMPRule, path string) {
 	for i, r := range rules {
 		if len(r.Fields) == 0 {
 			l.warn(index(path, i), "matches nothing: it has no fields")
+		}
+		for j := range r.Fields {
+			if _, ok := r.Fields[j].Number(); !ok {
+				l.warn(index(index(path, i)+".fields", j)+".type", "%s matches nothing: types of ICMP are 0 to 255", r.Fields[j].Type.String())
+			}
 		}
 	}
 }

@@ -5,6 +5,8 @@ import (
 	"strings"
 	"unicode"
 	"unicode/utf8"
+
+	"k8s.io/apimachinery/pkg/util/intstr"
 )
 
 // maxPorts and maxICMPFields are Cilium's limits per list.
@@ -143,8 +145,12 @@ func (d *decoder) icmpField(f *ICMPField, path string) {
 	if family == "" {
 		family = FamilyIPv4
 	}
-	if _, err := strconv.Atoi(f.Type.String()); err == nil {
-		d.errorf(path+".type", "%s is not a type of ICMP: 0 to 255", f.Type.String())
+	if n, err := strconv.Atoi(f.Type.String()); err == nil {
+		// A number is never negative on the wire, and Cilium takes it for every
+		// type. One that is too large is a rule for no message: see lint.
+		if n < 0 || f.Type.Type == intstr.String {
+			d.errorf(path+".type", "%s is not a type of ICMP: 0 to 255", f.Type.String())
+		}
 		return
 	}
 	d.errorf(path+".type", "%q is no ICMP type of %s", f.Type.String(), family)
