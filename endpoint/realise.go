@@ -93,6 +93,7 @@ func (r *realiser) adopt() (policy.Seeds, error) {
 		RuleSets: map[uint32]identity.Digest{}, Rules: map[uint32]identity.Digest{},
 	}
 	for n, d := range r.numbers.have {
+		r.numbers.set(n, d) // stays until the engine frees it
 		if m := seedsOf(&seeds, n.Kind); m != nil {
 			m[n.Id] = identity.Digest(d.Sum)
 		}

@@ -256,6 +256,10 @@ func TestRealiseAdoptsWithoutInterrupting(t *testing.T) {
 	if f.synced != 1 || !f.programs[3] {
 		t.Errorf("synced %d times, programs %v", f.synced, f.programs)
 	}
+	// Numbers in use are there for the next one, too.
+	if len(f.numbers.m) != 2 {
+		t.Errorf("numbers %v, want those of policy 5 and rule set 7", f.numbers.m)
+	}
 }
 
 func TestRealiseAttachFirst(t *testing.T) {
