@@ -145,9 +145,14 @@ func TestDirectFlowBecomesL7(t *testing.T) {
 		s.must("remove db.yaml")
 		s.must("apply db-http.yaml")
 		s.must("wait")
-		say(p.client, p.server, silence)
+		// The client speaks; that ends both of them.
+		deadline := time.Now().Add(patience)
+		p.client.SetDeadline(deadline)
+		p.server.SetDeadline(deadline)
+		if _, err := io.WriteString(p.client, "hello\n"); err != nil {
+			t.Errorf("family %d: write: %v", family, err)
+		}
 		for name, c := range map[string]net.Conn{"client": p.client, "server": p.server} {
-			c.SetDeadline(time.Now().Add(patience))
 			if _, err := io.Copy(io.Discard, c); !errors.Is(err, syscall.ECONNRESET) {
 				t.Errorf("family %d: the %s was not reset: %v", family, name, err)
 			}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/binary"
 	"fmt"
+	"hash/crc32"
 	"net"
 	"net/netip"
 	"testing"
@@ -42,13 +43,18 @@ func raw(from, to *place, family int, protocol string, payload []byte) (arrived 
 	}
 }
 
-// sctpInit is an SCTP packet with an INIT chunk, as far as a filter looks.
+// sctpInit is the first packet of an SCTP association.
 func sctpInit(port uint16) []byte {
 	b := make([]byte, 12+20)
 	binary.BigEndian.PutUint16(b, 40000)
 	binary.BigEndian.PutUint16(b[2:], port)
-	b[12] = 1
+	b[12] = 1 // INIT
 	binary.BigEndian.PutUint16(b[14:], 20)
+	binary.BigEndian.PutUint32(b[16:], 1) // tag
+	binary.BigEndian.PutUint32(b[20:], 1<<16)
+	binary.BigEndian.PutUint16(b[24:], 1)
+	binary.BigEndian.PutUint16(b[26:], 1)
+	binary.LittleEndian.PutUint32(b[8:], crc32.Checksum(b, crc32.MakeTable(crc32.Castagnoli)))
 	return b
 }
 

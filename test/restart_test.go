@@ -122,7 +122,7 @@ func (s *story) unchecked() (attempts *load, reached func() int64) {
 			l.repeat(ctx, "refused", 5*time.Millisecond, func() error {
 				c := from.HTTPClient(silence)
 				defer c.CloseIdleConnections()
-				if status, _, err := get(c, to, 8080, "/b"); err == nil && status != 403 {
+				if status, _, err := get(c, to, 8080, "/b?unchecked"); err == nil && status != 403 {
 					count.Add(1)
 				}
 				return nil

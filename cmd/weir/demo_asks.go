@@ -6,9 +6,12 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
+	"net/http/httptrace"
 	"net/netip"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -65,6 +68,7 @@ func demoAsks() []demoAsk {
 type demoResult struct {
 	demoAsk
 	got      string
+	fresh    bool // on a connection of its own
 	record   flow.Record
 	problems []string // what is not as it should be
 }
@@ -116,11 +120,13 @@ func (d *demo) ask(ctx context.Context, a demoAsk, client *http.Client) (saw ngi
 	ask, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
 	began := time.Now()
-	r := demoResult{demoAsk: a}
+	r := demoResult{demoAsk: a, fresh: client == nil}
+	var port uint16 // of the source
 	switch a.verb {
 	case "connect":
 		c, err := from.DialContext(ask, "tcp", dialed.String())
 		if err == nil {
+			port = c.LocalAddr().(*net.TCPAddr).AddrPort().Port()
 			c.Close()
 		}
 		r.got = demoOutcome(err, demoConnected)
@@ -132,7 +138,10 @@ func (d *demo) ask(ctx context.Context, a demoAsk, client *http.Client) (saw ngi
 			client = from.HTTPClient(0)
 			defer client.CloseIdleConnections()
 		}
-		r.got, saw, err = a.request(ask, client, dialed)
+		trace := &httptrace.ClientTrace{GotConn: func(i httptrace.GotConnInfo) {
+			port = i.Conn.LocalAddr().(*net.TCPAddr).AddrPort().Port()
+		}}
+		r.got, saw, err = a.request(httptrace.WithClientTrace(ask, trace), client, dialed)
 		r.got = demoOutcome(err, r.got)
 	}
 	if ctx.Err() != nil {
@@ -140,9 +149,9 @@ func (d *demo) ask(ctx context.Context, a demoAsk, client *http.Client) (saw ngi
 	}
 	d.judge(&r, saw, family)
 	d.showAsk(&r, to.port)
-	source := from.addrs[family]
+	source := netip.AddrPortFrom(from.addrs[family], port)
 	if a.from == "node" {
-		source = netip.Addr{} // any of the node's
+		source = netip.AddrPortFrom(netip.Addr{}, port) // any of the node's
 	}
 	d.follow(ctx, &r, source, target, began)
 	for _, p := range r.problems {
@@ -207,25 +216,30 @@ func (d *demo) judge(r *demoResult, saw nginxSaw, family int) {
 	}
 }
 
-// follow shows the records of the ask until the one has come that decided.
-func (d *demo) follow(ctx context.Context, r *demoResult, from netip.Addr, to netip.AddrPort, began time.Time) {
-	shown := 0
+// follow waits for the record of the ask that decided, and shows all there are.
+func (d *demo) follow(ctx context.Context, r *demoResult, from, to netip.AddrPort, began time.Time) {
+	var records []flow.Record
 	for deadline := time.Now().Add(3 * time.Second); ctx.Err() == nil; time.Sleep(5 * time.Millisecond) {
-		records := d.records.of(from, to, began)
-		for ; shown < len(records); shown++ {
-			d.showRecord(records[shown])
-		}
+		records = d.records.of(&r.demoAsk, from, to, began)
 		last, ok := decided(records)
-		if ok && r.decidedBy(last) {
-			r.record = last
-			return
+		r.record = last
+		if ok && r.decidedBy(last) && (!r.fresh || !r.isHTTP() || hasKernel(records)) {
+			break
 		}
 		if time.Now().After(deadline) {
-			r.record = last
 			r.problems = append(r.problems, "no record tells that this was decided by "+orNone(r.by))
-			return
+			break
 		}
 	}
+	for _, x := range records {
+		d.showRecord(x)
+	}
+}
+
+// hasKernel tells whether the kernel's part is among records: it may come
+// after the proxy's.
+func hasKernel(records []flow.Record) bool {
+	return slices.ContainsFunc(records, func(r flow.Record) bool { return r.Layer != "L7" })
 }
 
 func orNone(policy string) string {

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"net/netip"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -26,23 +27,28 @@ func (d *demoRecords) add(r flow.Record) {
 	d.all = append(d.all, r)
 }
 
-// of are the records of a request: from one address (any, where it is
-// translated on the way) to an address and port, since a time.
-func (d *demoRecords) of(from netip.Addr, to netip.AddrPort, since time.Time) []flow.Record {
+// of are the records of an ask: by its source port where that is known.
+func (d *demoRecords) of(a *demoAsk, from, to netip.AddrPort, since time.Time) []flow.Record {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	var mine []flow.Record
 	for _, r := range d.all {
+		switch {
+		case r.Dest.Addr != to.Addr(), to.Port() != 0 && r.Dest.Port != to.Port():
+		case from.Addr().IsValid() && r.Source.Addr != from.Addr():
+		case from.Port() != 0 && r.Source.Port != from.Port():
+		case r.HTTP != nil && (r.HTTP.Method != a.verb || r.HTTP.Path != a.path):
 		// The kernel's times come by way of another clock.
-		if r.Dest.Addr == to.Addr() && (r.Dest.Port == to.Port() || to.Port() == 0) &&
-			(!from.IsValid() || r.Source.Addr == from) && r.Time.After(since.Add(-20*time.Millisecond)) {
+		case r.Time.Before(since.Add(-20 * time.Millisecond)):
+		default:
 			mine = append(mine, r)
 		}
 	}
+	slices.SortStableFunc(mine, func(x, y flow.Record) int { return x.Time.Compare(y.Time) })
 	return mine
 }
 
-// shortKinds are the names kubectl takes for kinds.
+// shortKind puts in the names that kubectl takes for kinds.
 func shortKind(policy string) string {
 	return strings.NewReplacer(
 		"CiliumClusterwideNetworkPolicy ", "ccnp ", "CiliumNetworkPolicy ", "cnp ", "NetworkPolicy ", "netpol ",
@@ -67,7 +73,7 @@ func deciding(r flow.Record) string {
 // why explains a record in a few words.
 func why(r flow.Record) string {
 	if r.Rule != nil && r.Rule.Policy != "" {
-		text := shortKind(r.Rule.Policy) + " " + strings.TrimPrefix(r.Rule.Rule, "spec.")
+		text := shortKind(r.Rule.Policy)
 		if r.Rule.File != "" {
 			text += fmt.Sprintf(" (%s:%d)", filepath.Base(r.Rule.File), r.Rule.Line)
 		}
@@ -82,7 +88,7 @@ func why(r flow.Record) string {
 	return r.Reason
 }
 
-// show writes one record as a line.
+// showRecord writes one record as a line.
 func (d *demo) showRecord(r flow.Record) {
 	where, color := "kernel", paintGreen
 	if r.Layer == "L7" {
@@ -97,7 +103,7 @@ func (d *demo) showRecord(r flow.Record) {
 	verdict := strings.ToLower(r.Verdict.String())
 	text := why(r)
 	if r.HTTP != nil && r.HTTP.Status != 0 && r.HTTP.Latency > 0 {
-		text += fmt.Sprintf("  %.1f ms", float64(r.HTTP.Latency.Microseconds())/1000)
+		text += fmt.Sprintf(", answered in %.1f ms", float64(r.HTTP.Latency.Microseconds())/1000)
 	}
 	d.screen.say("      " + d.screen.paint(paintDim, fit(where, 8)) + d.screen.paint(color, fit(verdict, 12)) +
 		d.screen.paint(paintDim, fit(r.Direction, 9)+strings.TrimRight(fit(text, demoWidth-35), " ")))

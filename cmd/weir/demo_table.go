@@ -75,9 +75,9 @@ func (d *demo) table() (wrong int) {
 	s := d.screen
 	s.heading("What happened")
 	row := func(mark, from, to, what, verdict, answer, by string) string {
-		return "  " + mark + " " + fit(from, 11) + fit(to, 11) + fit(what, 31) + verdict + answer + strings.TrimRight(fit(by, 21), " ")
+		return "  " + mark + " " + fit(from, 11) + fit(to, 11) + fit(what, 33) + verdict + answer + strings.TrimRight(fit(by, 21), " ")
 	}
-	s.say(s.paint(paintDim, row(" ", "WHO", "ASKED WHOM", "FOR WHAT", fit("VERDICT", 9), fit("ANSWER", 11), "DECIDED BY")))
+	s.say(s.paint(paintDim, row(" ", "WHO", "ASKED WHOM", "FOR WHAT", fit("VERDICT", 9), fit("ANSWER", 10), "DECIDED BY")))
 	for i := range d.results {
 		r := &d.results[i]
 		word, color := r.verdict()
@@ -90,7 +90,7 @@ func (d *demo) table() (wrong int) {
 		if by != "-" {
 			by = deciding(r.record)
 		}
-		s.say(row(mark, d.places[r.from].title, d.places[r.to].title, r.text(d.places[r.to].port), s.paint(color, fit(word, 9)), fit(r.got, 11), by))
+		s.say(row(mark, d.places[r.from].title, d.places[r.to].title, r.text(d.places[r.to].port), s.paint(color, fit(word, 9)), fit(r.got, 10), by))
 		for _, p := range r.problems {
 			s.say("      " + s.paint(paintRed, p))
 		}
