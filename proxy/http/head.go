@@ -110,7 +110,7 @@ func (h *head) badFirst() Reason {
 	if h.response {
 		return ReasonStatusLine
 	}
-	return ReasonRequestLine
+	return ReasonMethod
 }
 
 // tooLong judges a line that ends at or behind end.
@@ -132,43 +132,33 @@ func (h *head) partial(b []byte) Reason {
 	if h.gotFirst || h.response {
 		return 0
 	}
-	// What is no HTTP at all mostly has no line ends either.
-	for i, c := range b[h.pos:] {
-		if c == ' ' {
-			break
-		}
-		if r := methodByte(i, c, h.skipped); r != 0 {
-			return r
-		}
-	}
-	return 0
-}
-
-// methodByte judges byte i of the request line, a space excluded.
-func methodByte(i int, c byte, skipped bool) Reason {
-	switch {
-	case i == maxMethod:
-		return ReasonMethod
-	case headByte[c]&tokenByte != 0:
-		return 0
-	case c == '\r' && i == 0 && !skipped:
+	start := b[h.pos:]
+	if len(start) == 1 && start[0] == '\r' && !h.skipped {
 		return 0 // perhaps an empty line
 	}
-	return ReasonMethod
+	// What is no HTTP at all mostly has no line ends either.
+	_, r := method(start)
+	return r
+}
+
+// method returns the length of the method that line begins with; its space may
+// not be there yet.
+func method(line []byte) (int, Reason) {
+	for i, c := range line {
+		switch {
+		case c == ' ' && i > 0:
+			return i, 0
+		case i == maxMethod || headByte[c]&tokenByte == 0:
+			return i, ReasonMethod
+		}
+	}
+	return len(line), 0
 }
 
 func (h *head) requestLine(line []byte) Reason {
-	i := 0
-	for ; line[i] != ' '; i++ {
-		if line[i] == '\n' || i > 0 && line[i] == '\r' && line[i+1] == '\n' {
-			return ReasonRequestLine
-		}
-		if r := methodByte(i, line[i], h.skipped); r != 0 {
-			return r
-		}
-	}
-	if i == 0 {
-		return ReasonMethod
+	i, r := method(line)
+	if r != 0 {
+		return r
 	}
 	h.first.method = span{h.pos, h.pos + uint32(i)}
 	i++

@@ -29,20 +29,32 @@ const (
 	// maxInterim bounds the interim (1xx) responses to one request.
 	maxInterim = 16
 
-	// headTimeout is how long a head may take from its first byte on.
-	headTimeout = 30 * time.Second
-	// idleTimeout ends a connection on which nothing moves in either
-	// direction. It is long: it is for peers to decide how long they stay.
-	idleTimeout = time.Hour
-	// lingerTimeout is how long input is still read and thrown away after the
-	// last response, so that a reset does not take that response away.
-	lingerTimeout = 5 * time.Second
-	// maxLinger bounds how much.
+	// maxLinger bounds the input that is thrown away after the last response.
 	maxLinger = 16 << 20
-	// openAfter is when a response that still runs is told as an open Record.
-	openAfter = time.Second
-	// sweepEvery is how often timeouts are looked at; they are that coarse.
-	sweepEvery = time.Second
-	// dialTimeout is Options.DialTimeout's default.
-	dialTimeout = 30 * time.Second
 )
+
+// timeouts of a connection. They are looked at every sweep, and that coarse.
+type timeouts struct {
+	// head: how long a head may take from its first byte on.
+	head time.Duration
+	// idle ends a connection on which nothing moves in either direction. It is
+	// long: it is for peers to decide how long they stay.
+	idle time.Duration
+	// half: how long a server may stay when the client has ended its input and
+	// everything is answered.
+	half time.Duration
+	// linger: how long input is still read and thrown away after the last
+	// response, so that a reset does not take that response away.
+	linger time.Duration
+	// open: when a response that still runs is told as an open Record.
+	open  time.Duration
+	sweep time.Duration
+}
+
+var defaultTimeouts = timeouts{
+	head: 30 * time.Second, idle: time.Hour, half: time.Minute, linger: 5 * time.Second,
+	open: time.Second, sweep: time.Second,
+}
+
+// dialTimeout is Options.DialTimeout's default.
+const dialTimeout = 30 * time.Second

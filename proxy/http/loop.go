@@ -152,7 +152,7 @@ func (l *loop) run() error {
 			p.queued = false
 			p.run()
 		}
-		if l.wall.Sub(l.swept) >= sweepEvery {
+		if l.wall.Sub(l.swept) >= l.server.times.sweep {
 			l.sweep()
 		}
 		if l.over() {
@@ -167,7 +167,7 @@ func (l *loop) patience() int {
 	case len(l.again) > 0:
 		return 0
 	case len(l.pairs) > 0:
-		return int(sweepEvery / time.Millisecond)
+		return int(l.server.times.sweep / time.Millisecond)
 	}
 	return -1
 }

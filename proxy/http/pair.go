@@ -240,7 +240,7 @@ func (p *pair) flush(s *sock) (moved, clear bool) {
 		s.finish()
 		moved = true
 		if s == &p.c && p.request == requestLinger {
-			p.deadline = p.loop.wall.Add(lingerTimeout)
+			p.deadline = p.loop.wall.Add(p.loop.server.times.linger)
 		}
 	}
 	return moved, true
@@ -308,10 +308,11 @@ func (p *pair) cantWrite(s *sock) {
 
 // sweep looks at the pair's timeouts.
 func (p *pair) sweep(now time.Time) {
+	times := &p.loop.server.times
 	switch {
 	case !p.deadline.IsZero() && !p.c.pending() && now.After(p.deadline):
 		p.close(false)
-	case !p.headSince.IsZero() && now.Sub(p.headSince) > headTimeout:
+	case !p.headSince.IsZero() && now.Sub(p.headSince) > times.head:
 		if p.clientHead != nil {
 			p.refuse(ReasonHeadTimeout)
 		} else {
@@ -320,9 +321,9 @@ func (p *pair) sweep(now time.Time) {
 		if !p.closed {
 			p.run()
 		}
-	case now.Sub(p.active) > idleTimeout:
+	case now.Sub(p.active) > times.idle:
 		p.fail(ReasonIdle)
-	case p.ex != nil && p.ex.rec.Status != 0 && now.Sub(p.ex.rec.Start) > openAfter:
+	case p.ex != nil && p.ex.rec.Status != 0 && now.Sub(p.ex.rec.Start) > times.open:
 		p.ex.rec.Open = true
 		p.tell()
 	}

@@ -8,11 +8,7 @@ import (
 // noTime is the zero time.
 var noTime time.Time
 
-// halfClosed is how long a server may stay when the client has ended its input
-// and everything is answered.
-const halfClosed = time.Minute
-
-// statusText and body of what the proxy answers itself.
+// reply is the status text and the body of what the proxy answers itself.
 func reply(status int) (text, body string) {
 	switch status {
 	case 403:

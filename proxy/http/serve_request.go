@@ -208,7 +208,7 @@ func (p *pair) clientEnd() {
 	p.flush(&p.u)
 	if !p.closed && p.response == responseIdle && p.deadline.IsZero() {
 		// All is answered: the server has no reason to stay.
-		p.deadline = p.loop.wall.Add(halfClosed)
+		p.deadline = p.loop.wall.Add(p.loop.server.times.half)
 	}
 }
 

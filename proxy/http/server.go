@@ -120,6 +120,7 @@ type Options struct {
 // one loop, which alone touches it.
 type Server struct {
 	opts  Options
+	times timeouts
 	loops []*loop
 	next  atomic.Uint32
 	dials sync.WaitGroup
@@ -133,7 +134,7 @@ func New(opts Options) (*Server, error) {
 	if opts.DialTimeout <= 0 {
 		opts.DialTimeout = dialTimeout
 	}
-	s := &Server{opts: opts}
+	s := &Server{opts: opts, times: defaultTimeouts}
 	for range opts.Loops {
 		l, err := newLoop(s)
 		if err != nil {
