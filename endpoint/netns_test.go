@@ -1,6 +1,7 @@
 package endpoint
 
 import (
+	"bytes"
 	"fmt"
 	"net"
 	"os"
@@ -8,6 +9,7 @@ import (
 	"runtime"
 	"strconv"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -26,16 +28,31 @@ func needRoot(t *testing.T) {
 	t.Skip("needs root: it makes network namespaces")
 }
 
-// ownNamespace moves the test's goroutine into a network namespace of its own,
-// which goes away with the thread.
-func ownNamespace(t *testing.T) {
+// inside in the environment says that the process is the one ownNamespace
+// started.
+const inside = "WEIR_TEST_INSIDE"
+
+// ownNamespace runs the rest of the test in a process of its own, in a network
+// namespace of its own, which goes away with it: whatever thread does
+// something, it is in there. false: that process has run the test.
+func ownNamespace(t *testing.T) bool {
 	t.Helper()
 	needRoot(t)
-	runtime.LockOSThread() // never unlocked: the thread ends with the goroutine
-	if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
-		t.Fatalf("make a network namespace: %v", err)
+	if os.Getenv(inside) == t.Name() {
+		run(t, "ip link set lo up")
+		return true
 	}
-	run(t, "ip link set lo up")
+	cmd := exec.Command("/proc/self/exe", "-test.run=^"+t.Name()+"$", "-test.v", "-test.timeout=60s")
+	cmd.Env = append(os.Environ(), inside+"="+t.Name())
+	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: unix.CLONE_NEWNET, Pdeathsig: syscall.SIGKILL}
+	// The parent-death signal is about the thread.
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	out, err := cmd.CombinedOutput()
+	if err != nil || !bytes.Contains(out, []byte("--- PASS: "+t.Name())) {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	return false
 }
 
 func run(t *testing.T, format string, args ...any) string {
