@@ -276,10 +276,10 @@ func TestProxyKilled(t *testing.T) {
 	s := tell(t, "setups/http.txtar")
 	w := s.nodes[0].Weir()
 	client, to := s.places["shop/client"], s.places["shop/web"].addrs[0]
-	for _, victim := range []string{"worker", "supervisor and worker", "supervisor"} {
+	for _, victim := range []string{"worker", "supervisor and worker", "supervisor", "the rest"} {
 		pids := w.ProxyPids()
-		if len(pids) < 2 {
-			t.Fatalf("processes of the proxy: %v", pids)
+		if len(pids) == 0 {
+			t.Fatal("there is no process of the proxy")
 		}
 		switch victim {
 		case "worker":

@@ -23,7 +23,7 @@ func (d *demo) showShop() {
 		{"world", "beyond a router; pods reach it with the node's address"},
 	} {
 		place := d.places[p.name]
-		d.screen.say(fmt.Sprintf("  %s %-42s %s", d.screen.paint(paintBold, fit(place.title, 11)), addresses(place),
+		d.screen.say(fmt.Sprintf("  %s %-28s  %s", d.screen.paint(paintBold, fit(place.title, 11)), addresses(place),
 			d.screen.paint(paintDim, strings.TrimSpace(p.is))))
 	}
 	d.screen.say("\n  " + d.screen.paint(paintDim, "netpol db · cnp api · cnp frontend · ccnp no-world: "+filepath.Join(d.dir, "objects")))

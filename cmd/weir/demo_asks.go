@@ -220,7 +220,7 @@ func (d *demo) judge(r *demoResult, saw nginxSaw, family int) {
 func (d *demo) follow(ctx context.Context, r *demoResult, from, to netip.AddrPort, began time.Time) {
 	var records []flow.Record
 	for deadline := time.Now().Add(3 * time.Second); ctx.Err() == nil; time.Sleep(5 * time.Millisecond) {
-		records = d.records.of(&r.demoAsk, from, to, began)
+		records = d.records.of(r, from, to, began)
 		last, ok := decided(records)
 		r.record = last
 		if ok && r.decidedBy(last) && (!r.fresh || !r.isHTTP() || hasKernel(records)) {
@@ -232,7 +232,7 @@ func (d *demo) follow(ctx context.Context, r *demoResult, from, to netip.AddrPor
 		}
 	}
 	for _, x := range records {
-		d.showRecord(x)
+		d.showRecord(r, x)
 	}
 }
 
@@ -278,5 +278,5 @@ func (d *demo) newKeepAlive(from string) *http.Client {
 
 // addresses are both addresses of a place, for people.
 func addresses(p *demoPlace) string {
-	return fmt.Sprintf("%-16s %s", p.addrs[0], p.addrs[1])
+	return fmt.Sprintf("%-14s %s", p.addrs[0], p.addrs[1])
 }

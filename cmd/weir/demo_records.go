@@ -28,7 +28,9 @@ func (d *demoRecords) add(r flow.Record) {
 }
 
 // of are the records of an ask: by its source port where that is known.
-func (d *demoRecords) of(a *demoAsk, from, to netip.AddrPort, since time.Time) []flow.Record {
+// Of requests on an open connection, the path tells which is meant; on one of
+// its own it may be another: the path as the server reads it.
+func (d *demoRecords) of(a *demoResult, from, to netip.AddrPort, since time.Time) []flow.Record {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	var mine []flow.Record
@@ -37,7 +39,7 @@ func (d *demoRecords) of(a *demoAsk, from, to netip.AddrPort, since time.Time) [
 		case r.Dest.Addr != to.Addr(), to.Port() != 0 && r.Dest.Port != to.Port():
 		case from.Addr().IsValid() && r.Source.Addr != from.Addr():
 		case from.Port() != 0 && r.Source.Port != from.Port():
-		case r.HTTP != nil && (r.HTTP.Method != a.verb || r.HTTP.Path != a.path):
+		case r.HTTP != nil && (r.HTTP.Method != a.verb || !a.fresh && r.HTTP.Path != a.path):
 		// The kernel's times come by way of another clock.
 		case r.Time.Before(since.Add(-20 * time.Millisecond)):
 		default:
@@ -82,6 +84,9 @@ func why(r flow.Record) string {
 	if r.Verdict == flow.Dropped && len(r.Policies) > 0 {
 		return "no rule of " + shortKind(strings.Join(r.Policies, ", ")) + " allows it"
 	}
+	if r.Reason == flow.ReasonPolicyAllowed.String() {
+		return "no rule denies it, and nothing else is asked for"
+	}
 	if reason, ok := flow.ParseReason(r.Reason); ok {
 		return reason.Explanation()
 	}
@@ -89,7 +94,7 @@ func why(r flow.Record) string {
 }
 
 // showRecord writes one record as a line.
-func (d *demo) showRecord(r flow.Record) {
+func (d *demo) showRecord(a *demoResult, r flow.Record) {
 	where, color := "kernel", paintGreen
 	if r.Layer == "L7" {
 		where = "proxy"
@@ -102,6 +107,9 @@ func (d *demo) showRecord(r flow.Record) {
 	}
 	verdict := strings.ToLower(r.Verdict.String())
 	text := why(r)
+	if r.HTTP != nil && r.HTTP.Path != a.path {
+		text += ", read as " + r.HTTP.Path
+	}
 	if r.HTTP != nil && r.HTTP.Status != 0 && r.HTTP.Latency > 0 {
 		text += fmt.Sprintf(", answered in %.1f ms", float64(r.HTTP.Latency.Microseconds())/1000)
 	}
