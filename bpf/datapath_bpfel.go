@@ -286,6 +286,7 @@ const (
 	datapathProgFromProxy     = "from_proxy"
 	datapathProgToPod         = "to_pod"
 	datapathVarActionType     = "action_type"
+	datapathVarAlwaysJudge    = "always_judge"
 	datapathVarDirectionType  = "direction_type"
 	datapathVarEventLimit     = "event_limit"
 	datapathVarEventType      = "event_type"
@@ -369,6 +370,7 @@ type datapathMapSpecs struct {
 // It can be passed ebpf.CollectionSpec.Assign.
 type datapathVariableSpecs struct {
 	ActionType     *ebpf.VariableSpec `ebpf:"action_type"`
+	AlwaysJudge    *ebpf.VariableSpec `ebpf:"always_judge"`
 	DirectionType  *ebpf.VariableSpec `ebpf:"direction_type"`
 	EventLimit     *ebpf.VariableSpec `ebpf:"event_limit"`
 	EventType      *ebpf.VariableSpec `ebpf:"event_type"`
@@ -441,6 +443,7 @@ func (m *datapathMaps) Close() error {
 // It can be passed to loadDatapathObjects or ebpf.CollectionSpec.LoadAndAssign.
 type datapathVariables struct {
 	ActionType     *ebpf.Variable `ebpf:"action_type"`
+	AlwaysJudge    *ebpf.Variable `ebpf:"always_judge"`
 	DirectionType  *ebpf.Variable `ebpf:"direction_type"`
 	EventLimit     *ebpf.Variable `ebpf:"event_limit"`
 	EventType      *ebpf.Variable `ebpf:"event_type"`
