@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"time"
@@ -227,6 +228,14 @@ func (s *agentServer) serveFlows(w http.ResponseWriter, r *http.Request) {
 		return // the reader went away
 	}
 	enc := json.NewEncoder(w)
+	if !q.Follow {
+		for _, rec := range s.latest(r.Context(), q) {
+			if enc.Encode(flowLine{Record: rec}) != nil {
+				return
+			}
+		}
+		return
+	}
 	_ = s.ring.Read(r.Context(), q, func(rec *flow.Record, lost uint64) error {
 		if lost > 0 {
 			s.lost.Add(lost)
@@ -234,9 +243,20 @@ func (s *agentServer) serveFlows(w http.ResponseWriter, r *http.Request) {
 		if err := enc.Encode(flowLine{rec, lost}); err != nil {
 			return err
 		}
-		if q.Follow {
-			return control.Flush()
+		return control.Flush()
+	}) // an error means that the reader went away
+}
+
+// latest are the records that are there, by time: those of the kernel come to
+// the ring a little later than those of the proxy.
+func (s *agentServer) latest(ctx context.Context, q flow.Query) []*flow.Record {
+	var list []*flow.Record
+	_ = s.ring.Read(ctx, q, func(rec *flow.Record, _ uint64) error {
+		if rec != nil {
+			list = append(list, rec)
 		}
 		return nil
-	}) // an error means that the reader went away
+	}) // the query was compiled before, and the function returns no error
+	slices.SortStableFunc(list, func(a, b *flow.Record) int { return a.Time.Compare(b.Time) })
+	return list
 }

@@ -96,14 +96,19 @@ func showFlows(ctx context.Context, s state, q flow.Query, output string, out, e
 		return err
 	}
 	defer resp.Body.Close()
+	return printFlows(ctx, resp.Body, q.Follow, output, out, errOut)
+}
+
+// printFlows writes lines of /flows as they come.
+func printFlows(ctx context.Context, in io.Reader, follow bool, output string, out, errOut io.Writer) error {
 	color := output == "text" && wantsColor(out)
-	lines := bufio.NewReader(resp.Body)
+	lines := bufio.NewReader(in)
 	for {
 		text, err := lines.ReadBytes('\n')
 		if ctx.Err() != nil {
 			return nil // the user has seen enough
 		}
-		if errors.Is(err, io.EOF) && q.Follow {
+		if errors.Is(err, io.EOF) && follow {
 			return errors.New("the agent has gone")
 		}
 		if errors.Is(err, io.EOF) {

@@ -83,6 +83,10 @@ func printProblems(w *errWriter, problems []kube.Problem) {
 
 func printEndpoints(w *errWriter, endpoints []endpoint.EndpointStatus) {
 	w.printf("\n")
+	if len(endpoints) == 0 {
+		w.printf("no pods of this node\n")
+		return
+	}
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	fmt.Fprintf(t, "POD\tADDRESSES\tVETH\tIDENTITY\tINGRESS\tEGRESS\tSTATE\n")
 	for _, e := range endpoints {
@@ -95,6 +99,9 @@ func printEndpoints(w *errWriter, endpoints []endpoint.EndpointStatus) {
 			veth = "-"
 		}
 		state := e.State
+		if state == endpoint.EndpointWaiting {
+			state = "waiting for its interface"
+		}
 		if e.Error != "" {
 			state += ": " + e.Error
 		}
@@ -102,9 +109,6 @@ func printEndpoints(w *errWriter, endpoints []endpoint.EndpointStatus) {
 			enforcement(e.Ingress, e.IngressPolicies), enforcement(e.Egress, e.EgressPolicies), state)
 	}
 	w.keep(t.Flush())
-	if len(endpoints) == 0 {
-		w.printf("no pods of this node\n")
-	}
 }
 
 // enforcement says what holds in one direction.

@@ -1,0 +1,63 @@
+package flow
+
+import (
+	"fmt"
+	"strings"
+	"sync/atomic"
+	"testing"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/testutil"
+
+	"github.com/weirnet/weir/policy"
+)
+
+func TestMetrics(t *testing.T) {
+	reg := prometheus.NewPedanticRegistry()
+	m := NewMetrics(reg)
+	var readers atomic.Uint64
+	readers.Store(3)
+	reg.MustRegister(NewKernelCollector(func() (KernelCounts, error) {
+		return KernelCounts{
+			Reasons: []KernelCount{
+				{Reason: "policy-denied", Direction: "ingress", Drop: true, Packets: 5, Bytes: 300},
+				{Reason: "host", Direction: "ingress", Packets: 2, Bytes: 100},
+			},
+			Limited: 7, Full: 1,
+		}, nil
+	}, &readers))
+	m.Observe(&Record{Verdict: Dropped, Reason: "policy-denied", Direction: "ingress"})
+	m.Observe(&Record{Verdict: Forwarded, Reason: "http-rule", HTTP: &HTTP{Status: 200}, Rule: &policy.RuleRef{Policy: "CiliumNetworkPolicy shop/a"}})
+	m.Observe(&Record{Verdict: Dropped, Reason: "http-denied", HTTP: &HTTP{Status: 403}})
+	m.Observe(&Record{Verdict: Forwarded, Reason: "http-rule", HTTP: &HTTP{Status: 9999}})
+	want := `# HELP weir_drop_packets_total Packets dropped in the kernel, by reason and the direction that judged.
+# TYPE weir_drop_packets_total counter
+weir_drop_packets_total{direction="ingress",reason="policy-denied"} 5
+# HELP weir_flows_total Flow verdicts recorded by the kernel: new flows, changed verdicts and drops (drops beyond a rate limit are in weir_drop_packets_total only).
+# TYPE weir_flows_total counter
+weir_flows_total{direction="ingress",reason="policy-denied",verdict="DROPPED"} 1
+# HELP weir_http_requests_total HTTP requests the proxy decided, by verdict, status code sent to the client and deciding policy ("": default deny; "other": beyond the first 500 policies).
+# TYPE weir_http_requests_total counter
+weir_http_requests_total{code="200",policy="CiliumNetworkPolicy shop/a",verdict="FORWARDED"} 1
+weir_http_requests_total{code="403",policy="",verdict="DROPPED"} 1
+weir_http_requests_total{code="other",policy="",verdict="FORWARDED"} 1
+# HELP weir_lost_records_total Records that were lost: at "limit" because drops came too fast to tell each, at "kernel" because its ring was full, at "reader" because someone who follows flows was too slow.
+# TYPE weir_lost_records_total counter
+weir_lost_records_total{at="kernel"} 1
+weir_lost_records_total{at="limit"} 7
+weir_lost_records_total{at="reader"} 3
+# HELP weir_new_flows_total New flows the kernel let pass or sent to the proxy, by reason and direction.
+# TYPE weir_new_flows_total counter
+weir_new_flows_total{direction="ingress",reason="host"} 2
+`
+	if err := testutil.GatherAndCompare(reg, strings.NewReader(want), "weir_drop_packets_total", "weir_flows_total",
+		"weir_http_requests_total", "weir_lost_records_total", "weir_new_flows_total"); err != nil {
+		t.Error(err)
+	}
+	for i := range 2 * maxPolicyLabels {
+		m.Observe(&Record{Verdict: Forwarded, HTTP: &HTTP{Status: 200}, Rule: &policy.RuleRef{Policy: fmt.Sprint("P ", i)}})
+	}
+	if n := testutil.CollectAndCount(m.requests); n > maxPolicyLabels+5 {
+		t.Errorf("%d series of requests", n)
+	}
+}
