@@ -148,6 +148,7 @@ func (p *pair) spliceBody(from, to *sock, b *body, plain int64) (moved, Reason) 
 	switch res {
 	case ioAgain:
 		from.canRead = false
+		p.loop.freePipe(to)
 		return movedNothing, 0
 	case ioEnd:
 		from.canRead, from.eof = false, true
@@ -160,9 +161,6 @@ func (p *pair) spliceBody(from, to *sock, b *body, plain int64) (moved, Reason) 
 	p.flush(to)
 	if p.closed {
 		return movedSome, 0
-	}
-	if plain-int64(n) < spliceMin && to.pipe != nil && to.piped == 0 {
-		p.loop.freePipe(to)
 	}
 	if done {
 		return movedAll, 0

@@ -236,6 +236,9 @@ func (p *pair) flush(s *sock) (moved, clear bool) {
 	if s.pending() {
 		return moved, false
 	}
+	if s.pipe != nil {
+		p.loop.freePipe(s)
+	}
 	if s.fin && !s.shut {
 		s.finish()
 		moved = true

@@ -1,5 +1,3 @@
-// Package http judges HTTP/1.x requests against policy and relays what may
-// pass, between one client connection and one server connection.
 package http
 
 import (
@@ -33,6 +31,7 @@ type Conn struct {
 	// and all it refers to are valid during the call only: copy what you keep.
 	Observe func(*Record)
 	// Done, if not nil, is called once, last of all: both sockets are closed.
+	// That may be before Start returns.
 	Done func()
 }
 

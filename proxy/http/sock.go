@@ -140,7 +140,7 @@ type pipe struct{ r, w int }
 
 // pipeSize is how much a pipe holds: enough that a large body needs few calls,
 // within what an unprivileged user may ask for.
-const pipeSize = 1 << 20
+const pipeSize = 256 << 10
 
 func newPipe() (*pipe, error) {
 	var fds [2]int
