@@ -42,6 +42,8 @@ type dataSide struct {
 	records    *recordBuffer
 	counters   *counters
 	max        int // connections at a time
+	// dial connects to a server in the client's name: dialAs.
+	dial func(ctx context.Context, client, server netip.AddrPort) (*net.TCPConn, error)
 
 	pairs    pairTable
 	draining atomic.Bool
@@ -113,7 +115,7 @@ func (d *dataSide) start(p *pair, c *net.TCPConn, client, server netip.AddrPort)
 	p.serving = d.server.Start(http.Conn{
 		Client: c,
 		Dial: func(ctx context.Context) (*net.TCPConn, error) {
-			up, err := dialAs(ctx, client, server)
+			up, err := d.dial(ctx, client, server)
 			if err != nil {
 				d.counters.deny(dialReason(err))
 				d.log.Debug("server not reached", "client", client, "server", server, "error", err)
@@ -149,8 +151,13 @@ func (d *dataSide) deny(reason string) { d.counters.deny(reason) }
 
 // observe counts and records a request.
 func (d *dataSide) observe(p *pair, r *http.Record) {
-	d.counters.requests.Add(1)
-	if r.Verdict != http.Allowed {
+	switch {
+	case r.Verdict == http.Allowed:
+		d.counters.requests.Add(1)
+	case r.Verdict != http.Failed:
+		d.counters.requests.Add(1)
+		d.counters.deny(r.Reason.String())
+	case r.Reason != http.ReasonUnreachable: // dialing has counted that
 		d.counters.deny(r.Reason.String())
 	}
 	d.records.add(p, r)

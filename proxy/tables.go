@@ -85,15 +85,14 @@ func (f *mapFlows) walk(n int, visit func(bpf.Tuple, bpf.Conn)) (end bool, err e
 	}
 	got, err := f.m.BatchLookup(f.cursor, f.keys[:n], f.values[:n], nil)
 	end = errors.Is(err, ebpf.ErrKeyNotExist)
+	if errors.Is(err, unix.ENOSPC) && n < f.size() {
+		// The next bucket holds more than n: this step has to be longer.
+		return f.walk(min(n*4, f.size()), visit)
+	}
 	if err != nil {
-		f.cursor = nil
+		f.cursor = nil // from the beginning the next time
 	}
 	if err != nil && !end {
-		if errors.Is(err, unix.ENOSPC) && n < f.size() {
-			// One bucket holds more than n: once in a while the walk may be long.
-			f.keys, f.values = nil, nil
-			return f.walk(min(n*4, f.size()), visit)
-		}
 		return false, fmt.Errorf("walk through conns: %w", err)
 	}
 	for i := range got {

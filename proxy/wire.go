@@ -165,9 +165,9 @@ func (p *process) setUp(m *control.Wiring, maps *tables) (*wired, error) {
 	d := &dataSide{
 		log: p.log, generation: uint8(m.Generation), flows: flows, revisions: revisions,
 		sets: p.sets, closed: http.Closed(), server: p.server, records: p.records, counters: p.counters,
-		max: min(flows.size(), maxPairs()),
+		max: min(flows.size(), maxPairs()), dial: dialAs,
+		pairs: pairTable{pairs: make(map[bpf.Tuple]*pair)},
 	}
-	d.pairs.pairs = make(map[bpf.Tuple]*pair)
 	steering := maps.listeners
 	listeners, err := openListeners(func(index uint32, fd uintptr) error {
 		return steering.Update(index, uint64(fd), ebpf.UpdateAny)

@@ -953,7 +953,6 @@ type StatusResponse struct {
 	Version          string                 `protobuf:"bytes,3,opt,name=version,proto3" json:"version,omitempty"`
 	Uptime           uint64                 `protobuf:"varint,4,opt,name=uptime,proto3" json:"uptime,omitempty"` // nanoseconds
 	Connections      uint64                 `protobuf:"varint,5,opt,name=connections,proto3" json:"connections,omitempty"`
-	ConnectionsIdle  uint64                 `protobuf:"varint,6,opt,name=connections_idle,json=connectionsIdle,proto3" json:"connections_idle,omitempty"`
 	ConnectionsTotal uint64                 `protobuf:"varint,7,opt,name=connections_total,json=connectionsTotal,proto3" json:"connections_total,omitempty"`
 	ConnectionsMax   uint64                 `protobuf:"varint,8,opt,name=connections_max,json=connectionsMax,proto3" json:"connections_max,omitempty"`
 	Requests         uint64                 `protobuf:"varint,9,opt,name=requests,proto3" json:"requests,omitempty"`
@@ -1033,13 +1032,6 @@ func (x *StatusResponse) GetUptime() uint64 {
 func (x *StatusResponse) GetConnections() uint64 {
 	if x != nil {
 		return x.Connections
-	}
-	return 0
-}
-
-func (x *StatusResponse) GetConnectionsIdle() uint64 {
-	if x != nil {
-		return x.ConnectionsIdle
 	}
 	return 0
 }
@@ -1297,7 +1289,7 @@ const file_control_proto_rawDesc = "" +
 	"\x06status\x18\x11 \x01(\rR\x06status\x12\x18\n" +
 	"\alatency\x18\x12 \x01(\x03R\alatency\x12\x18\n" +
 	"\aifindex\x18\x13 \x01(\rR\aifindex\"\x0f\n" +
-	"\rStatusRequest\"\xa7\x05\n" +
+	"\rStatusRequest\"\xfc\x04\n" +
 	"\x0eStatusResponse\x12\x1e\n" +
 	"\n" +
 	"generation\x18\x01 \x01(\rR\n" +
@@ -1305,8 +1297,7 @@ const file_control_proto_rawDesc = "" +
 	"\x04boot\x18\x02 \x01(\tR\x04boot\x12\x18\n" +
 	"\aversion\x18\x03 \x01(\tR\aversion\x12\x16\n" +
 	"\x06uptime\x18\x04 \x01(\x04R\x06uptime\x12 \n" +
-	"\vconnections\x18\x05 \x01(\x04R\vconnections\x12)\n" +
-	"\x10connections_idle\x18\x06 \x01(\x04R\x0fconnectionsIdle\x12+\n" +
+	"\vconnections\x18\x05 \x01(\x04R\vconnections\x12+\n" +
 	"\x11connections_total\x18\a \x01(\x04R\x10connectionsTotal\x12'\n" +
 	"\x0fconnections_max\x18\b \x01(\x04R\x0econnectionsMax\x12\x1a\n" +
 	"\brequests\x18\t \x01(\x04R\brequests\x12A\n" +
