@@ -19,7 +19,7 @@ import (
 func demoTraces(t *testing.T, name string) []string {
 	t.Helper()
 	var left []string
-	for _, pattern := range []string{"/run/netns/" + name + "*", "/run/weir/" + name + "*", "/run/" + name + "*"} {
+	for _, pattern := range []string{"/run/netns/" + name + ".*", "/run/weir/" + name + ".*", "/run/" + name} {
 		found, err := filepath.Glob(pattern)
 		if err != nil {
 			t.Fatal(err)
@@ -29,7 +29,7 @@ func demoTraces(t *testing.T, name string) []string {
 	processes, _ := filepath.Glob("/proc/[0-9]*/cmdline")
 	for _, p := range processes {
 		line, err := os.ReadFile(p)
-		if err == nil && bytes.Contains(line, []byte(name)) {
+		if err == nil && (bytes.Contains(line, []byte(name+".")) || bytes.Contains(line, []byte(name+"/"))) {
 			left = append(left, strings.ReplaceAll(string(line), "\x00", " "))
 		}
 	}
@@ -64,7 +64,7 @@ func demoCommand(t *testing.T, name string, args ...string) (*exec.Cmd, *bytes.B
 // a terminal of 100 columns, and nothing is left.
 func TestDemo(t *testing.T) {
 	t.Parallel()
-	const name = "weirtest-demo"
+	name := node.UniqueName(prefix, int(stories.Add(1)))
 	cmd, out := demoCommand(t, name)
 	if err := cmd.Run(); err != nil {
 		t.Fatalf("%v\n%s", err, out)
@@ -88,8 +88,8 @@ func TestDemo(t *testing.T) {
 // TestDemoInterrupted: at whatever moment, nothing is left.
 func TestDemoInterrupted(t *testing.T) {
 	t.Parallel()
-	for i, after := range []time.Duration{50 * time.Millisecond, 300 * time.Millisecond, 1500 * time.Millisecond} {
-		name := "weirtest-demoint" + string(rune('a'+i))
+	for _, after := range []time.Duration{50 * time.Millisecond, 300 * time.Millisecond, 1500 * time.Millisecond} {
+		name := node.UniqueName(prefix, int(stories.Add(1)))
 		cmd, out := demoCommand(t, name)
 		if err := cmd.Start(); err != nil {
 			t.Fatal(err)
@@ -109,7 +109,7 @@ func TestDemoInterrupted(t *testing.T) {
 // TestDemoKept runs on after the command has ended, until it is stopped.
 func TestDemoKept(t *testing.T) {
 	t.Parallel()
-	const name = "weirtest-demokeep"
+	name := node.UniqueName(prefix, int(stories.Add(1)))
 	cmd, out := demoCommand(t, name, "--keep")
 	if err := cmd.Run(); err != nil {
 		t.Fatalf("%v\n%s", err, out)
