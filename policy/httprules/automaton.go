@@ -2,20 +2,29 @@ package httprules
 
 import (
 	"encoding/binary"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"unsafe"
 )
 
 const (
-	// maxTableBytes bounds the states kept of one automaton. Requests of a
-	// service visit a few hundred small states; input made to visit ever new
-	// ones fills the table, is then followed step by step, and now and then
-	// the table is begun anew for those that behave.
-	maxTableBytes = 4 << 20
+	// tableBytes, and tableBytesRule for each rule, bound the states kept of
+	// one automaton. Requests of a service visit a few hundred states of some
+	// 400 bytes, and some more for each rule they match. Input made to visit
+	// ever new ones fills the table, is then followed step by step, and now
+	// and then the table is begun anew for those that behave.
+	tableBytes     = 512 << 10
+	tableBytesRule = 16 << 10
 	// renewAfter is how many inputs find the table full before it is begun
 	// anew: filling it costs about as much as following so many.
-	renewAfter = 64
+	renewAfter = 1024
+	// maxWork bounds the steps followed for one value, those of the states
+	// made on the way included: some ten milliseconds. A loop that serves
+	// others, too, would stand still for them. Only a large regular expression
+	// of the kind that must follow all its steps at once, with a long value,
+	// gets there; then it does not match.
+	maxWork = 4 << 20
 )
 
 // automaton tells which rules one value of a request does not rule out. Its
@@ -25,11 +34,14 @@ type automaton struct {
 	program
 	// others are the rules that do not speak of this dimension.
 	others []uint64
+	limit  int // of a table's bytes
 	table  atomic.Pointer[table]
 
 	mu      sync.Mutex // for making states
 	next    *threads
 	tmp     *threads
+	key     []byte
+	accept  []uint64
 	scratch sync.Pool // of *simulation
 }
 
@@ -61,7 +73,7 @@ func (b *builder) automaton(all []uint64) *automaton {
 	if len(b.rules) == 0 {
 		return nil
 	}
-	a := &automaton{program: b.program, others: append([]uint64(nil), all...)}
+	a := &automaton{program: b.program, others: slices.Clone(all), limit: tableBytes + len(b.rules)*tableBytesRule}
 	for _, i := range b.rules {
 		a.others[i/64] &^= 1 << (i % 64)
 	}
@@ -72,8 +84,8 @@ func (b *builder) automaton(all []uint64) *automaton {
 
 // restrict removes from found the rules that value rules out, and tells
 // whether any is left. A value with bytes beyond ASCII matches no regular
-// expression.
-func (a *automaton) restrict(found []uint64, value []byte) bool {
+// expression. exceeded: nor does this one, since it costs too much to tell.
+func (a *automaton) restrict(found []uint64, value []byte) (left, exceeded bool) {
 	t := a.table.Load()
 	if t == nil {
 		t = a.renew(nil)
@@ -81,35 +93,39 @@ func (a *automaton) restrict(found []uint64, value []byte) bool {
 	st := t.start
 	for i, c := range value {
 		if c >= 128 {
-			return intersect(found, a.others)
+			return intersect(found, a.others), false
 		}
 		next := st.next[a.class[c]].Load()
 		if next == nil {
 			return a.restrictSlow(found, t, st, value[i:])
 		}
 		if next.dead {
-			return intersect(found, a.others)
+			return intersect(found, a.others), false
 		}
 		st = next
 	}
-	return intersect(found, st.accept)
+	return intersect(found, st.accept), false
 }
 
 // restrictSlow does the same from state st on, making states on the way.
-func (a *automaton) restrictSlow(found []uint64, t *table, st *state, value []byte) bool {
+func (a *automaton) restrictSlow(found []uint64, t *table, st *state, value []byte) (left, exceeded bool) {
+	work := 0
 	for i, c := range value {
 		if c >= 128 || st.dead {
-			return intersect(found, a.others)
+			return intersect(found, a.others), false
 		}
 		next := st.next[a.class[c]].Load()
 		if next == nil {
+			if work += len(st.steps); work > maxWork {
+				return intersect(found, a.others), true
+			}
 			if next = a.make(t, st, a.class[c]); next == nil {
-				return a.simulate(found, st, value[i:])
+				return a.simulate(found, st, value[i:], work)
 			}
 		}
 		st = next
 	}
-	return intersect(found, st.accept)
+	return intersect(found, st.accept), false
 }
 
 // renew replaces old, unless someone else did, and returns the table in force.
@@ -159,32 +175,37 @@ func (a *automaton) state(t *table, steps []uint32, b before) *state {
 	if b != beforeStart && !a.asserting(steps) {
 		b = beforeOther // what stood before matters to assertions only
 	}
-	kept := make([]uint32, 0, len(steps))
+	key := append(a.key[:0], byte(b))
 	for _, pc := range steps {
 		switch a.steps[pc].kind {
 		case stepByte, stepAssert, stepAccept:
-			kept = append(kept, pc)
+			key = binary.LittleEndian.AppendUint32(key, pc)
 		}
 	}
-	key := make([]byte, 0, 4*len(kept)+1)
-	for _, pc := range kept {
-		key = binary.LittleEndian.AppendUint32(key, pc)
-	}
-	key = append(key, byte(b))
+	a.key = key
 	if st, ok := t.states[string(key)]; ok {
 		return st
 	}
+	kept := make([]uint32, 0, len(key)/4)
+	for k := key[1:]; len(k) > 0; k = k[4:] {
+		kept = append(kept, binary.LittleEndian.Uint32(k))
+	}
 	st := &state{
 		next:   make([]atomic.Pointer[state], a.classes),
-		accept: append([]uint64(nil), a.others...),
+		accept: a.others,
 		steps:  kept,
 		before: b,
 		dead:   len(kept) == 0,
 	}
-	a.accepted(st.accept, kept, b, a.tmp)
+	a.accept = append(a.accept[:0], a.others...)
+	a.accepted(a.accept, kept, b, a.tmp)
+	if !slices.Equal(a.accept, a.others) { // few do
+		st.accept = slices.Clone(a.accept)
+		t.bytes += 8 * len(st.accept)
+	}
 	t.states[string(key)] = st
-	t.bytes += int(unsafe.Sizeof(*st)) + 8*len(st.next) + 8*len(st.accept) + 4*cap(kept) + len(key) + 64
-	t.full = t.bytes > maxTableBytes
+	t.bytes += int(unsafe.Sizeof(*st)) + 8*len(st.next) + 4*len(kept) + len(key) + 64
+	t.full = t.bytes > a.limit
 	return st
 }
 
@@ -199,7 +220,7 @@ func newSimulation(n int) *simulation {
 }
 
 // simulate follows value from state st on without making states.
-func (a *automaton) simulate(found []uint64, st *state, value []byte) bool {
+func (a *automaton) simulate(found []uint64, st *state, value []byte, work int) (left, exceeded bool) {
 	sim := a.scratch.Get().(*simulation)
 	defer a.scratch.Put(sim)
 	sim.at.clear()
@@ -209,7 +230,10 @@ func (a *automaton) simulate(found []uint64, st *state, value []byte) bool {
 	b := st.before
 	for _, c := range value {
 		if c >= 128 || len(sim.at.dense) == 0 {
-			return intersect(found, a.others)
+			return intersect(found, a.others), false
+		}
+		if work += len(sim.at.dense); work > maxWork {
+			return intersect(found, a.others), true
 		}
 		a.advance(sim.next, sim.at.dense, b, c, sim.tmp)
 		sim.at, sim.next = sim.next, sim.at
@@ -217,5 +241,5 @@ func (a *automaton) simulate(found []uint64, st *state, value []byte) bool {
 	}
 	sim.accept = append(sim.accept[:0], a.others...)
 	a.accepted(sim.accept, sim.at.dense, b, sim.tmp)
-	return intersect(found, sim.accept)
+	return intersect(found, sim.accept), false
 }

@@ -65,6 +65,9 @@ type Result struct {
 	Index int
 	// Rule is its number, Rule.Rule.
 	Rule uint32
+	// Exceeded: a regular expression was taken as not matching since it costs
+	// too much to tell for this request.
+	Exceeded bool
 	// Changes to make, of every rule that matches, in the order of the rules.
 	// They are the Request's memory: gone at its next Match.
 	Changes []Change

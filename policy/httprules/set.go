@@ -93,7 +93,9 @@ func (s *Set) Match(req *Request) Result {
 		case dimHost:
 			value = req.Host
 		}
-		if !a.restrict(found, value) {
+		left, exceeded := a.restrict(found, value)
+		none.Exceeded = none.Exceeded || exceeded
+		if !left {
 			return none
 		}
 	}

@@ -35,6 +35,9 @@ func (rs *RuleSet) decide(req *httprules.Request, connect bool) decision {
 	case rs.allowAll:
 		return decision{allowed: true, reason: ReasonAllowAll, rule: rs.allowRule}
 	}
+	if res.Exceeded {
+		return decision{reason: ReasonCost}
+	}
 	return decision{reason: ReasonNoRule}
 }
 

@@ -21,7 +21,7 @@ const (
 	bufferClasses  = 3
 	smallestBuffer = 4 << 10
 	// At most this much of each size is kept for later.
-	keptBytes     = 4 << 20
+	keptBytes     = 1 << 20
 	keptHeads     = 64
 	keptExchanges = 1024
 )
@@ -109,7 +109,7 @@ func (m *memory) takeExchange() *exchange {
 }
 
 func (m *memory) freeExchange(ex *exchange) {
-	if len(m.exchanges) < keptExchanges && cap(ex.text) <= maxHead {
+	if len(m.exchanges) < keptExchanges && cap(ex.text) <= 4<<10 {
 		m.exchanges = append(m.exchanges, ex)
 	}
 }

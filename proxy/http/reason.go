@@ -16,6 +16,7 @@ const (
 	// Denied.
 	ReasonNoRule  // no rule allows it
 	ReasonClosed  // the rules are not known, so nothing passes
+	ReasonCost    // none, but one costs too much to tell for this request
 	ReasonConnect // CONNECT where HTTP rules apply
 
 	// Refused: the request's first line and target.
@@ -87,6 +88,7 @@ var reasonLabels = [reasons]string{
 	ReasonAllowAll:              "http-allow-all",
 	ReasonNoRule:                "http-denied",
 	ReasonClosed:                "http-closed",
+	ReasonCost:                  "http-rule-cost",
 	ReasonConnect:               "http-connect",
 	ReasonRequestLine:           "request-line",
 	ReasonMethod:                "method",
@@ -147,7 +149,7 @@ func (r Reason) String() string {
 // status is what a client is told where its request is refused for r.
 func (r Reason) status() int {
 	switch r {
-	case ReasonNoRule, ReasonClosed, ReasonConnect:
+	case ReasonNoRule, ReasonClosed, ReasonCost, ReasonConnect:
 		return 403
 	case ReasonHeadTimeout:
 		return 408
