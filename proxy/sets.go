@@ -35,9 +35,6 @@ func (s *ruleSets) set(upsert []policy.RuleSet, del []uint32, replace bool) map[
 	} else {
 		table = maps.Clone(old)
 	}
-	for _, id := range del {
-		delete(table, id)
-	}
 	var rejected map[uint32]error
 	for i := range upsert {
 		id := upsert[i].ID
@@ -54,6 +51,9 @@ func (s *ruleSets) set(upsert []policy.RuleSet, del []uint32, replace bool) map[
 			compiled = http.Closed()
 		}
 		table[id] = compiled
+	}
+	for _, id := range del {
+		delete(table, id)
 	}
 	s.now.Store(&table)
 	return rejected

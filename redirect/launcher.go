@@ -38,8 +38,8 @@ const (
 
 // Restart delays of a child that keeps dying.
 const (
-	quickDeath  = time.Second
-	firstDelay  = 50 * time.Millisecond
+	quickDeath  = 3 * time.Second
+	firstDelay  = 20 * time.Millisecond
 	longestWait = 5 * time.Second
 )
 
@@ -159,8 +159,8 @@ func (o *LauncherOptions) life(ctx context.Context, listener, lock, root *os.Fil
 	for {
 		_ = cmd.Process.Signal(syscall.SIGTERM)
 		select {
-		case err := <-ended:
-			return true, err
+		case <-ended:
+			return true, nil // however: it may not even have begun to listen to signals
 		case <-tick.C:
 		case <-limit:
 			_ = cmd.Process.Kill()

@@ -76,10 +76,12 @@ func NewManager(o Options) *Manager {
 	}
 }
 
-// Waits between tries.
+// How long is waited for what, and how often the proxy's interface is looked
+// at.
 const (
 	connectTimeout = 10 * time.Second
 	callTimeout    = 10 * time.Second
+	watchEvery     = time.Second
 )
 
 // Run finds a running proxy or starts one, joins it to the node, and does so
@@ -131,11 +133,28 @@ func (m *Manager) live(ctx context.Context) error {
 	if err := m.makeCurrent(ctx, s, ended); err != nil {
 		return err
 	}
-	select {
-	case <-ctx.Done():
-		return ctx.Err()
-	case err := <-ended:
-		return fmt.Errorf("%w: %w", errProxyEnded, err)
+	return m.watch(ctx, s, ended)
+}
+
+// watch returns when the proxy has ended, or what joins it to the node is gone.
+func (m *Manager) watch(ctx context.Context, s *session, ended <-chan error) error {
+	tick := time.NewTicker(watchEvery)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case err := <-ended:
+			return fmt.Errorf("%w: %w", errProxyEnded, err)
+		case <-tick.C:
+		}
+		v, err := findVeth(m.opts.State, s.generation)
+		if err == nil && v.index != int(s.entry.Ifindex) {
+			err = fmt.Errorf("interface %d is now %d", s.entry.Ifindex, v.index)
+		}
+		if err != nil {
+			return fmt.Errorf("the proxy is cut off: %w", err)
+		}
 	}
 }
 
@@ -200,7 +219,8 @@ func (m *Manager) send(ctx context.Context, s *session, request *control.SetRule
 	return nil
 }
 
-// SetRuleSets adds rule sets, and removes those with the numbers in remove. It
+// SetRuleSets adds rule sets, and then removes those with the numbers in
+// remove. It
 // returns when a running proxy has them, or at once when none runs: one gets
 // them before it is made current. Calls may be concurrent; they are carried
 // out one after the other.
@@ -208,12 +228,12 @@ func (m *Manager) SetRuleSets(ctx context.Context, upsert []*policy.RuleSet, rem
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	request := &control.SetRuleSetsRequest{Delete: remove}
-	for _, id := range remove {
-		delete(m.sets, id)
-	}
 	for _, set := range upsert {
 		m.sets[set.ID] = set
 		request.Upsert = append(request.Upsert, control.RuleSetOf(set))
+	}
+	for _, id := range remove {
+		delete(m.sets, id)
 	}
 	if m.session == nil || len(upsert)+len(remove) == 0 {
 		return nil
