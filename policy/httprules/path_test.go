@@ -94,6 +94,45 @@ func TestNormalizePath(t *testing.T) {
 	}
 }
 
+// Paths as they come, against a rule: what is judged is the normal form.
+func TestMatchNormalized(t *testing.T) {
+	s := compile(t, Rule{Path: "/public/.*"})
+	for target, want := range map[string]string{
+		"/public":                       "denied",
+		"/public/":                      "allowed",
+		"/public/a/b":                   "allowed",
+		"/public/../private":            "denied",
+		"/public/?q=/private":           "allowed",
+		"/publicx/a":                    "denied",
+		"/public/a?b=c":                 "allowed",
+		"/private?x=/public/a":          "denied",
+		"/public/%2e%2e/private":        "denied",
+		"/public/..%2fprivate":          "refused",
+		"/public/a%5c..%5cb":            "refused",
+		"/public/%20":                   "allowed",
+		"/public/;/../x":                "allowed",
+		"/public/.":                     "allowed",
+		"/public/..":                    "denied",
+		"/public/a?..":                  "allowed",
+		"/public//x":                    "allowed",
+		"/%70ublic/a":                   "allowed",
+		"/public/%2e%2e/%2e%2e/public/": "allowed",
+		"//public/x":                    "allowed",
+		"/public/%00":                   "refused",
+		"*":                             "denied",
+	} {
+		got := "denied"
+		if path, err := NormalizePath(nil, []byte(target)); err != nil {
+			got = "refused"
+		} else if s.Match(&Request{Path: path}).Matched() {
+			got = "allowed"
+		}
+		if got != want {
+			t.Errorf("%s: %s, want %s", target, got, want)
+		}
+	}
+}
+
 func TestNormalizePathMemory(t *testing.T) {
 	buf := make([]byte, 0, 64)
 	target, other := []byte("/.a/b?c"), []byte("/a/../b?c")

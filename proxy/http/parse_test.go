@@ -275,6 +275,43 @@ func checkAgainstNetHTTP(t testing.TB, p parsedRequest) {
 	}
 }
 
+// A head with changes made to it is still the same request.
+func TestAppendRequest(t *testing.T) {
+	changes := []httprules.Change{
+		{Action: httprules.ActionLog, Name: "Host"},
+		{Action: httprules.ActionAdd, Name: "X-New", Value: "a b"},
+		{Action: httprules.ActionDelete, Name: "x"},
+		{Action: httprules.ActionReplace, Name: "X-ROLE", Value: ""},
+	}
+	for _, c := range requests {
+		whole := parseRequest([]byte(c.raw), nil)
+		if !whole.done {
+			continue
+		}
+		h := new(head)
+		h.reset(false)
+		h.parse([]byte(c.raw))
+		in := incoming{h: h, b: []byte(c.raw)[:h.pos]}
+		in.read(make([]byte, 0, maxTarget))
+		out := appendRequest(nil, h, &in.m, &in.t, in.b, changes)
+		again := parseRequest(out, nil)
+		if strings.HasPrefix(c.name, "Connection names") {
+			// The client had asked for just this field to be dropped.
+			if again.reason != ReasonConnectionOption {
+				t.Errorf("%s: %+v", c.name, again)
+			}
+			continue
+		}
+		if !again.done || again.method != whole.method || again.path != whole.path || again.host != whole.host || again.body != whole.body || again.length != whole.length {
+			t.Errorf("%s: %+v became %+v", c.name, whole, again)
+		}
+		checkAgainstNetHTTP(t, again)
+		if s := string(out); !strings.Contains(s, "\r\nX-New: a b\r\n") || strings.Count(s, "\r\nX-ROLE: \r\n") != 1 || strings.Contains(s, "\r\nX:") || strings.Contains(s, "\r\nX-Role: u") {
+			t.Errorf("%s: changed to %q", c.name, s)
+		}
+	}
+}
+
 func FuzzParseRequest(f *testing.F) {
 	for _, c := range requests {
 		if len(c.raw) < 1000 {

@@ -81,7 +81,9 @@ const (
 // Record is one request and what became of it, told when it is over (or, if
 // that takes long, while it runs: Open).
 type Record struct {
-	Method, Host, Path []byte // Path as it was judged and sent
+	// Path as it was judged and sent; of a refused request, what was there of
+	// it: any bytes.
+	Method, Host, Path []byte
 	Protocol           string // "HTTP/1.1"
 	Verdict            Verdict
 	// Reason of the verdict. That an allowed exchange then failed is told by
