@@ -15,6 +15,7 @@
 //	start [agent flags]                  start the agent and wait (the first probe does it, too)
 //	wait                                 until all that was written is enforced
 //	status TEXT                          `weir status` holds that text
+//	explain off                          from here on, see below; "explain on" ends it
 //
 // or a probe, which opens a new flow, for IPv4 and for IPv6, and says what must
 // come of it:
@@ -31,5 +32,6 @@
 // name=value must hold: seen=PLACE (whose address the server saw), and of the
 // record of that flow: verdict, reason, policy, rule (or what it begins with),
 // direction, layer;
-// records=N: so many records of that request.
+// records=N: so many records of that request. `weir policy explain` is asked
+// about each probe as well, and must answer what was seen.
 package test

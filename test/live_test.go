@@ -253,6 +253,12 @@ func onePort(ctx context.Context, from *place, to netip.Addr, port int, ending f
 		}), err)
 	}}
 	conn, err := from.Dial(ctx, d, "tcp", node.To(to, 8080))
+	for errors.Is(err, syscall.EADDRNOTAVAIL) && ctx.Err() == nil {
+		// The pod's own kernel says so: a child that another story has forked
+		// but that runs no program yet keeps the last connection open.
+		time.Sleep(time.Millisecond)
+		conn, err = from.Dial(ctx, d, "tcp", node.To(to, 8080))
+	}
 	if err != nil {
 		return err
 	}

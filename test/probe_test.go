@@ -119,7 +119,10 @@ func (s *story) probe(p *probe) error {
 		})
 	}
 	wg.Wait()
-	return errors.Join(errs...)
+	if err := errors.Join(errs...); err != nil {
+		return err
+	}
+	return s.explain(p)
 }
 
 func (s *story) probeFamily(p *probe, from, to *place, family int) error {

@@ -44,8 +44,11 @@ type story struct {
 	nodes   []*node.Node
 	places  map[string]*place
 	// forwards: node address and port -> pod and port.
-	forwards map[netip.AddrPort]netip.AddrPort
-	started  map[string]bool // by node
+	forwards    map[netip.AddrPort]netip.AddrPort
+	masqueraded map[netip.AddrPort]bool
+	// noExplain: what is in the directory is not what is in force.
+	noExplain bool
+	started   map[string]bool // by node
 
 	mu      sync.Mutex
 	records []flow.Record
@@ -73,7 +76,7 @@ func tell(t *testing.T, file string) *story {
 	a := parseArchive(string(text))
 	s := &story{
 		t: t, files: a.files, places: map[string]*place{}, started: map[string]bool{},
-		forwards: map[netip.AddrPort]netip.AddrPort{}, objects: node.Objects{Dir: t.TempDir()},
+		forwards: map[netip.AddrPort]netip.AddrPort{}, masqueraded: map[netip.AddrPort]bool{}, objects: node.Objects{Dir: t.TempDir()},
 	}
 	s.make(a.text)
 	number := 0
@@ -255,6 +258,9 @@ func (s *story) do(w []string) error {
 			return err
 		}
 		return s.deletePod(rest[0])
+	case "explain":
+		s.noExplain = len(rest) > 0 && rest[0] == "off"
+		return nil
 	case "start":
 		return s.start(w[1:]...)
 	case "wait":
@@ -410,7 +416,8 @@ func (s *story) forward(from, to string, masquerade bool) error {
 		return err
 	}
 	for i := range 2 {
-		s.forwards[netip.AddrPortFrom(n.Addrs()[i], uint16(nodePort))] = netip.AddrPortFrom(p.addrs[i], uint16(podPort))
+		at := netip.AddrPortFrom(n.Addrs()[i], uint16(nodePort))
+		s.forwards[at], s.masqueraded[at] = netip.AddrPortFrom(p.addrs[i], uint16(podPort)), masquerade
 	}
 	return n.Forward(context.Background(), "tcp", uint16(nodePort), p.pod, uint16(podPort), masquerade)
 }
