@@ -11,7 +11,6 @@ import (
 	"unsafe"
 
 	"github.com/cilium/ebpf"
-	"github.com/cilium/ebpf/rlimit"
 	"golang.org/x/sys/unix"
 )
 
@@ -78,9 +77,6 @@ func Load(o Options) (_ *Datapath, err error) {
 		return nil, fmt.Errorf("load datapath: %w", err)
 	} else if !on {
 		return nil, fmt.Errorf("load datapath: %s is not on a bpffs", o.Pins)
-	}
-	if err := rlimit.RemoveMemlock(); err != nil {
-		return nil, fmt.Errorf("load datapath: %w", err)
 	}
 	for _, dir := range []string{mapsDir, linksDir, proxiesDir} {
 		if err := os.MkdirAll(filepath.Join(o.Pins, dir), 0o700); err != nil {
