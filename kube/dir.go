@@ -3,16 +3,12 @@ package kube
 import (
 	"context"
 	"errors"
-	"fmt"
 	"log/slog"
 	"maps"
 	"path/filepath"
 	"slices"
-	"strings"
 	"sync"
 	"time"
-
-	"github.com/fsnotify/fsnotify"
 
 	"github.com/weirnet/weir/policy"
 )
@@ -42,24 +38,26 @@ type Dir struct {
 }
 
 const (
-	// quiet is how long to wait for more events before reading.
-	quiet = 2 * time.Millisecond
-	// patience bounds that wait while events keep coming.
-	patience = 20 * time.Millisecond
 	// resync finds what the kernel does not announce (network file systems).
 	resync = 30 * time.Second
 	// retry is for a directory that is not there.
 	retry = time.Second
 )
 
-// NewDir returns a source of the objects below path.
-func NewDir(path string, log *slog.Logger) *Dir {
-	return &Dir{path: filepath.Clean(path), log: log, asks: make(chan chan error), tree: newTree()}
+// NewDir returns a source of the objects below path. The last valid text of
+// each file is kept in the directory memory, for the case that one is broken
+// at the next start; "" keeps nothing.
+func NewDir(path, memoryDir string, log *slog.Logger) *Dir {
+	var m *memory
+	if memoryDir != "" {
+		m = &memory{memoryDir}
+	}
+	return &Dir{path: filepath.Clean(path), log: log, asks: make(chan chan error), tree: newTree(m)}
 }
 
 // ReadDir reads a directory of objects once.
 func ReadDir(ctx context.Context, path string) ([]policy.Change, Report, error) {
-	d := NewDir(path, slog.New(slog.DiscardHandler))
+	d := NewDir(path, "", slog.New(slog.DiscardHandler))
 	if err := d.settle(ctx); err != nil {
 		return nil, Report{}, err
 	}
@@ -96,13 +94,14 @@ func (d *Dir) Sync(ctx context.Context) error {
 // Run reads the directory, hands everything to sink and then what changes,
 // until ctx is done. It fails if the directory can't be read at the start.
 func (d *Dir) Run(ctx context.Context, sink Sink) error {
-	watcher, err := fsnotify.NewWatcher()
+	watcher, err := watch(d.path, d.log)
 	if err != nil {
-		return fmt.Errorf("watch %s: %w", d.path, err)
+		return err
 	}
-	defer watcher.Close()
-	if err := watcher.Add(d.path); err != nil {
-		return fmt.Errorf("watch %s: %w", d.path, err)
+	defer watcher.close()
+	resync := resync
+	if !watcher.works() {
+		resync = retry
 	}
 	var asked []chan error
 	round := func() error {
@@ -111,7 +110,7 @@ func (d *Dir) Run(ctx context.Context, sink Sink) error {
 		if err == nil {
 			// A directory that appeared while it was read is read again, now
 			// that it is watched.
-			if d.watch(watcher) {
+			if watcher.follow(d.tree.dirs) {
 				err = d.settle(ctx)
 			}
 		}
@@ -123,6 +122,10 @@ func (d *Dir) Run(ctx context.Context, sink Sink) error {
 					d.tree.accept()
 				}
 			}
+		}
+		if d.tree.warned != nil {
+			d.log.Warn("a file that is broken at the next start will not be in force as it was", "error", d.tree.warned)
+			d.tree.warned = nil
 		}
 		for _, a := range asked {
 			a <- err
@@ -141,15 +144,15 @@ func (d *Dir) Run(ctx context.Context, sink Sink) error {
 			return nil
 		case a := <-d.asks:
 			asked = append(asked, a)
-		case e, ok := <-watcher.Events:
+		case e, ok := <-watcher.events:
 			if !ok {
 				return errors.New("watch objects: watcher closed")
 			}
-			if !d.concerns(e) {
+			if !concerns(e) {
 				continue
 			}
-			drain(ctx, watcher)
-		case err := <-watcher.Errors:
+			watcher.drain(ctx)
+		case err := <-watcher.errors:
 			d.log.Warn("watching objects", "error", err) // an overflow: read everything
 		case <-again.C:
 		}
@@ -163,53 +166,6 @@ func (d *Dir) Run(ctx context.Context, sink Sink) error {
 		}
 		again.Reset(next)
 	}
-}
-
-// concerns tells whether an event can mean another object.
-func (d *Dir) concerns(e fsnotify.Event) bool {
-	if e.Op == fsnotify.Chmod {
-		return wanted(e.Name) // perhaps it can be read now
-	}
-	base := filepath.Base(e.Name)
-	// A directory has any name; links into ..data change with it.
-	return wanted(e.Name) || base == "..data" || filepath.Ext(base) == "" && !strings.HasPrefix(base, ".")
-}
-
-// drain waits until the burst of events is over.
-func drain(ctx context.Context, w *fsnotify.Watcher) {
-	end := time.NewTimer(patience)
-	defer end.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			return
-		case <-w.Events:
-		case <-end.C:
-			return
-		case <-time.After(quiet):
-			return
-		}
-	}
-}
-
-// watch adds the directories found by the last read; new tells whether one
-// was not watched before.
-func (d *Dir) watch(w *fsnotify.Watcher) (added bool) {
-	watched := map[string]bool{}
-	for _, p := range w.WatchList() {
-		watched[p] = true
-	}
-	for _, p := range d.tree.dirs {
-		if watched[p] {
-			continue
-		}
-		if err := w.Add(p); err != nil {
-			d.log.Warn("directory of objects is read twice a minute only", "path", p, "error", err)
-			continue
-		}
-		added = true
-	}
-	return added
 }
 
 // settle reads until nothing is in the middle of a change.

@@ -65,30 +65,40 @@ func (s *sink) get(kind, namespace, name string) any {
 }
 
 type story struct {
-	t    *testing.T
-	path string
-	d    *Dir
-	sink *sink
+	t            *testing.T
+	path, memory string
+	d            *Dir
+	sink         *sink
+	stop         func()
 }
 
 func follow(t *testing.T, files map[string]string) *story {
 	t.Helper()
-	s := &story{t: t, path: t.TempDir(), sink: &sink{}}
+	s := &story{t: t, path: t.TempDir()}
 	for name, text := range files {
 		s.write(name, text)
 	}
-	s.d = NewDir(s.path, slog.New(slog.DiscardHandler))
+	s.memory = filepath.Join(t.TempDir(), "memory")
+	s.run()
+	t.Cleanup(func() { s.stop() })
+	return s
+}
+
+// run starts a source with a sink that knows nothing.
+func (s *story) run() {
+	s.t.Helper()
+	s.sink = &sink{}
+	s.d = NewDir(s.path, s.memory, slog.New(slog.DiscardHandler))
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	go func() { done <- s.d.Run(ctx, s.sink) }()
-	t.Cleanup(func() {
+	s.stop = func() {
 		cancel()
 		if err := <-done; err != nil {
-			t.Errorf("Run: %v", err)
+			s.t.Errorf("Run: %v", err)
 		}
-	})
+	}
 	s.sync()
-	return s
 }
 
 func (s *story) write(name, text string) {
@@ -400,4 +410,52 @@ func TestDirOffersAgainWhatWasNotTaken(t *testing.T) {
 	s.sink.mu.Unlock()
 	s.sync()
 	s.want("Pod shop/a, Pod shop/b")
+}
+
+func TestDirRemembersAcrossARestart(t *testing.T) {
+	s := follow(t, map[string]string{"a.yaml": podYAML("a", "10.0.0.1"), "b.yaml": podYAML("b", "10.0.0.2"), "c.yaml": podYAML("c", "10.0.0.3"), "d.yaml": podYAML("d", "10.0.0.4")})
+	s.write("a.yaml", podYAML("aa", "10.0.0.1")) // the latest counts
+	s.sync()
+	s.write("a.yaml", "{")
+	s.sync()
+	s.stop()
+	s.write("b.yaml", "")
+	s.write("d.yaml", podYAML("dd", "10.0.0.4"))
+	s.remove("c.yaml")
+	s.run()
+	s.want("Pod shop/aa, Pod shop/b, Pod shop/dd")
+	s.wantProblem("broken-file a.yaml")
+	s.wantProblem("broken-file b.yaml", "empty")
+	if r := s.d.Report(); !r.Complete {
+		t.Errorf("not complete: %+v", r)
+	}
+	// What went is not remembered.
+	s.stop()
+	s.write("c.yaml", "{")
+	s.run()
+	s.want("Pod shop/aa, Pod shop/b, Pod shop/dd")
+	if r := s.d.Report(); r.Complete {
+		t.Errorf("complete, though c.yaml was never valid since it was made: %+v", r)
+	}
+	left, err := os.ReadDir(s.memory)
+	if err != nil || len(left) != 3 {
+		t.Errorf("%d files are remembered, want 3 (%v)", len(left), err)
+	}
+}
+
+func TestReadDir(t *testing.T) {
+	dir := t.TempDir()
+	if err := os.WriteFile(filepath.Join(dir, "a.yaml"), []byte(podYAML("a", "10.0.0.1")+"---\n"+policyYAML), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	changes, report, err := ReadDir(t.Context(), dir)
+	if err != nil || len(changes) != 2 || changes[0].Object.Kind != "NetworkPolicy" || !report.Complete {
+		t.Errorf("%v, %+v, %v", changes, report, err)
+	}
+	if _, _, err := ReadDir(t.Context(), filepath.Join(dir, "none")); err == nil {
+		t.Error("a directory that is not there is read")
+	}
+	if err := NewDir(filepath.Join(dir, "none"), "", slog.New(slog.DiscardHandler)).Run(t.Context(), &sink{}); err == nil {
+		t.Error("a directory that is not there is followed")
+	}
 }

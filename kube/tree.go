@@ -22,6 +22,9 @@ type tree struct {
 	// clashes are the objects that two documents claim.
 	clashes   []Problem
 	delivered bool
+	memory    *memory
+	// warned: the memory does not work, and that was said.
+	warned error
 }
 
 // file is one file as it was read last, or as it was valid last.
@@ -34,6 +37,7 @@ type file struct {
 	broken   []Problem // why the present content is not in force
 	writing  time.Time // since when somebody has it open
 	vanished time.Time // since when it is not there
+	unkept   error     // the valid text could not be remembered
 }
 
 // document is one YAML document, decoded. It is never changed: equal text at
@@ -66,8 +70,8 @@ const (
 	poll = 4 * time.Millisecond
 )
 
-func newTree() tree {
-	return tree{files: map[string]*file{}, held: map[policy.Object]any{}}
+func newTree(m *memory) tree {
+	return tree{files: map[string]*file{}, held: map[policy.Object]any{}, memory: m}
 }
 
 // read brings the tree up to date. A wait other than 0 says that something
@@ -89,10 +93,14 @@ func (t *tree) read(root string, now time.Time) (wait time.Duration, err error) 
 		if f.seen && f.sig == sig && sig.settled(now) {
 			continue
 		}
-		if f.load(path, now) {
+		if f.load(path, now, t.memory) {
 			wait = poll
 		}
+		if f.unkept != nil {
+			t.warned = f.unkept
+		}
 	}
+	removed := false
 	for path, f := range t.files {
 		if _, ok := l.files[path]; ok {
 			continue
@@ -105,13 +113,19 @@ func (t *tree) read(root string, now time.Time) (wait time.Duration, err error) 
 			continue
 		}
 		delete(t.files, path)
+		removed = true
+	}
+	if removed || !t.delivered && wait == 0 {
+		if err := t.memory.forget(t.files); err != nil {
+			t.warned = err
+		}
 	}
 	t.merge()
 	return wait, nil
 }
 
 // load reads the file; busy says that it must be looked at again soon.
-func (f *file) load(path string, now time.Time) (busy bool) {
+func (f *file) load(path string, now time.Time, m *memory) (busy bool) {
 	text, sig, err := readStable(path)
 	if errors.Is(err, errWriting) {
 		if f.writing.IsZero() {
@@ -130,6 +144,7 @@ func (f *file) load(path string, now time.Time) (busy bool) {
 	if err != nil {
 		f.seen = false // try again at the next read
 		f.broken = []Problem{{File: path, Kind: BrokenFile, Message: err.Error()}}
+		f.restore(path, m)
 		return false
 	}
 	sum := sha256.Sum256(text)
@@ -138,19 +153,37 @@ func (f *file) load(path string, now time.Time) (busy bool) {
 		return false
 	}
 	f.sig, f.sum, f.seen = sig, sum, true
+	if len(bytes.TrimSpace(text)) == 0 {
+		f.restore(path, m)
+	}
 	if f.valid && len(f.docs) > 0 && len(bytes.TrimSpace(text)) == 0 {
 		f.broken = []Problem{{File: path, Kind: BrokenFile, Message: "the file is empty; to take its objects away, delete it"}}
 		return false
 	}
 	docs, broken := decodeFile(path, text, f.docs)
 	f.broken = broken
-	switch {
-	case len(broken) == 0:
+	if len(broken) == 0 {
 		f.docs, f.valid = docs, true
-	case !f.valid:
+		f.unkept = m.keep(path, text)
+		return false
+	}
+	if f.restore(path, m); !f.valid {
 		f.docs = docs // better than nothing; the report says it is incomplete
 	}
 	return false
+}
+
+// restore takes what was valid before this process started, if nothing was
+// since.
+func (f *file) restore(path string, m *memory) {
+	if f.valid {
+		return
+	}
+	if text := m.recall(path); text != nil {
+		if docs, broken := decodeFile(path, text, nil); len(broken) == 0 {
+			f.docs, f.valid = docs, true
+		}
+	}
 }
 
 // merge computes what is wanted: the first document with an object counts.

@@ -8,6 +8,7 @@ import (
 	"net"
 	"os"
 	"os/signal"
+	"path/filepath"
 	"sync/atomic"
 	"syscall"
 	"time"
@@ -147,7 +148,7 @@ func (o *agentOptions) run(ctx context.Context) error {
 		return err
 	}
 	defer veths.Close()
-	source := kube.NewDir(o.objects, log)
+	source := kube.NewDir(o.objects, filepath.Join(o.state.dir(), "objects"), log)
 	var manager *endpoint.Manager
 	proxies := redirect.NewManager(redirect.Options{
 		State: string(o.state), RunDir: o.state.dir(), Datapath: datapath, Log: log,
