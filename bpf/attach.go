@@ -231,8 +231,20 @@ func linkIsOn(path string, ifindex int) (bool, error) {
 	return tcx != nil && int(tcx.Ifindex) == ifindex, nil
 }
 
-// unpinLink takes the last hold off a link, which detaches its program.
+// unpinLink detaches the program of a pinned link and unpins it. Without the
+// first the kernel would detach it too, but a little later.
 func unpinLink(path string) error {
+	l, err := link.LoadPinnedLink(path, nil)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("open pinned link %s: %w", filepath.Base(path), err)
+	}
+	defer l.Close()
+	if err := l.Detach(); err != nil && !errors.Is(err, link.ErrNotSupported) {
+		return fmt.Errorf("detach link %s: %w", filepath.Base(path), err)
+	}
 	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return fmt.Errorf("unpin link %s: %w", filepath.Base(path), err)
 	}

@@ -18,6 +18,12 @@ const (
 	ListenerTCP6 uint32 = 1
 )
 
+// Pins of a proxy beside the link of from_proxy.
+const (
+	steerPin     = "steer"
+	listenersPin = "listeners"
+)
+
 func proxyDir(pins string, generation uint8) string {
 	return filepath.Join(pins, proxiesDir, strconv.Itoa(int(generation)))
 }
@@ -37,7 +43,7 @@ func (d *Datapath) AttachProxy(generation uint8, ifindex int, netns *os.File) er
 		return fmt.Errorf("proxy %d: %w", generation, err)
 	}
 	defer steer.Close()
-	if err := attachSteer(filepath.Join(dir, "steer"), steer.Steer, netns); err != nil {
+	if err := attachSteer(filepath.Join(dir, steerPin), steer.Steer, netns); err != nil {
 		return fmt.Errorf("proxy %d: %w", generation, err)
 	}
 	return d.attach(d.proxyHook(), ifindex, filepath.Join(dir, progFromProxy))
@@ -51,7 +57,7 @@ func (d *Datapath) DetachProxy(generation uint8, ifindex int) error {
 	if err := removeFilter(h.name, ifindex, d.opts.Pins, h.attach); err != nil {
 		return err
 	}
-	return removeTree(proxyDir(d.opts.Pins, generation))
+	return removeLinks(proxyDir(d.opts.Pins, generation))
 }
 
 // AttachedProxies lists the generations that AttachProxy wired and nobody
@@ -108,7 +114,7 @@ func (d *Datapath) ProxyMaps(generation uint8) (_ map[string]*os.File, err error
 			return nil, err
 		}
 	}
-	if err := open("listeners", filepath.Join(proxyDir(d.opts.Pins, generation), "listeners"), true); err != nil {
+	if err := open(listenersPin, filepath.Join(proxyDir(d.opts.Pins, generation), listenersPin), true); err != nil {
 		return nil, err
 	}
 	return files, nil
@@ -121,7 +127,7 @@ func loadSteerOf(dir string) (_ *steerObjects, err error) {
 	if err != nil {
 		return nil, fmt.Errorf("read the built-in eBPF object: %w", err)
 	}
-	path := filepath.Join(dir, "listeners")
+	path := filepath.Join(dir, listenersPin)
 	listeners, err := ebpf.LoadPinnedMap(path, nil)
 	if errors.Is(err, os.ErrNotExist) {
 		if listeners, err = ebpf.NewMap(spec.Maps["listeners"]); err != nil {
@@ -217,7 +223,7 @@ func (d *Datapath) renewProxy(dir string) error {
 	} else if !errors.Is(err, os.ErrNotExist) {
 		return fmt.Errorf("open the link of %s: %w", progFromProxy, err)
 	}
-	l, err := link.LoadPinnedLink(filepath.Join(dir, "steer"), nil)
+	l, err := link.LoadPinnedLink(filepath.Join(dir, steerPin), nil)
 	if errors.Is(err, os.ErrNotExist) {
 		return nil
 	}

@@ -3,6 +3,7 @@ package bpf
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 )
@@ -14,7 +15,7 @@ import (
 func Remove(pins string) error {
 	var failed []error
 	for _, dir := range []string{linksDir, proxiesDir} {
-		failed = append(failed, removeTree(filepath.Join(pins, dir)))
+		failed = append(failed, removeLinks(filepath.Join(pins, dir)))
 	}
 	filters, err := ownFilters(pins)
 	failed = append(failed, err)
@@ -23,6 +24,21 @@ func Remove(pins string) error {
 	}
 	failed = append(failed, removeTree(filepath.Join(pins, mapsDir)))
 	return errors.Join(failed...)
+}
+
+// removeLinks detaches and unpins every link below dir, and then all else there.
+func removeLinks(dir string) error {
+	var failed []error
+	err := filepath.WalkDir(dir, func(path string, e fs.DirEntry, err error) error {
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil
+		}
+		if err == nil && !e.IsDir() && e.Name() != listenersPin {
+			failed = append(failed, unpinLink(path))
+		}
+		return err
+	})
+	return errors.Join(append(failed, err, removeTree(dir))...)
 }
 
 // removeTree unpins all below dir.
