@@ -70,7 +70,7 @@ func newPair(l *loop, handle *Pair, c Conn) *pair {
 }
 
 // rounds is how often a pair may move something before others have a turn.
-const rounds = 16
+const rounds = 8
 
 // run moves what can be moved.
 func (p *pair) run() {

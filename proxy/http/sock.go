@@ -1,6 +1,7 @@
 package http
 
 import (
+	"errors"
 	"syscall"
 	"unsafe"
 
@@ -138,18 +139,29 @@ func closeReset(fd int) {
 // pipe is what splice(2) needs between two sockets.
 type pipe struct{ r, w int }
 
-// pipeSize is how much a pipe holds: enough that a large body needs few calls,
-// within what an unprivileged user may ask for.
-const pipeSize = 256 << 10
+const (
+	// pipeSize is how much a pipe holds: enough that a large body needs few
+	// calls, and little enough that the 64 MiB an unprivileged user may have
+	// in pipes are a hundred of them.
+	pipeSize = 512 << 10
+	// smallestPipe is the least that is worth its calls. Whoever has too many
+	// gets pipes of two pages.
+	smallestPipe = 64 << 10
+)
 
 func newPipe() (*pipe, error) {
 	var fds [2]int
 	if err := unix.Pipe2(fds[:], unix.O_CLOEXEC|unix.O_NONBLOCK); err != nil {
 		return nil, err
 	}
-	// Refused where the user has many pipes already: then it is a small one.
-	_, _ = unix.FcntlInt(uintptr(fds[0]), unix.F_SETPIPE_SZ, pipeSize)
-	return &pipe{r: fds[0], w: fds[1]}, nil
+	p := &pipe{r: fds[0], w: fds[1]}
+	if _, err := unix.FcntlInt(uintptr(p.r), unix.F_SETPIPE_SZ, pipeSize); err != nil {
+		if n, err := unix.FcntlInt(uintptr(p.r), unix.F_GETPIPE_SZ, 0); err != nil || n < smallestPipe {
+			p.close()
+			return nil, errors.New("too many pipes")
+		}
+	}
+	return p, nil
 }
 
 func (p *pipe) close() {
