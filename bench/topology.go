@@ -51,48 +51,55 @@ func newNode(name string, subnet, pods int) (*node, error) {
 		return n, err
 	}
 	for i := range pods {
-		p := pod{
+		n.pods = append(n.pods, pod{
 			name: fmt.Sprintf("pod-%d", i+1),
 			ns:   fmt.Sprintf("%s-%d", name, i+1),
 			dev:  fmt.Sprintf("pod%d", i+1),
 			addr: netip.AddrFrom4([4]byte{10, 88, byte(subnet), byte(i + 1)}),
-		}
-		n.pods = append(n.pods, p)
-		if err := n.wire(p, i+1); err != nil {
-			return n, fmt.Errorf("make pod %s: %w", p.ns, err)
-		}
+		})
 	}
-	return n, nil
+	return n, n.wire()
 }
 
-// wire makes p's namespace, veth pair, address and routes.
-func (n *node) wire(p pod, index int) error {
-	hostMAC, podMAC := fmt.Sprintf("02:88:00:00:01:%02x", index), fmt.Sprintf("02:88:00:00:02:%02x", index)
-	if err := ip("netns", "add", p.ns); err != nil {
+// wire makes the pods' namespaces, veth pairs, addresses and routes.
+func (n *node) wire() error {
+	var spaces, host []string
+	mac := func(side, pod int) string { return fmt.Sprintf("02:88:00:00:%02x:%02x", side, pod) }
+	for i, p := range n.pods {
+		spaces = append(spaces, "netns add "+p.ns)
+		host = append(host,
+			fmt.Sprintf("link add %s address %s type veth peer name eth0 address %s netns %s", p.dev, mac(1, i), mac(2, i), p.ns),
+			fmt.Sprintf("link set %s up", p.dev),
+			fmt.Sprintf("route add %s/32 dev %s src %s", p.addr, p.dev, n.addr),
+			fmt.Sprintf("neigh add %s lladdr %s dev %s nud permanent", p.addr, mac(2, i), p.dev))
+	}
+	if err := ipBatch("", spaces); err != nil {
 		return err
-	}
-	host := []string{
-		fmt.Sprintf("link add %s address %s type veth peer name eth0 address %s netns %s", p.dev, hostMAC, podMAC, p.ns),
-		fmt.Sprintf("link set %s up", p.dev),
-		fmt.Sprintf("route add %s/32 dev %s src %s", p.addr, p.dev, n.addr),
-		fmt.Sprintf("neigh add %s lladdr %s dev %s nud permanent", p.addr, podMAC, p.dev),
-	}
-	inside := []string{
-		"link set lo up",
-		"link set eth0 up",
-		fmt.Sprintf("addr add %s/32 dev eth0", p.addr),
-		fmt.Sprintf("neigh add %s lladdr %s dev eth0 nud permanent", gateway, hostMAC),
-		fmt.Sprintf("route add default via %s dev eth0 onlink", gateway),
 	}
 	if err := ipBatch(n.name, host); err != nil {
 		return err
 	}
-	if err := ipBatch(p.ns, inside); err != nil {
-		return err
+	for i, p := range n.pods {
+		inside := []string{
+			"link set lo up",
+			"link set eth0 up",
+			fmt.Sprintf("addr add %s/32 dev eth0", p.addr),
+			fmt.Sprintf("neigh add %s lladdr %s dev eth0 nud permanent", gateway, mac(1, i)),
+			fmt.Sprintf("route add default via %s dev eth0 onlink", gateway),
+		}
+		if err := ipBatch(p.ns, inside); err != nil {
+			return err
+		}
 	}
-	// Loads that open many connections in a second need the ports.
-	return inNamespace(p.ns, "sysctl", "-qw", "net.ipv4.ip_local_port_range=1100 64900", "net.core.somaxconn=16384",
-		"net.ipv4.tcp_max_syn_backlog=16384")
+	for _, p := range []pod{n.client(), n.server()} {
+		// Loads that open many connections in a second need the ports.
+		err := inNamespace(p.ns, "sysctl", "-qw", "net.ipv4.ip_local_port_range=1100 64900", "net.core.somaxconn=16384",
+			"net.ipv4.tcp_max_syn_backlog=16384")
+		if err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // client and server are the two pods that every cell runs between.
@@ -101,16 +108,22 @@ func (n *node) server() pod { return n.pods[1] }
 
 // remove deletes the namespaces, and with them everything that hangs on them.
 func (n *node) remove() {
+	lines := []string{"netns del " + n.name}
 	for _, p := range n.pods {
-		_ = ip("netns", "del", p.ns)
+		lines = append(lines, "netns del "+p.ns)
 	}
-	_ = ip("netns", "del", n.name)
+	_ = ipBatch("", lines) // those that were not made yet fail
 }
 
 func ip(args ...string) error { return command("ip", args...) }
 
+// ipBatch has ip carry out all lines, in a namespace where one is named.
 func ipBatch(ns string, lines []string) error {
-	cmd := exec.Command("ip", "-n", ns, "-batch", "-")
+	args := []string{"-force", "-batch", "-"}
+	if ns != "" {
+		args = append([]string{"-n", ns}, args...)
+	}
+	cmd := exec.Command("ip", args...)
 	cmd.Stdin = strings.NewReader(strings.Join(lines, "\n") + "\n")
 	if out, err := cmd.CombinedOutput(); err != nil {
 		return fmt.Errorf("ip -n %s -batch: %w: %s", ns, err, bytes.TrimSpace(out))
