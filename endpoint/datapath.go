@@ -28,13 +28,12 @@ func forget(d *bpf.Datapath, addrs map[bpf.Addr]bool) error {
 }
 
 func forgetIn[V comparable](t bpf.Table[bpf.Tuple, V], addrs map[bpf.Addr]bool) error {
-	var err error
 	var gone []bpf.Tuple
-	for tuple := range t.All(&err) {
+	err := t.Scan(func(tuple bpf.Tuple, _ V) {
 		if addrs[tuple.Saddr] || addrs[tuple.Daddr] {
 			gone = append(gone, tuple)
 		}
-	}
+	})
 	if err != nil {
 		return err
 	}

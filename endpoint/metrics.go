@@ -1,6 +1,10 @@
 package endpoint
 
-import "github.com/prometheus/client_golang/prometheus"
+import (
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/weirnet/weir/bpf"
+)
 
 // Metrics of realising.
 type Metrics struct {
@@ -27,6 +31,22 @@ func NewMetrics(reg prometheus.Registerer) *Metrics {
 		m.errors.WithLabelValues(doing) // so that 0 is shown
 	}
 	return m
+}
+
+// RegisterCapacities exports how many entries each table can hold.
+func RegisterCapacities(reg prometheus.Registerer, d *bpf.Datapath) error {
+	usages, err := d.Usages()
+	if err != nil {
+		return err
+	}
+	capacity := prometheus.NewGaugeVec(prometheus.GaugeOpts{
+		Name: "weir_table_capacity",
+		Help: "Entries a table of the kernel can hold; compare weir_table_entries.",
+	}, []string{"table"})
+	for _, u := range usages {
+		capacity.WithLabelValues(u.Table).Set(float64(u.Max))
+	}
+	return reg.Register(capacity)
 }
 
 // Collector exports the manager's status.

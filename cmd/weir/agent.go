@@ -86,6 +86,11 @@ func (o *agentOptions) check() error {
 	if o.objects == "" {
 		return errors.New("--objects is needed")
 	}
+	if info, err := os.Stat(o.objects); err != nil {
+		return fmt.Errorf("directory of objects: %w", err)
+	} else if !info.IsDir() {
+		return fmt.Errorf("directory of objects: %s is no directory", o.objects)
+	}
 	if o.node == "" {
 		name, err := os.Hostname()
 		if err != nil {
@@ -167,6 +172,9 @@ func (o *agentOptions) run(ctx context.Context) error {
 	}
 	watch := newProxyWatch(proxies)
 	registry.MustRegister(manager.Collector(), source.Collector(), watch)
+	if err := endpoint.RegisterCapacities(registry, datapath); err != nil {
+		return err
+	}
 
 	// Who asks.
 	server := &agentServer{
