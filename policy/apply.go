@@ -52,13 +52,13 @@ type dirty struct {
 	again    map[Object]struct{}    // policies to translate anew
 	pods     map[*pod]struct{}
 	services map[*service]struct{}
-	subjects map[*subject]struct{} // to compile from nothing
+	subjects map[*subject]*policyChange
 	nodeKeys map[string]struct{}
 }
 
 func newDirty() dirty {
 	return dirty{policies: map[Object]*api.Policy{}, again: map[Object]struct{}{}, pods: map[*pod]struct{}{},
-		services: map[*service]struct{}{}, subjects: map[*subject]struct{}{}, nodeKeys: map[string]struct{}{}}
+		services: map[*service]struct{}{}, subjects: map[*subject]*policyChange{}, nodeKeys: map[string]struct{}{}}
 }
 
 // pod is a pod as the engine keeps it.
@@ -184,11 +184,14 @@ func (e *Engine) settle() error {
 	e.selectors.update(added, removed)
 	bySubject := func(a, b *subject) int { return cmp.Compare(a.id, b.id) }
 	for _, s := range slices.SortedFunc(maps.Values(e.subjects), bySubject) {
-		if _, ok := e.dirty.subjects[s]; ok {
-			note(e.compile(s))
-		} else if len(added)+len(removed)+len(e.dirty.services) > 0 {
-			note(e.follow(s, added, removed, e.dirty.services))
+		change, changed := e.dirty.subjects[s]
+		if !changed {
+			if s.nothingToDo() && len(removed)+len(e.dirty.services) == 0 {
+				continue
+			}
+			change = &policyChange{}
 		}
+		note(e.follow(s, *change, removed, e.dirty.services))
 	}
 	return errors.Join(errs...)
 }
@@ -268,7 +271,6 @@ func (e *Engine) subjectOf(p *peer) (*subject, error) {
 	}
 	s := &subject{peer: p, id: id, pods: 1}
 	e.subjects[p.digest] = s
-	e.dirty.subjects[s] = struct{}{}
 	return s, nil
 }
 

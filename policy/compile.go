@@ -2,7 +2,6 @@ package policy
 
 import (
 	"cmp"
-	"encoding/binary"
 	"slices"
 
 	"github.com/weirnet/weir/identity"
@@ -21,6 +20,7 @@ type grant struct {
 	names  []portName
 	number uint32 // of the rule
 	http   []httprules.Rule
+	serial uint32 // in its enforcement, in order within a policy
 }
 
 func (g *grant) l7() l7Kind {
@@ -182,8 +182,8 @@ func (c *compiler) combine(entries map[ports]Entry, own, any []portGrantFor) err
 // union is what rules for one peer and port say together, where some of them
 // have L7 rules.
 func (c *compiler) union(plain, looked []*grant) (Entry, error) {
-	slices.SortStableFunc(looked, (*grant).compare)
-	slices.SortStableFunc(plain, (*grant).compare)
+	slices.SortFunc(looked, (*grant).compare)
+	slices.SortFunc(plain, (*grant).compare)
 	kind := looked[0].l7()
 	for _, g := range looked {
 		if g.l7() != kind {
@@ -214,16 +214,17 @@ func (c *compiler) union(plain, looked []*grant) (Entry, error) {
 	return Entry{Action: Redirect, RuleSet: id, Rule: looked[0].number}, nil
 }
 
+// compare orders grants by their rules, and those of no rule last.
 func (g *grant) compare(o *grant) int {
 	switch {
-	case g.rule == nil && o.rule == nil:
+	case g == o:
 		return 0
 	case g.rule == nil:
 		return 1
 	case o.rule == nil:
 		return -1
 	}
-	return g.rule.compare(o.rule)
+	return cmp.Or(g.rule.compare(o.rule), cmp.Compare(g.serial, o.serial))
 }
 
 // distinct leaves out rules that ask the same as an earlier one.
@@ -242,16 +243,4 @@ func distinct(rules []httprules.Rule) []httprules.Rule {
 		out = append(out, r)
 	}
 	return out
-}
-
-// signature appends bytes that are equal where the same template holds.
-func signature(b []byte, g int, resolved []ports, dynamic bool) []byte {
-	b = binary.AppendUvarint(b, uint64(g)+1)
-	if dynamic {
-		for _, p := range resolved {
-			b = append(b, 0, p.proto, p.bits)
-			b = binary.BigEndian.AppendUint16(b, p.port)
-		}
-	}
-	return b
 }

@@ -118,14 +118,32 @@ func (e *Engine) asked(at end, d Direction) (*enforcement, error) {
 		s = &subject{peer: at.pod, alwaysDeny: at.init}
 		e.askedOf[at.pod.digest] = s
 	}
-	if s.directions[d] == nil {
-		f, err := e.enforce(s, d, false)
+	if f := s.directions[d]; f != nil {
+		return f, nil
+	}
+	f := e.newEnforcement(s, d)
+	for _, p := range e.policiesFor(s.peer) {
+		c, err := e.contribution(f, p)
 		if err != nil {
 			return nil, err
 		}
-		s.directions[d] = f
+		if c == nil {
+			continue
+		}
+		f.list = append(f.list, c)
+		for _, g := range c.grants {
+			f.count(g, 1)
+			if g.any {
+				f.any = append(f.any, g)
+			}
+		}
 	}
-	return s.directions[d], nil
+	f.weigh()
+	if err := e.judgeAny(f); err != nil {
+		return nil, err
+	}
+	s.directions[d] = f
+	return f, nil
 }
 
 // askedPeer stands for the peer in question in a table made for it.
@@ -133,16 +151,19 @@ const askedPeer identity.ID = 1<<32 - 1
 
 // judge looks a flow up in the table of the peer in question.
 func (f *enforcement) judge(p *peer, proto uint8, port uint16) (Entry, bool, error) {
-	grants := f.namingAsked(p)
-	t, sign, err := f.templateFor(p, grants, f.scratch)
+	var grants []*grant
+	for _, c := range f.list {
+		for _, g := range c.grants {
+			if slices.ContainsFunc(g.peers, func(sel *selector) bool { return sel.matches(p) }) {
+				grants = append(grants, g)
+			}
+		}
+	}
+	t, err := f.templateFor(p, grants)
 	if err != nil {
 		return Entry{}, false, err
 	}
-	if len(grants) == 0 {
-		sign = sign[:0]
-	}
-	f.scratch = sign
-	table, ok := f.tables[string(sign)]
+	table, ok := f.tables[string(f.scratch)]
 	if !ok {
 		table = make(map[Key]Entry, len(f.forAny)+len(t))
 		f.forAny.write(table, f.direction, identity.Any)
@@ -150,7 +171,7 @@ func (f *enforcement) judge(p *peer, proto uint8, port uint16) (Entry, bool, err
 		if f.tables == nil {
 			f.tables = map[string]map[Key]Entry{}
 		}
-		f.tables[string(sign)] = table
+		f.tables[string(f.scratch)] = table
 	}
 	e, ok := Lookup(table, f.direction, []identity.ID{askedPeer}, proto, port)
 	return e, ok, nil

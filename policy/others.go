@@ -10,7 +10,7 @@ import (
 // decided, why it did not decide.
 func (x *explanation) others(f *enforcement, other end, p *peer, port uint16, decided *Side) []Other {
 	var out []Other
-	for _, r := range f.rules {
+	for _, r := range f.rules() {
 		if f.closed != nil && r != f.closed && r.closed {
 			out = append(out, Other{r.policy.ref(r.path), "refused as well"})
 			continue
@@ -30,8 +30,7 @@ func (x *explanation) others(f *enforcement, other end, p *peer, port uint16, de
 			out = append(out, Other{r.policy.ref(r.path), other.name + " is not among its peers: " + peersText(r)})
 			continue
 		}
-		for i := range f.grants {
-			g := &f.grants[i]
+		for _, g := range f.grants() {
 			if g.rule != r || r.policy.name == decided.Policy && (g.from.path == decided.Rule || strings.HasPrefix(decided.Rule, g.from.path+".rules.")) {
 				continue
 			}
@@ -131,4 +130,19 @@ func protocolName(proto uint8) string {
 		return "ICMPv6"
 	}
 	return fmt.Sprint("protocol ", proto)
+}
+
+// rules are those that select the subject, in order.
+func (f *enforcement) rules() (out []*rule) {
+	for _, c := range f.list {
+		out = append(out, c.rules...)
+	}
+	return out
+}
+
+func (f *enforcement) grants() (out []*grant) {
+	for _, c := range f.list {
+		out = append(out, c.grants...)
+	}
+	return out
 }

@@ -31,6 +31,7 @@ type selector struct {
 	// Kept while a compiled policy uses it.
 	users   int
 	members map[*peer]struct{}
+	uses    map[*grant]*enforcement
 }
 
 // labelSelector selects pods by labels, or with scope anyScope every peer.
@@ -178,7 +179,7 @@ func (t *selectorTable) acquire(want *selector, peers *peerTable) *selector {
 		return s
 	}
 	s := *want
-	s.users, s.members = 1, map[*peer]struct{}{}
+	s.users, s.members, s.uses = 1, map[*peer]struct{}{}, map[*grant]*enforcement{}
 	sel := &s
 	consider := func(ps map[*peer]struct{}) {
 		for p := range ps {
@@ -226,15 +227,21 @@ func (t *selectorTable) release(s *selector) {
 	}
 }
 
-// update follows peers that came and went.
+// update follows peers that came and went, and tells the enforcements that
+// name those that came.
 func (t *selectorTable) update(added, removed []*peer) {
 	for _, p := range removed {
 		t.each(p, func(s *selector) { delete(s.members, p) })
 	}
 	for _, p := range added {
 		t.each(p, func(s *selector) {
-			if s.matches(p) {
-				s.members[p] = struct{}{}
+			if !s.matches(p) {
+				return
+			}
+			s.members[p] = struct{}{}
+			for g, f := range s.uses {
+				f.name(g, p)
+				f.pending[p] = struct{}{}
 			}
 		})
 	}

@@ -130,16 +130,33 @@ func (e *Engine) nodeOf(a netip.Addr) string {
 	return slices.Min(slices.Collect(maps.Keys(names)))
 }
 
-// judgeTarget tells what an egress policy says about a port of a
-// service: what it says about every backend, if that is one and the same.
-// mixed is true where backends differ, or where there is none to ask and the
-// policy does not let everything through.
+// concerned tells whether what an update left undone may change what is said
+// about the service.
+func (s *service) concerned(u updated) bool {
+	if u.forAny || u.restricts {
+		return true
+	}
+	if _, ok := u.peers[s.peer]; ok {
+		return true
+	}
+	for _, t := range s.targets {
+		for _, b := range t.backends {
+			if _, ok := u.peers[b.peer]; ok {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+// judgeTarget tells what an egress policy says about a port of a service: what
+// it says about every backend, if that is one and the same. mixed is true where
+// backends differ, or where there is none to ask and some rule restricts what
+// others allow.
 func (f *enforcement) judgeTarget(t target, judge func(backend) (Entry, bool)) (e Entry, ok, mixed bool) {
 	if len(t.backends) == 0 {
-		for i := range f.grants {
-			if g := &f.grants[i]; g.rule != nil && (g.rule.deny || g.l7() != 0) {
-				return Entry{}, false, true
-			}
+		if f.restricts() {
+			return Entry{}, false, true
 		}
 		e, ok = Lookup(f.forAny.entries(Egress), Egress, nil, 0, 0)
 		return e, ok, false
@@ -166,7 +183,7 @@ func (t template) entries(d Direction) map[Key]Entry {
 // its backends.
 func (s *subject) clusterTemplate(svc *service, entries map[Key]Entry) (template, error) {
 	f := s.directions[Egress]
-	if svc.peer == nil || !f.enforced || f.closed != nil {
+	if !f.enforced || f.closed != nil {
 		return nil, nil
 	}
 	var out template
@@ -179,7 +196,11 @@ func (s *subject) clusterTemplate(svc *service, entries map[Key]Entry) (template
 		})
 		at := onePort(t.proto, t.port)
 		// What the rules for everybody say holds for the cluster IP anyway.
-		byAll, allOK := Lookup(entries, Egress, nil, t.proto, t.port)
+		var byAll Entry
+		allOK := false
+		if len(f.forAny) > 0 {
+			byAll, allOK = Lookup(entries, Egress, nil, t.proto, t.port)
+		}
 		switch {
 		case mixed || !ok:
 			if allOK && byAll.Action != Deny {
@@ -201,46 +222,37 @@ func (s *subject) clusterTemplate(svc *service, entries map[Key]Entry) (template
 	return out, nil
 }
 
-// judgeCluster writes the entries for a service into a new policy.
-func (e *Engine) judgeCluster(s *subject, svc *service, entries map[Key]Entry) error {
-	t, err := s.clusterTemplate(svc, entries)
-	if err == nil && len(t) > 0 {
-		s.services[svc.peer] = t
-		s.writeCluster(svc.peer, t, entries)
+// judgeCluster brings the entries for a service's cluster IP up to date with
+// those for its backends, which are current.
+func (e *Engine) judgeCluster(s *subject, svc *service, ed *edit) error {
+	p := svc.peer
+	if p == nil {
+		return nil
 	}
-	return err
-}
-
-// writeCluster leaves denies in place that name the service itself.
-func (s *subject) writeCluster(p *peer, t template, entries map[Key]Entry) {
+	t, err := s.clusterTemplate(svc, ed.current())
+	old := s.services[p]
+	if err != nil || len(t)+len(old) == 0 {
+		return err
+	}
+	// Denies that name the service itself stay in place.
+	named := s.directions[Egress].perPeer[p]
+	if len(named) == 0 && slices.Equal(old, t) {
+		return nil
+	}
+	m := ed.writable()
+	old.erase(m, Egress, p.id)
+	named.write(m, Egress, p.id)
 	for _, en := range t {
 		k := en.ports.key(Egress)
 		k.Identity = p.id
-		if old, ok := entries[k]; !ok || old.Action != Deny {
-			entries[k] = en.entry
+		if was, ok := m[k]; !ok || was.Action != Deny {
+			m[k] = en.entry
 		}
 	}
-}
-
-// followCluster rewrites the entries for a service that changed, in a policy
-// whose other entries are current.
-func (e *Engine) followCluster(s *subject, svc *service, current map[Key]Entry, writable func() map[Key]Entry) error {
-	if !s.directions[Egress].enforced || svc.peer == nil {
-		return nil
-	}
-	old := s.services[svc.peer]
-	t, err := s.clusterTemplate(svc, current)
-	if err != nil || slices.Equal(old, t) {
-		return err
-	}
-	m := writable()
-	old.erase(m, Egress, svc.peer.id)
-	s.directions[Egress].perPeer[svc.peer].write(m, Egress, svc.peer.id)
-	s.writeCluster(svc.peer, t, m)
 	if len(t) > 0 {
-		s.services[svc.peer] = t
+		s.services[p] = t
 	} else {
-		delete(s.services, svc.peer)
+		delete(s.services, p)
 	}
 	return nil
 }

@@ -297,7 +297,7 @@ func (e *Engine) remember(p, old *policyObject) {
 	if old != nil {
 		e.rules.inherit(p, old)
 	}
-	e.touchSubjects(p)
+	e.touchSubjects(p, true)
 }
 
 func (e *Engine) forget(p *policyObject) {
@@ -316,13 +316,24 @@ func (e *Engine) forget(p *policyObject) {
 			e.dirty.nodeKeys[k] = struct{}{}
 		}
 	}
-	e.touchSubjects(p)
+	e.touchSubjects(p, false)
 }
 
-func (e *Engine) touchSubjects(p *policyObject) {
+// touchSubjects notes a policy that comes or goes for the subjects it selects.
+func (e *Engine) touchSubjects(p *policyObject, comes bool) {
 	for _, s := range e.subjects {
-		if slices.ContainsFunc(p.rules, func(r *rule) bool { return r.selects(s.peer) }) {
-			e.dirty.subjects[s] = struct{}{}
+		if s.resolved == nil || !slices.ContainsFunc(p.rules, func(r *rule) bool { return r.selects(s.peer) }) {
+			continue
+		}
+		change := e.dirty.subjects[s]
+		if change == nil {
+			change = &policyChange{}
+			e.dirty.subjects[s] = change
+		}
+		if comes {
+			change.news = append(change.news, p)
+		} else {
+			change.olds = append(change.olds, p)
 		}
 	}
 }
