@@ -85,8 +85,11 @@ func (h *head) parse(b []byte) (done bool, r Reason) {
 				return true, 0
 			}
 			// Clients are known to send one too many behind a body.
-			if h.skipped || h.response {
-				return false, h.badFirst()
+			switch {
+			case h.response:
+				return false, ReasonStatusLine
+			case h.skipped:
+				return false, ReasonMethod
 			}
 			h.skipped, h.from = true, end+1
 		case !h.gotFirst:
@@ -104,13 +107,6 @@ func (h *head) parse(b []byte) (done bool, r Reason) {
 		}
 		h.pos, h.scan = end+1, end+1
 	}
-}
-
-func (h *head) badFirst() Reason {
-	if h.response {
-		return ReasonStatusLine
-	}
-	return ReasonMethod
 }
 
 // tooLong judges a line that ends at or behind end.
@@ -190,16 +186,13 @@ func (h *head) requestLine(line []byte) Reason {
 		return 0
 	case len(version) == 9 && string(version[:7]) == "HTTP/1.":
 		return ReasonBareLF
-	case string(version) == "HTTP/2.0\r\n" && string(h.first.method.of2(line, h.pos)) == "PRI":
+	case string(version) == "HTTP/2.0\r\n" && string(line[:from]) == "PRI ":
 		return ReasonHTTP2
 	case len(version) > 5 && string(version[:5]) == "HTTP/":
 		return ReasonVersion
 	}
 	return ReasonRequestLine
 }
-
-// of2 is of for the line that begins at pos.
-func (s span) of2(line []byte, pos uint32) []byte { return line[s.from-pos : s.to-pos] }
 
 func (h *head) statusLine(line []byte) Reason {
 	// HTTP/1.x SP 3DIGIT [SP reason] CRLF

@@ -13,6 +13,9 @@ const (
 	maxMethod = 32
 	// maxFields bounds the number of header fields; Envoy's limit is 100.
 	maxFields = 128
+	// maxOptions bounds the options in Connection fields, each of which is
+	// looked for among the fields.
+	maxOptions = 16
 	// maxChunkLine bounds the line of a chunk's size with its extensions,
 	// which nearly nobody sends.
 	maxChunkLine = 256

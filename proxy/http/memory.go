@@ -120,6 +120,11 @@ func (l *loop) release(s *sock) {
 		l.freeBuffer(s.in)
 		s.in = nil
 	}
+	l.dropOutput(s)
+}
+
+// dropOutput forgets what waits to be written to a socket.
+func (l *loop) dropOutput(s *sock) {
 	if s.out != nil {
 		l.freeBuffer(s.out)
 		s.out = nil

@@ -23,6 +23,7 @@ type message struct {
 	encodings int
 
 	options  option // of Connection
+	named    int    // how many they are
 	upgrade  bool   // there is an Upgrade field
 	webs     bool   // which asks for websocket alone
 	te       bool   // there is a TE field that asks for more than trailers
@@ -138,6 +139,9 @@ func (m *message) contentLength(v []byte) Reason {
 // connection reads a list of connection options.
 func (m *message) connection(v []byte) Reason {
 	for o := range options(v) {
+		if m.named++; m.named > maxOptions {
+			return ReasonConnectionOption
+		}
 		switch {
 		case lower(o, "keep-alive"):
 			m.options |= optKeepAlive

@@ -299,7 +299,7 @@ func (p *pair) cantWrite(s *sock) {
 		p.fail(ReasonReset)
 		return
 	}
-	p.loop.release(s)
+	p.loop.dropOutput(s)
 	s.shut = true
 	s.canRead, s.hup = true, true
 	p.ending = true

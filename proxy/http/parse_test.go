@@ -213,6 +213,7 @@ var requests = []struct {
 	{"Connection names a field that is there", "GET / HTTP/1.1\r\nHost: h\r\nX-Role: user\r\nConnection: x-role\r\n\r\n", ReasonConnectionOption, ""},
 	{"Connection names a field that is not there", "GET / HTTP/1.1\r\nHost: h\r\nConnection: x-role\r\n\r\n", 0, ""},
 	{"Connection is no list of names", "GET / HTTP/1.1\r\nHost: h\r\nConnection: a=b\r\n\r\n", ReasonConnectionOption, ""},
+	{"many options", "GET / HTTP/1.1\r\nHost: h\r\nConnection: close" + strings.Repeat(",te", maxOptions) + "\r\n\r\n", ReasonConnectionOption, ""},
 	{"websocket with a body", "GET / HTTP/1.1\r\nHost: h\r\nConnection: upgrade\r\nUpgrade: websocket\r\nContent-Length: 1\r\n\r\n", ReasonUpgrade, ""},
 	{"websocket of POST", "POST / HTTP/1.1\r\nHost: h\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\r\n", ReasonUpgrade, ""},
 	{"websocket of HTTP/1.0", "GET / HTTP/1.0\r\nHost: h\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\r\n", ReasonUpgrade, ""},

@@ -175,6 +175,9 @@ func (p *pair) relayRequest() bool {
 		}
 	case movedEnd:
 		// The server will see that it is not whole, and may answer.
+		if p.ex != nil {
+			p.ex.rec.Failure = ReasonBodyTruncated
+		}
 		p.clientEnd()
 	case movedBad:
 		p.badBody(r)
