@@ -25,84 +25,29 @@ func (p *pair) stepRequest() bool {
 // readRequest reads on in a request's head, and passes the request on or not
 // when it is complete.
 func (p *pair) readRequest() bool {
-	c, l := &p.c, p.loop
-	if c.pending() {
+	if p.c.pending() {
 		return false // the client does not even take what was answered
 	}
-	h, b := &l.head, l.in
-	switch {
-	case p.clientHead != nil:
-		if !c.canRead {
-			return false
-		}
-		c.in = l.extend(c.in, maxHead)
-		n, res := c.recv(c.in.data[c.in.to:])
-		switch res {
-		case ioAgain:
-			return false
-		case ioEnd:
-			p.refuse(ReasonHeadTruncated)
-			return true
-		case ioError:
-			p.fail(ReasonReset)
-			return true
-		}
-		c.in.to += n
-		h, b = p.clientHead, c.in.bytes()
-	case c.in != nil:
-		h.reset(false)
-		b = c.in.bytes()
-	default:
-		if !c.canRead {
-			return false
-		}
-		n, res := c.recv(b)
-		switch res {
-		case ioAgain:
-			return false
-		case ioEnd:
+	h, b, res, r := p.readHead(&p.c, &p.clientHead, false)
+	switch res {
+	case headWaits:
+		return false
+	case headEnded:
+		if p.clientHead == nil {
 			p.clientEnd()
-			return true
-		case ioError:
-			p.fail(ReasonReset)
-			return true
+		} else {
+			p.refuse(ReasonHeadTruncated)
 		}
-		h.reset(false)
-		b = b[:n]
-	}
-	done, r := h.parse(b)
-	switch {
-	case r != 0:
+	case headFailed:
+		p.fail(ReasonReset)
+	case headBad:
 		p.begin(h, b, &target{})
 		p.refuse(r)
-		return true
-	case !done:
-		if c.in == nil {
-			c.in = l.keep(b)
+	case headDone:
+		n := p.serve(h, b)
+		if !p.closed && p.request != requestLinger && p.request != requestEnd {
+			p.headRead(&p.c, &p.clientHead, b, n)
 		}
-		if p.clientHead == nil {
-			p.clientHead = l.takeHead()
-			*p.clientHead = *h
-			p.headSince = l.wall
-		}
-		return true
-	}
-	n := p.serve(h, b)
-	if p.closed {
-		return true
-	}
-	if p.clientHead != nil {
-		l.freeHead(p.clientHead)
-		p.clientHead = nil
-		p.headSince = noTime
-	}
-	if p.request == requestLinger || p.request == requestEnd {
-		return true
-	}
-	if c.in != nil {
-		p.consumed(c, n)
-	} else if n < len(b) {
-		c.in = l.keep(b[n:])
 	}
 	return true
 }

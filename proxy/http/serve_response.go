@@ -58,85 +58,31 @@ func (p *pair) serverGone() {
 // readResponse reads on in a response's head and passes it on when it is
 // complete.
 func (p *pair) readResponse() bool {
-	u, l := &p.u, p.loop
-	h, b := &l.head, l.in
-	switch {
-	case p.serverHead != nil:
-		if !u.canRead {
-			return false
-		}
-		u.in = l.extend(u.in, maxHead)
-		n, res := u.recv(u.in.data[u.in.to:])
-		switch res {
-		case ioAgain:
-			return false
-		case ioEnd:
+	h, b, res, r := p.readHead(&p.u, &p.serverHead, true)
+	switch res {
+	case headWaits:
+		return false
+	case headEnded:
+		if p.serverHead != nil {
 			p.refuseResponse(ReasonHeadTruncated)
-			return true
-		case ioError:
-			p.serverGone()
-			return true
+			break
 		}
-		u.in.to += n
-		h, b = p.serverHead, u.in.bytes()
-	case u.in != nil:
-		h.reset(true)
-		b = u.in.bytes()
-	default:
-		if !u.canRead {
-			return false
-		}
-		n, res := u.recv(b)
-		switch res {
-		case ioAgain:
-			return false
-		case ioEnd:
-			p.ex.rec.Failure = ReasonServerClosed
-			p.tell()
-			p.end()
-			return true
-		case ioError:
-			p.serverGone()
-			return true
-		}
-		h.reset(true)
-		b = b[:n]
-	}
-	done, r := h.parse(b)
-	switch {
-	case r != 0:
+		p.ex.rec.Failure = ReasonServerClosed
+		p.tell()
+		p.end()
+	case headFailed:
+		p.serverGone()
+	case headBad:
 		p.refuseResponse(r)
-		return true
-	case !done:
-		if u.in == nil {
-			u.in = l.keep(b)
+	case headDone:
+		n := p.answer(h, b)
+		if p.closed || p.response == responseEnd {
+			break
 		}
-		if p.serverHead == nil {
-			p.serverHead = l.takeHead()
-			*p.serverHead = *h
-			p.headSince = l.wall
+		p.headRead(&p.u, &p.serverHead, b, n)
+		if p.response == responseIdle {
+			p.responded()
 		}
-		return true
-	}
-	n := p.answer(h, b)
-	if p.closed {
-		return true
-	}
-	if p.serverHead != nil {
-		l.freeHead(p.serverHead)
-		p.serverHead = nil
-		p.headSince = noTime
-	}
-	if p.response == responseEnd {
-		return true
-	}
-	if u.in != nil {
-		p.consumed(u, n)
-	} else if n < len(b) {
-		u.in = l.keep(b[n:])
-	}
-	if p.response == responseIdle {
-		p.responded()
 	}
 	return true
 }
