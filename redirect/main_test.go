@@ -62,6 +62,8 @@ func subprocess(verb string, args []string) error {
 			Listener: in.Listener, Netns: in.Netns, Statm: in.Statm, Notes: Notes(), Version: "test",
 			Drain: 5 * time.Second, Log: slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelDebug})),
 		})
+	case "agent": // RUNDIR CONFIG
+		return miniAgent(ctx, args[0], args[1])
 	case "die": // at once
 		return errors.New("died at once")
 	case "probe": // sealed|unsealed VICTIM
