@@ -5,6 +5,7 @@ import (
 	"bytes"
 	"context"
 	"fmt"
+	"math"
 	"os/exec"
 	"strconv"
 	"strings"
@@ -67,5 +68,54 @@ func collect(all []goBenchmark, name, unit string) []float64 {
 	return v
 }
 
-func programFigures(ctx context.Context, s *stage) ([]figure, error)    { return nil, nil }
-func allocationFigures(ctx context.Context, s *stage) ([]figure, error) { return nil, nil }
+// programFigures are what C programs cost per packet, by PROG_RUN: of a flow
+// that is established and of one that is judged, the worse of the two
+// programs and of the two families.
+func programFigures(ctx context.Context, _ *stage) ([]figure, error) {
+	// Of the repetitions within one, the benchmark reports the quickest.
+	const unit = "best-ns/op"
+	all, err := goBench(ctx, "Programs", "./bpf")
+	if err != nil {
+		return nil, err
+	}
+	worst := func(kind string) (float64, error) {
+		result := math.NaN()
+		for _, family := range []string{"IPv4", "IPv6"} {
+			for _, program := range []string{"from_pod", "to_pod"} {
+				v := median(collect(all, fmt.Sprintf("Programs/%s_%s_%s", family, program, kind), unit))
+				if math.IsNaN(v) {
+					return v, fmt.Errorf("read the programs' cost: no %s of %s, %s", unit, program, kind)
+				}
+				if math.IsNaN(result) || v > result {
+					result = v
+				}
+			}
+		}
+		return result, nil
+	}
+	established, err := worst("established")
+	if err != nil {
+		return nil, err
+	}
+	full, err := worst("full")
+	if err != nil {
+		return nil, err
+	}
+	return []figure{
+		{Name: figureEstablished, Value: established, Unit: "ns", Note: "10,000 policy entries; the worse of from_pod and to_pod, IPv4 and IPv6"},
+		{Name: figureFull, Value: full, Unit: "ns", Note: "likewise; every table is asked"},
+		{Name: "tc program, nothing", Value: median(collect(all, "Programs/IPv4_nothing", unit)), Unit: "ns",
+			Note: "what of the above is the way of measuring: a packet that is let pass at once"},
+	}, nil
+}
+
+// allocationFigures runs the test that counts what a request allocates. It
+// fails where that is not 0.
+func allocationFigures(ctx context.Context, _ *stage) ([]figure, error) {
+	const test = "TestAllocations"
+	out, err := exec.CommandContext(ctx, "go", "test", "-count", "1", "-v", "-run", "^"+test+"$", "./proxy/http").CombinedOutput()
+	if !bytes.Contains(out, []byte("--- PASS: "+test)) {
+		return nil, fmt.Errorf("count allocations: %w: %s", err, out)
+	}
+	return []figure{{Name: figureAllocs, Unit: "", Note: "proxy/http " + test}}, nil
+}
