@@ -42,7 +42,8 @@ type Manager struct {
 
 	// Of Run alone.
 	r       *realiser
-	mtu     int  // last told
+	mtu     int // last told
+	mtuTurn sync.Mutex
 	started bool // the first changes are in
 	// applyErr is what of the last changes made no sense.
 	applyErr error
@@ -222,9 +223,7 @@ func (m *Manager) pass(ctx context.Context) error {
 		m.r.veths = veths
 	}
 	m.r.place()
-	if err := m.updateMTU(); err != nil {
-		m.log.Warn("setting the MTU towards the proxy", "error", err)
-	}
+	m.updateMTU()
 	err := m.r.realise(ctx, m.complete())
 	if err == nil {
 		err = m.r.activate()
@@ -244,19 +243,21 @@ func (m *Manager) pass(ctx context.Context) error {
 	return err
 }
 
-func (m *Manager) updateMTU() error {
+func (m *Manager) updateMTU() {
 	largest := 0
 	for _, index := range m.r.placed {
 		largest = max(largest, m.r.veths[index].MTU)
 	}
-	if largest == 0 || largest == m.mtu {
-		return nil
-	}
-	if err := m.tellMTU(largest); err != nil {
-		return err
+	if largest == 0 || largest == m.mtu || !m.mtuTurn.TryLock() {
+		return
 	}
 	m.mtu = largest
-	return nil
+	go func() { // the proxy may not answer
+		defer m.mtuTurn.Unlock()
+		if err := m.tellMTU(largest); err != nil {
+			m.log.Warn("setting the MTU towards the proxy", "mtu", largest, "error", err)
+		}
+	}()
 }
 
 func (m *Manager) waitingPods() int { return len(m.r.pods) - len(m.r.placed) }

@@ -32,8 +32,7 @@ type kernel struct {
 
 // realiser holds what the tables are to say and brings them there.
 type realiser struct {
-	k     kernel
-	rules RuleSets
+	k kernel
 
 	numbers   *table[bpf.Number, bpf.Digest]
 	policies  *policies
@@ -41,9 +40,7 @@ type realiser struct {
 	devices   *table[uint32, bpf.Device]
 	endpoints *table[bpf.Addr, bpf.Endpoint]
 
-	ruleSets map[uint32]*policy.RuleSet
-	rulesTo  map[uint32]bool // to be sent
-	rulesOff map[uint32]bool // to be taken back
+	ruleSets *ruleSets
 
 	pods     map[netip.Addr]*policy.Endpoint
 	veths    map[int]Veth
@@ -57,14 +54,14 @@ type realiser struct {
 
 func newRealiser(k kernel, rules RuleSets) *realiser {
 	return &realiser{
-		k: k, rules: rules,
+		k:         k,
 		numbers:   newTable("numbers", k.numbers),
 		policies:  newPolicies(k.entries, k.policies),
 		ipcache:   newTable("ipcache", k.ipcache),
 		devices:   newTable("devices", k.devices),
 		endpoints: newTable("endpoints", k.endpoints),
-		ruleSets:  map[uint32]*policy.RuleSet{}, rulesTo: map[uint32]bool{}, rulesOff: map[uint32]bool{},
-		pods: map[netip.Addr]*policy.Endpoint{}, veths: map[int]Veth{}, placed: map[netip.Addr]int{},
+		ruleSets:  newRuleSets(rules),
+		pods:      map[netip.Addr]*policy.Endpoint{}, veths: map[int]Veth{}, placed: map[netip.Addr]int{},
 		cleared:  map[bpf.Addr]bool{},
 		attached: map[int]bool{}, failed: map[int]error{},
 	}
@@ -128,15 +125,7 @@ func (r *realiser) fold(d policy.Delta) {
 		}
 	}
 	for id, set := range d.RuleSets {
-		if set == nil {
-			delete(r.ruleSets, id)
-			delete(r.rulesTo, id)
-			r.rulesOff[id] = true
-			continue
-		}
-		r.ruleSets[id] = set
-		r.rulesTo[id] = true
-		delete(r.rulesOff, id)
+		r.ruleSets.set(id, set)
 	}
 	for id, p := range d.Policies {
 		r.policies.set(id, p)
@@ -177,7 +166,7 @@ func (r *realiser) realise(ctx context.Context, mayDelete bool) error {
 	if _, err := r.numbers.update(nil); err != nil {
 		return err // a successor must know the numbers that are in use
 	}
-	rulesErr := r.sendRules(ctx)
+	rulesErr := r.ruleSets.update(ctx)
 	count(r.policies.update())
 	if len(r.policies.stuck) > 0 && mayDelete {
 		count(0, r.policies.makeRoom(r.pointedTo))
@@ -208,11 +197,11 @@ func (r *realiser) realise(ctx context.Context, mayDelete bool) error {
 		count(r.policies.prune())
 		r.bump(changed)
 		if len(errs) == 0 && rulesErr == nil {
-			rulesErr = r.takeRules(ctx)
+			rulesErr = r.ruleSets.prune(ctx)
 		}
 	}
-	if rulesErr == nil {
-		rulesErr = r.syncRules(ctx)
+	if rulesErr == nil && r.knowsAllRules() {
+		rulesErr = r.ruleSets.sync(ctx)
 	}
 	if rulesErr != nil {
 		errs = append(errs, rulesErr)
@@ -229,6 +218,22 @@ func (r *realiser) bump(changed int) {
 	if changed > 0 {
 		r.k.revise()
 	}
+}
+
+// knowsAllRules tells whether the kernel names no rule set of a predecessor's
+// only.
+func (r *realiser) knowsAllRules() bool {
+	if r.ruleSets.synced {
+		return true
+	}
+	for _, entries := range r.policies.have {
+		for _, e := range entries {
+			if e.RuleSet != 0 && r.ruleSets.want[e.RuleSet] == nil {
+				return false
+			}
+		}
+	}
+	return true
 }
 
 func (r *realiser) pointedTo(id uint32) bool {

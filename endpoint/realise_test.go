@@ -1,12 +1,15 @@
 package endpoint
 
 import (
+	"context"
 	"errors"
 	"maps"
 	"math/rand/v2"
 	"net/netip"
 	"strings"
+	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/weirnet/weir/bpf"
 	"github.com/weirnet/weir/identity"
@@ -394,5 +397,61 @@ func TestRealiseConverges(t *testing.T) {
 				t.Fatalf("programs left at %d", i)
 			}
 		}
+	}
+}
+
+// hung is a proxy that does not answer before it is let go.
+type hung struct {
+	*fakeKernel
+	answer chan struct{}
+	calls  atomic.Int32
+}
+
+// SetRuleSets implements RuleSets.
+func (h *hung) SetRuleSets(ctx context.Context, upsert []*policy.RuleSet, remove []uint32) error {
+	h.calls.Add(1)
+	select {
+	case <-h.answer:
+		return h.fakeKernel.SetRuleSets(ctx, upsert, remove)
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+func TestRealiseDoesNotWaitForAHungProxy(t *testing.T) {
+	f := newFakeKernel()
+	h := &hung{fakeKernel: f, answer: make(chan struct{})}
+	r := newRealiser(f.kernel(), h)
+	d := delta("10.0.0.1", "1", 5, resolved(true, ruled80))
+	d.RuleSets = map[uint32]*policy.RuleSet{7: {ID: 7}}
+	r.fold(d)
+	r.veths = testVeths(testVeth(3, "10.0.0.1"))
+	r.place()
+	start := time.Now()
+	for range 50 {
+		err := r.realise(t.Context(), true)
+		if err == nil || !strings.Contains(err.Error(), "does not answer") {
+			t.Fatalf("error %v", err)
+		}
+	}
+	if took := time.Since(start); took > 10*rulesPatience {
+		t.Errorf("50 passes took %v", took)
+	}
+	if len(f.endpoints.m) != 1 || len(f.entries.m) != 1 {
+		t.Error("the kernel does not enforce")
+	}
+	r.fold(policy.Delta{Policies: map[uint32]*policy.Resolved{5: resolved(true, allow80)}, RuleSets: map[uint32]*policy.RuleSet{8: {ID: 8}}})
+	start = time.Now()
+	_ = r.realise(t.Context(), true)
+	if took := time.Since(start); took > rulesPatience/2 || f.entries.m[bpf.PolicyKeyOf(5, policy.Key{Identity: 301, Protocol: 6, Port: 80, PortBits: 16})].Action != uint8(policy.Allow) {
+		t.Errorf("the change took %v, or is not there", took)
+	}
+	close(h.answer)
+	eventually(t, "the proxy has all", func() bool { return r.realise(t.Context(), true) == nil })
+	if !r.ruleSets.settled() || f.sets[7] == nil || f.sets[8] == nil || f.synced != 1 {
+		t.Errorf("sets %v, synced %d times", f.sets, f.synced)
+	}
+	if n := h.calls.Load(); n != 2 {
+		t.Errorf("%d calls", n)
 	}
 }

@@ -18,60 +18,139 @@ type RuleSets interface {
 	Synced(ctx context.Context) error
 }
 
-// rulesTimeout keeps a proxy that hangs from holding up what the kernel
-// enforces. A rule set it does not know it denies.
-const rulesTimeout = 2 * time.Second
+const (
+	// rulesPatience is how long a pass waits for the proxy to take rule sets,
+	// once. A proxy that hangs must not hold up what the kernel enforces: then
+	// the kernel speaks of sets that the proxy does not know, and denies.
+	rulesPatience = 300 * time.Millisecond
+	// rulesTimeout is how long the proxy has in all.
+	rulesTimeout = 10 * time.Second
+)
 
-func (r *realiser) sendRules(ctx context.Context) error {
-	if len(r.rulesTo) == 0 {
+// ruleSets brings the rule sets to the proxy, one call at a time.
+type ruleSets struct {
+	proxy RuleSets
+	want  map[uint32]*policy.RuleSet
+	add   map[uint32]bool // to be sent
+	drop  map[uint32]bool // to be taken back
+	call  *proxyCall      // that has not ended
+	// synced: the proxy knows that it has all.
+	synced bool
+}
+
+// proxyCall is one call to the proxy.
+type proxyCall struct {
+	what   string
+	ended  chan error
+	waited bool // a pass waited for it
+	failed func()
+}
+
+func newRuleSets(proxy RuleSets) *ruleSets {
+	return &ruleSets{proxy: proxy, want: map[uint32]*policy.RuleSet{}, add: map[uint32]bool{}, drop: map[uint32]bool{}}
+}
+
+// set says what rule set id is to be; nil: gone.
+func (s *ruleSets) set(id uint32, set *policy.RuleSet) {
+	if set == nil {
+		delete(s.want, id)
+		delete(s.add, id)
+		s.drop[id] = true
+		return
+	}
+	s.want[id] = set
+	s.add[id] = true
+	delete(s.drop, id)
+}
+
+// start begins a call; failed is called from finish if it fails.
+func (s *ruleSets) start(ctx context.Context, what string, do func(context.Context) error, failed func()) {
+	c := &proxyCall{what: what, ended: make(chan error, 1), failed: failed}
+	s.call = c
+	go func() {
+		ctx, cancel := context.WithTimeout(ctx, rulesTimeout)
+		defer cancel()
+		c.ended <- do(ctx)
+	}()
+}
+
+// finish ends the call that is under way, if there is one. It waits a moment
+// for it, but only once.
+func (s *ruleSets) finish(ctx context.Context) error {
+	c := s.call
+	if c == nil {
 		return nil
 	}
-	ids := keysOf(r.rulesTo)
-	slices.Sort(ids)
+	wait := time.Duration(0)
+	if !c.waited {
+		c.waited, wait = true, rulesPatience
+	}
+	select {
+	case err := <-c.ended:
+		s.call = nil
+		if err != nil {
+			c.failed()
+			return fmt.Errorf("%s: %w", c.what, err)
+		}
+		return nil
+	case <-time.After(wait):
+		return fmt.Errorf("%s: it does not answer yet", c.what)
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// update sends what is wanted.
+func (s *ruleSets) update(ctx context.Context) error {
+	if err := s.finish(ctx); err != nil || len(s.add) == 0 {
+		return err
+	}
+	ids := slices.Sorted(maps.Keys(s.add))
 	sets := make([]*policy.RuleSet, len(ids))
 	for i, id := range ids {
-		sets[i] = r.ruleSets[id]
+		sets[i] = s.want[id]
 	}
-	ctx, cancel := context.WithTimeout(ctx, rulesTimeout)
-	defer cancel()
-	if err := r.rules.SetRuleSets(ctx, sets, nil); err != nil {
-		return fmt.Errorf("send %d rule sets to the proxy: %w", len(sets), err)
-	}
-	clear(r.rulesTo)
-	return nil
-}
-
-func (r *realiser) takeRules(ctx context.Context) error {
-	if len(r.rulesOff) == 0 {
-		return nil
-	}
-	ctx, cancel := context.WithTimeout(ctx, rulesTimeout)
-	defer cancel()
-	if err := r.rules.SetRuleSets(ctx, nil, slices.Sorted(maps.Keys(r.rulesOff))); err != nil {
-		return fmt.Errorf("take %d rule sets from the proxy: %w", len(r.rulesOff), err)
-	}
-	clear(r.rulesOff)
-	return nil
-}
-
-// syncRules tells the proxy that it has all rule sets, as soon as no entry in
-// the kernel names another.
-func (r *realiser) syncRules(ctx context.Context) error {
-	if r.synced {
-		return nil
-	}
-	for _, entries := range r.policies.have {
-		for _, e := range entries {
-			if e.RuleSet != 0 && r.ruleSets[e.RuleSet] == nil {
-				return nil
+	clear(s.add)
+	s.start(ctx, fmt.Sprintf("send %d rule sets to the proxy", len(ids)),
+		func(ctx context.Context) error { return s.proxy.SetRuleSets(ctx, sets, nil) },
+		func() {
+			for _, id := range ids {
+				if s.want[id] != nil {
+					s.add[id] = true
+				}
 			}
-		}
-	}
-	ctx, cancel := context.WithTimeout(ctx, rulesTimeout)
-	defer cancel()
-	if err := r.rules.Synced(ctx); err != nil {
-		return fmt.Errorf("tell the proxy that it has all rule sets: %w", err)
-	}
-	r.synced = true
-	return nil
+		})
+	return s.finish(ctx)
 }
+
+// prune takes back what is not wanted.
+func (s *ruleSets) prune(ctx context.Context) error {
+	if err := s.finish(ctx); err != nil || len(s.drop) == 0 {
+		return err
+	}
+	ids := slices.Sorted(maps.Keys(s.drop))
+	clear(s.drop)
+	s.start(ctx, fmt.Sprintf("take %d rule sets from the proxy", len(ids)),
+		func(ctx context.Context) error { return s.proxy.SetRuleSets(ctx, nil, ids) },
+		func() {
+			for _, id := range ids {
+				if s.want[id] == nil {
+					s.drop[id] = true
+				}
+			}
+		})
+	return s.finish(ctx)
+}
+
+// sync tells the proxy, once, that it has all rule sets.
+func (s *ruleSets) sync(ctx context.Context) error {
+	if err := s.finish(ctx); err != nil || s.synced {
+		return err
+	}
+	s.synced = true
+	s.start(ctx, "tell the proxy that it has all rule sets", s.proxy.Synced, func() { s.synced = false })
+	return s.finish(ctx)
+}
+
+// settled tells whether the proxy has all.
+func (s *ruleSets) settled() bool { return s.call == nil && len(s.add)+len(s.drop) == 0 && s.synced }
