@@ -151,7 +151,13 @@ func service(key policy.Object, o *corev1.Service) (any, error) {
 		if err != nil {
 			return nil, fmt.Errorf("spec.ports[%d]: %w", i, err)
 		}
-		s.Ports = append(s.Ports, policy.ServicePort{Name: p.Name, Protocol: proto, Port: n, NodePort: nodePort})
+		port := policy.ServicePort{Name: p.Name, Protocol: proto, Port: n, NodePort: nodePort, TargetName: p.TargetPort.StrVal}
+		if p.TargetPort.IntVal != 0 {
+			if port.TargetPort, err = portNumber(p.TargetPort.IntVal); err != nil {
+				return nil, fmt.Errorf("spec.ports[%d]: targetPort: %w", i, err)
+			}
+		}
+		s.Ports = append(s.Ports, port)
 	}
 	return s, nil
 }

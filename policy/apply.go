@@ -173,6 +173,7 @@ func (e *Engine) settle() error {
 	changed, err := e.settlePrefixes()
 	note(err)
 	e.servicesBehind(changed)
+	e.servicesOfPods()
 	for s := range e.dirty.services {
 		s.peer = e.peers.held(newServicePeer(s.object))
 		e.lookBehind(s)
@@ -213,6 +214,23 @@ func (e *Engine) servicesBehind(changed []netip.Prefix) {
 			if s.outside {
 				e.dirty.services[s] = struct{}{}
 			}
+		}
+	}
+}
+
+// servicesOfPods notes the services that find their pods by selector, where
+// pods came, went or changed.
+func (e *Engine) servicesOfPods() {
+	namespaces := map[string]struct{}{}
+	for p := range e.dirty.pods {
+		namespaces[p.object.Namespace] = struct{}{}
+	}
+	if len(namespaces) == 0 {
+		return
+	}
+	for _, s := range e.services {
+		if _, ok := namespaces[s.object.Namespace]; ok && s.bySelector() {
+			e.dirty.services[s] = struct{}{}
 		}
 	}
 }

@@ -27,7 +27,7 @@ func bigCluster(t testing.TB) []Change {
 			out = append(out, bigPolicy(t, ns, i, 8080))
 		}
 		s := &Service{Namespace: bigName("ns", ns), Name: "web", ClusterIPs: []netip.Addr{netip.AddrFrom4([4]byte{10, 200, 0, byte(ns)})},
-			Ports: []ServicePort{{"http", protoTCP, 80, 0}}}
+			Ports: []ServicePort{{Name: "http", Protocol: protoTCP, Port: 80}}}
 		sl := &EndpointSlice{Namespace: s.Namespace, Name: "web-1", Service: "web", Ports: []SlicePort{{"http", protoTCP, 8080}}}
 		for i := range 10 {
 			sl.Addresses = append(sl.Addresses, bigPod(ns, i).Value.(*Pod).Addresses[0])

@@ -51,6 +51,10 @@ type (
 		Protocol uint8
 		Port     uint16
 		NodePort uint16
+		// Where it leads in a pod, by number or name; neither: Port. It counts
+		// where the service selects pods and no EndpointSlice of it is there.
+		TargetPort uint16
+		TargetName string
 	}
 	EndpointSlice struct {
 		Namespace, Name string

@@ -89,7 +89,8 @@ func coreObject(t testing.TB, d *api.Document) Change {
 			}
 		}
 		for _, sp := range o.Spec.Ports {
-			s.Ports = append(s.Ports, ServicePort{Name: sp.Name, Protocol: protocolOf(t, sp.Protocol), Port: uint16(sp.Port)})
+			s.Ports = append(s.Ports, ServicePort{Name: sp.Name, Protocol: protocolOf(t, sp.Protocol), Port: uint16(sp.Port),
+				TargetPort: uint16(sp.TargetPort.IntVal), TargetName: sp.TargetPort.StrVal})
 		}
 		return Change{Object{KindService, ns, o.Name}, s}
 	case KindEndpointSlice:

@@ -228,6 +228,9 @@ func (e *Engine) nodeLabels(name string) []identity.Label {
 		return nil
 	}
 	var out []identity.Label
+	if e.nodeKeys[identity.KeyCluster] > 0 {
+		out = append(out, identity.Label{Source: identity.SourceK8s, Key: identity.KeyCluster, Value: identity.ClusterName})
+	}
 	for k, v := range n.Labels {
 		if e.nodeKeys[k] > 0 {
 			out = append(out, identity.Label{Source: identity.SourceNode, Key: k, Value: v})

@@ -297,7 +297,7 @@ func (r random) other(i int) Change {
 			Service: "kubernetes", Ports: []SlicePort{{"https", protoTCP, 6443}}, Addresses: []netip.Addr{netip.MustParseAddr(pick(r, "192.168.0.2", "1.2.3.9"))}}}
 	case 5:
 		s := &Service{Namespace: "red", Name: pick(r, "s1", "s2"), ClusterIPs: []netip.Addr{netip.AddrFrom4([4]byte{10, 96, 0, byte(1 + r.IntN(2))})},
-			Ports: []ServicePort{{"http", protoTCP, 80, 0}, {"alt", protoTCP, 8080, 0}}}
+			Ports: []ServicePort{{Name: "http", Protocol: protoTCP, Port: 80}, {Name: "alt", Protocol: protoTCP, Port: 8080}}}
 		if r.some(40) {
 			s.Selector = map[string]string{"app": pick(r, "a", "b")}
 		}

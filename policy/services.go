@@ -97,6 +97,14 @@ func (e *Engine) lookBehind(s *service) {
 	names := slices.SortedFunc(maps.Keys(s.slices), compareObjects)
 	for _, sp := range s.src.Ports {
 		t := target{proto: sp.Protocol, port: sp.Port}
+		add := func(a netip.Addr, port uint16) {
+			at, exact := e.prefixes.lookup(a)
+			s.outside = s.outside || !exact
+			b := backend{at, port, e.nodeOf(a)}
+			if !slices.ContainsFunc(t.backends, func(o backend) bool { return o.peer == b.peer && o.port == b.port }) {
+				t.backends = append(t.backends, b)
+			}
+		}
 		for _, name := range names {
 			sl := s.slices[name]
 			for _, p := range sl.Ports {
@@ -104,17 +112,60 @@ func (e *Engine) lookBehind(s *service) {
 					continue
 				}
 				for _, a := range sl.Addresses {
-					at, exact := e.prefixes.lookup(a)
-					s.outside = s.outside || !exact
-					b := backend{at, p.Port, e.nodeOf(a)}
-					if !slices.ContainsFunc(t.backends, func(o backend) bool { return o.peer == b.peer && o.port == b.port }) {
-						t.backends = append(t.backends, b)
+					add(a, p.Port)
+				}
+			}
+		}
+		if s.bySelector() {
+			for _, p := range e.selectedBy(s) {
+				for _, a := range p.src.Addresses {
+					for _, port := range sp.in(p.src) {
+						add(a, port)
 					}
 				}
 			}
 		}
 		s.targets = append(s.targets, t)
 	}
+}
+
+// bySelector tells whether the service's backends are found by its selector:
+// nobody has written down its endpoints.
+func (s *service) bySelector() bool {
+	return s.src != nil && len(s.slices) == 0 && len(s.src.Selector) > 0
+}
+
+// selectedBy lists the pods that a service selects, in order.
+func (e *Engine) selectedBy(s *service) []*pod {
+	var out []*pod
+pods:
+	for p := range e.byNS[s.object.Namespace] {
+		for k, v := range s.src.Selector {
+			if has, ok := p.src.Labels[k]; !ok || has != v {
+				continue pods
+			}
+		}
+		out = append(out, p)
+	}
+	slices.SortFunc(out, func(a, b *pod) int { return compareObjects(a.object, b.object) })
+	return out
+}
+
+// in returns the ports of a pod that a service's port leads to.
+func (sp *ServicePort) in(p *Pod) []uint16 {
+	switch {
+	case sp.TargetName != "":
+		var out []uint16
+		for _, np := range p.Ports {
+			if np.Name == sp.TargetName && np.Protocol == sp.Protocol {
+				out = append(out, np.Port)
+			}
+		}
+		return out
+	case sp.TargetPort != 0:
+		return []uint16{sp.TargetPort}
+	}
+	return []uint16{sp.Port}
 }
 
 // nodeOf names the node that an address is on or of; "" if that is not known.

@@ -5,6 +5,7 @@ import (
 	"maps"
 	"slices"
 
+	"github.com/weirnet/weir/identity"
 	"github.com/weirnet/weir/policy/api"
 )
 
@@ -30,8 +31,14 @@ func (e *Engine) take(c Change) error {
 		return takeAs(c, e.takeService)
 	case KindEndpointSlice:
 		return takeAs(c, e.takeSlice)
-	case api.KindNetworkPolicy, api.KindCiliumPolicy, api.KindClusterwide:
-		return takeAs(c, func(o Object, p *api.Policy) { e.dirty.policies[o] = p })
+	case api.KindNetworkPolicy, api.KindCiliumPolicy:
+		if c.Object.Namespace == "" { // or it would count in every namespace
+			c.Object.Namespace = api.DefaultNamespace
+		}
+		return takeAs(c, e.takePolicy)
+	case api.KindClusterwide:
+		c.Object.Namespace = ""
+		return takeAs(c, e.takePolicy)
 	case api.KindCiliumCIDRGroup:
 		return takeAs(c, e.takeGroup)
 	}
@@ -51,6 +58,8 @@ func takeAs[T any](c Change, take func(Object, *T)) error {
 	take(c.Object, v)
 	return nil
 }
+
+func (e *Engine) takePolicy(o Object, p *api.Policy) { e.dirty.policies[o] = p }
 
 func (e *Engine) takePod(o Object, src *Pod) {
 	p := e.pods[o]
@@ -150,7 +159,7 @@ func (e *Engine) touchNodes(key string) {
 	for a, names := range e.claims.nodes {
 		for name := range names {
 			if n := e.nodes[name]; n != nil {
-				if _, ok := n.Labels[key]; ok {
+				if _, ok := n.Labels[key]; ok || key == identity.KeyCluster {
 					e.claims.touch(a)
 				}
 			}
@@ -255,110 +264,4 @@ func (e *Engine) takeGroup(o Object, g *api.CIDRGroup) {
 			e.dirty.again[o] = struct{}{}
 		}
 	}
-}
-
-// settlePolicies translates what changed, and notes the subjects it selects or
-// selected.
-func (e *Engine) settlePolicies() {
-	work := e.dirty.policies
-	for o := range e.dirty.again {
-		if _, ok := work[o]; !ok {
-			work[o] = e.policies[o].src
-		}
-	}
-	for o, src := range work {
-		old := e.policies[o]
-		if old != nil {
-			e.forget(old)
-		}
-		if src != nil {
-			t := translator{groups: e.groups, groupsVersion: e.groupsSeen, services: e.servicesNamed}
-			e.remember(t.translate(o, src), old)
-		}
-		if old != nil {
-			e.rules.release(old)
-		}
-	}
-}
-
-func (e *Engine) remember(p, old *policyObject) {
-	e.policies[p.object] = p
-	list := e.scoped[p.object.Namespace]
-	i, _ := slices.BinarySearchFunc(list, p, (*policyObject).compare)
-	e.scoped[p.object.Namespace] = slices.Insert(list, i, p)
-	for _, q := range p.prefixes {
-		e.claims.cidr(q, true)
-	}
-	for _, k := range p.nodeKeys {
-		if e.nodeKeys[k]++; e.nodeKeys[k] == 1 {
-			e.dirty.nodeKeys[k] = struct{}{}
-		}
-	}
-	if old != nil {
-		e.rules.inherit(p, old)
-	}
-	e.touchSubjects(p, true)
-}
-
-func (e *Engine) forget(p *policyObject) {
-	delete(e.policies, p.object)
-	ns := p.object.Namespace
-	e.scoped[ns] = slices.DeleteFunc(e.scoped[ns], func(q *policyObject) bool { return q == p })
-	if len(e.scoped[ns]) == 0 {
-		delete(e.scoped, ns)
-	}
-	for _, q := range p.prefixes {
-		e.claims.cidr(q, false)
-	}
-	for _, k := range p.nodeKeys {
-		if e.nodeKeys[k]--; e.nodeKeys[k] == 0 {
-			delete(e.nodeKeys, k)
-			e.dirty.nodeKeys[k] = struct{}{}
-		}
-	}
-	e.touchSubjects(p, false)
-}
-
-// touchSubjects notes a policy that comes or goes for the subjects it selects.
-func (e *Engine) touchSubjects(p *policyObject, comes bool) {
-	for _, s := range e.subjects {
-		if s.resolved == nil || !slices.ContainsFunc(p.rules, func(r *rule) bool { return r.selects(s.peer) }) {
-			continue
-		}
-		change := e.dirty.subjects[s]
-		if change == nil {
-			change = &policyChange{}
-			e.dirty.subjects[s] = change
-		}
-		if comes {
-			change.news = append(change.news, p)
-		} else {
-			change.olds = append(change.olds, p)
-		}
-	}
-}
-
-// policiesFor lists the policies that may select a subject, in order.
-func (e *Engine) policiesFor(p *peer) []*policyObject {
-	if p.namespace == "" {
-		return e.scoped[""]
-	}
-	return slices.Concat(e.scoped[""], e.scoped[p.namespace])
-}
-
-// paths lists the field paths that numbers may be given for.
-func (p *policyObject) paths() []string {
-	var out []string
-	for _, r := range p.rules {
-		if r.closed {
-			out = append(out, r.path)
-		}
-		for _, g := range r.grants {
-			out = append(out, g.path)
-			if g.l7 != nil {
-				out = append(out, g.l7.path...)
-			}
-		}
-	}
-	return out
 }

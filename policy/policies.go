@@ -1,0 +1,109 @@
+package policy
+
+import "slices"
+
+// settlePolicies translates what changed, and notes the subjects it selects or
+// selected.
+func (e *Engine) settlePolicies() {
+	work := e.dirty.policies
+	for o := range e.dirty.again {
+		if _, ok := work[o]; !ok {
+			work[o] = e.policies[o].src
+		}
+	}
+	for o, src := range work {
+		old := e.policies[o]
+		if old != nil {
+			e.forget(old)
+		}
+		if src != nil {
+			t := translator{groups: e.groups, groupsVersion: e.groupsSeen, services: e.servicesNamed}
+			e.remember(t.translate(o, src), old)
+		}
+		if old != nil {
+			e.rules.release(old)
+		}
+	}
+}
+
+func (e *Engine) remember(p, old *policyObject) {
+	e.policies[p.object] = p
+	list := e.scoped[p.object.Namespace]
+	i, _ := slices.BinarySearchFunc(list, p, (*policyObject).compare)
+	e.scoped[p.object.Namespace] = slices.Insert(list, i, p)
+	for _, q := range p.prefixes {
+		e.claims.cidr(q, true)
+	}
+	for _, k := range p.nodeKeys {
+		if e.nodeKeys[k]++; e.nodeKeys[k] == 1 {
+			e.dirty.nodeKeys[k] = struct{}{}
+		}
+	}
+	if old != nil {
+		e.rules.inherit(p, old)
+	}
+	e.touchSubjects(p, true)
+}
+
+func (e *Engine) forget(p *policyObject) {
+	delete(e.policies, p.object)
+	ns := p.object.Namespace
+	e.scoped[ns] = slices.DeleteFunc(e.scoped[ns], func(q *policyObject) bool { return q == p })
+	if len(e.scoped[ns]) == 0 {
+		delete(e.scoped, ns)
+	}
+	for _, q := range p.prefixes {
+		e.claims.cidr(q, false)
+	}
+	for _, k := range p.nodeKeys {
+		if e.nodeKeys[k]--; e.nodeKeys[k] == 0 {
+			delete(e.nodeKeys, k)
+			e.dirty.nodeKeys[k] = struct{}{}
+		}
+	}
+	e.touchSubjects(p, false)
+}
+
+// touchSubjects notes a policy that comes or goes for the subjects it selects.
+func (e *Engine) touchSubjects(p *policyObject, comes bool) {
+	for _, s := range e.subjects {
+		if s.resolved == nil || !slices.ContainsFunc(p.rules, func(r *rule) bool { return r.selects(s.peer) }) {
+			continue
+		}
+		change := e.dirty.subjects[s]
+		if change == nil {
+			change = &policyChange{}
+			e.dirty.subjects[s] = change
+		}
+		if comes {
+			change.news = append(change.news, p)
+		} else {
+			change.olds = append(change.olds, p)
+		}
+	}
+}
+
+// policiesFor lists the policies that may select a subject, in order.
+func (e *Engine) policiesFor(p *peer) []*policyObject {
+	if p.namespace == "" {
+		return e.scoped[""]
+	}
+	return slices.Concat(e.scoped[""], e.scoped[p.namespace])
+}
+
+// paths lists the field paths that numbers may be given for.
+func (p *policyObject) paths() []string {
+	var out []string
+	for _, r := range p.rules {
+		if r.closed {
+			out = append(out, r.path)
+		}
+		for _, g := range r.grants {
+			out = append(out, g.path)
+			if g.l7 != nil {
+				out = append(out, g.l7.path...)
+			}
+		}
+	}
+	return out
+}
