@@ -10,8 +10,9 @@ int to_pod(struct __sk_buff *skb)
 	struct endpoint *self;
 	int reason;
 
-	/* A forwarded packet has come in somewhere; but IPv6 loses that when it
-	 * fragments a forwarded packet anew. Such a fragment has no socket. */
+	/* A forwarded packet has come in somewhere. IPv6 forgets where when it has
+	 * to copy the parts of one that it takes apart anew; but they have no
+	 * socket. */
 	p.host = skb->ingress_ifindex == 0 && skb->sk;
 	reason = parse(skb, &p);
 	look_at_clock(&p);
