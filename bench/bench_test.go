@@ -11,6 +11,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/weirnet/weir/policy/api"
 )
 
 func TestMedian(t *testing.T) {
@@ -232,6 +234,43 @@ func TestWriteSubjectPolicy(t *testing.T) {
 	left, err := filepath.Glob(filepath.Join(dir, "*"))
 	if err != nil || len(left) != 1 {
 		t.Errorf("files left: %v, %v", left, err)
+	}
+}
+
+// TestObjects holds what Weir is given to what Weir accepts: a policy that is
+// refused would close its pods, and the cells would measure that.
+func TestObjects(t *testing.T) {
+	dir := t.TempDir()
+	n := &node{prefix: netip.MustParsePrefix("10.88.3.0/24"), addr: netip.MustParseAddr("10.89.3.1")}
+	for i := range weirPods {
+		n.pods = append(n.pods, pod{name: fmt.Sprintf("pod-%d", i+1), addr: netip.AddrFrom4([4]byte{10, 88, 3, byte(i + 1)})})
+	}
+	if err := writeObjects(dir, n); err != nil {
+		t.Fatal(err)
+	}
+	files, err := filepath.Glob(filepath.Join(dir, "*.yaml"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	policies := 0
+	for _, file := range files {
+		b, err := os.ReadFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		got := api.Read(file, b)
+		for _, e := range got.Errors {
+			t.Errorf("%v", e)
+		}
+		for _, p := range got.Policies {
+			for _, e := range p.Refused {
+				t.Errorf("%s %s is refused: %v", p.Kind, p.Name, e)
+			}
+		}
+		policies += len(got.Policies)
+	}
+	if want := 2 + subjects*policiesPerSubject; policies != want {
+		t.Errorf("%d policies, want %d", policies, want)
 	}
 }
 
