@@ -4,7 +4,6 @@ import (
 	"bufio"
 	"io"
 	"net"
-	nethttp "net/http"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -37,23 +36,20 @@ func TestBadRequests(t *testing.T) {
 					}
 				}
 			} else {
-				client.Write([]byte(c.raw))
+				_, _ = client.Write([]byte(c.raw))
 			}
-			res, err := nethttp.ReadResponse(client.in, nil)
-			if err != nil {
-				t.Fatalf("%s: %v", c.name, err)
+			res := client.begin("GET")
+			if want := c.want.status(); res.status != want || !res.close {
+				t.Errorf("%s: %d, close %v, want %d", c.name, res.status, res.close, want)
 			}
-			if want := c.want.status(); res.StatusCode != want || !res.Close {
-				t.Errorf("%s: %d, close %v, want %d", c.name, res.StatusCode, res.Close, want)
-			}
-			io.Copy(io.Discard, res.Body)
+			_, _ = io.Copy(io.Discard, res.body)
 			client.end()
 			rec := r.record(records)
 			records++
-			if rec.Verdict != Refused || rec.Reason != c.want || rec.Status != res.StatusCode {
+			if rec.Verdict != Refused || rec.Reason != c.want || rec.Status != res.status {
 				t.Errorf("%s: told as %d, %s, %d, want %s", c.name, rec.Verdict, rec.Reason, rec.Status, c.want)
 			}
-			client.Close()
+			_ = client.Close()
 		}
 	}
 	r.ended(records)
@@ -84,7 +80,7 @@ func TestHeadTruncated(t *testing.T) {
 	r := newRig(t, backend(t, echoPath))
 	c := r.dial()
 	c.send("GET /ok HTTP/1.1\r\nHo")
-	c.CloseWrite()
+	_ = c.CloseWrite()
 	c.expect("GET", 400, "Bad request\r\n")
 	c.end()
 	if rec := r.record(0); rec.Reason != ReasonHeadTruncated || string(rec.Path) != "/ok" {
@@ -97,7 +93,7 @@ func TestHeadTruncated(t *testing.T) {
 func TestBadChunkLater(t *testing.T) {
 	begun, end := make(chan bool, 1), make(chan error, 1)
 	upstream := script(t, func(c *net.TCPConn, in *bufio.Reader) {
-		readHead(in)
+		_, _ = readHead(in)
 		begun <- true
 		_, err := io.ReadAll(in)
 		end <- err
@@ -112,8 +108,8 @@ func TestBadChunkLater(t *testing.T) {
 		<-begun
 		client.send("x\r\n" + c.raw)
 		res, _ := client.response("POST")
-		if res.StatusCode != 400 || !res.Close {
-			t.Errorf("%s: %d, close %v", c.name, res.StatusCode, res.Close)
+		if res.status != 400 || !res.close {
+			t.Errorf("%s: %d, close %v", c.name, res.status, res.close)
 		}
 		if err := <-end; err == nil {
 			t.Errorf("%s: the server saw an end in good order", c.name)
@@ -126,8 +122,8 @@ func TestBadResponses(t *testing.T) {
 	var response atomic.Pointer[string]
 	upstream := script(t, func(c *net.TCPConn, in *bufio.Reader) {
 		if _, err := readHead(in); err == nil {
-			io.WriteString(c, *response.Load())
-			io.Copy(io.Discard, in)
+			_, _ = io.WriteString(c, *response.Load())
+			_, _ = io.Copy(io.Discard, in)
 		}
 	})
 	r := newRig(t, upstream)
@@ -149,8 +145,8 @@ func TestBadResponses(t *testing.T) {
 	// The end of the server in the middle of a head.
 	short := "HTTP/1.1 200 OK\r\nConte"
 	upstream = script(t, func(c *net.TCPConn, in *bufio.Reader) {
-		readHead(in)
-		io.WriteString(c, short)
+		_, _ = readHead(in)
+		_, _ = io.WriteString(c, short)
 	})
 	r = newRig(t, upstream)
 	client := r.dial()
@@ -170,14 +166,14 @@ func TestUnsolicited(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			upstream := script(t, func(c *net.TCPConn, in *bufio.Reader) {
-				readHead(in)
+				_, _ = readHead(in)
 				for i, s := range send {
 					if i > 0 {
 						time.Sleep(20 * time.Millisecond)
 					}
-					io.WriteString(c, s)
+					_, _ = io.WriteString(c, s)
 				}
-				io.Copy(io.Discard, in)
+				_, _ = io.Copy(io.Discard, in)
 			})
 			r := newRig(t, upstream)
 			c := r.dial()
@@ -196,11 +192,11 @@ func TestUnsolicited(t *testing.T) {
 // A server that floods interim responses is cut off.
 func TestInterimFlood(t *testing.T) {
 	upstream := script(t, func(c *net.TCPConn, in *bufio.Reader) {
-		readHead(in)
+		_, _ = readHead(in)
 		for range maxInterim + 1 {
-			io.WriteString(c, "HTTP/1.1 102 Processing\r\n\r\n")
+			_, _ = io.WriteString(c, "HTTP/1.1 102 Processing\r\n\r\n")
 		}
-		io.Copy(io.Discard, in)
+		_, _ = io.Copy(io.Discard, in)
 	})
 	r := newRig(t, upstream)
 	c := r.dial()

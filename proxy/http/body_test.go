@@ -39,7 +39,7 @@ func TestLargeBodies(t *testing.T) {
 		if req.URL.Query().Get("sized") != "" {
 			w.Header().Set("Content-Length", fmt.Sprint(size))
 		}
-		io.Copy(w, noise(2, size))
+		_, _ = io.Copy(w, noise(2, size))
 	}))
 	up, _, _ := sum(noise(1, size))
 	down, _, _ := sum(noise(2, size))
@@ -81,12 +81,12 @@ func TestRandomStreams(t *testing.T) {
 		if strings.Contains(req.RequestURI, "flush") {
 			for len(body) > 0 {
 				n := min(len(body), 30000)
-				w.Write(body[:n])
+				_, _ = w.Write(body[:n])
 				w.(nethttp.Flusher).Flush()
 				body = body[n:]
 			}
 		}
-		w.Write(body)
+		_, _ = w.Write(body)
 	})
 	r := newRig(t, upstream)
 	sizes := []int{0, 1, 100, 4096, 65535, 65536, 65537, spliceMin - 1, spliceMin, spliceMin + 1, 300000, 2<<20 + 3}
@@ -132,17 +132,17 @@ func TestRandomStreams(t *testing.T) {
 				if rnd.IntN(3) == 0 {
 					n = min(len(all), 1+rnd.IntN(40))
 				}
-				c.Write(all[:n])
+				_, _ = c.Write(all[:n])
 				all = all[n:]
 			}
 		}()
 		for i, w := range wants {
 			res, body := c.response("POST")
-			if res.StatusCode != w.status || body != string(w.body) {
-				t.Fatalf("seed %d, response %d: %d with %d bytes, want %d with %d", seed, i, res.StatusCode, len(body), w.status, len(w.body))
+			if res.status != w.status || body != string(w.body) {
+				t.Fatalf("seed %d, response %d: %d with %d bytes, want %d with %d", seed, i, res.status, len(body), w.status, len(w.body))
 			}
 		}
-		c.Close()
+		_ = c.Close()
 	}
 }
 
@@ -154,7 +154,7 @@ func TestContinue(t *testing.T) {
 	if err != nil || line != "HTTP/1.1 100 Continue\r\n" {
 		t.Fatalf("%q, %v", line, err)
 	}
-	c.in.ReadString('\n')
+	_, _ = c.in.ReadString('\n')
 	c.send("hello")
 	c.expect("POST", 200, "POST /ok hello")
 	c.get("/ok", 200, "GET /ok ")
@@ -174,9 +174,9 @@ func TestBodiless(t *testing.T) {
 			if _, err := readHead(in); err != nil {
 				return
 			}
-			io.WriteString(c, answer)
+			_, _ = io.WriteString(c, answer)
 		}
-		readHead(in)
+		_, _ = readHead(in)
 	})
 	r := newRig(t, upstream)
 	c := r.dial()
@@ -189,8 +189,8 @@ func TestBodiless(t *testing.T) {
 			c.send(w.method + " /ok HTTP/1.1\r\nHost: h\r\n\r\n")
 		}
 		res := c.expect(w.method, w.status, w.body)
-		if w.body == "hi" && len(res.Trailer) > 0 && res.Trailer.Get("X-Sum") != "1" {
-			t.Errorf("trailer %v", res.Trailer)
+		if w.body == "hi" && len(res.trailer) > 0 && res.trailer.Get("X-Sum") != "1" {
+			t.Errorf("trailer %v", res.trailer)
 		}
 	}
 }
@@ -199,19 +199,16 @@ func TestBodiless(t *testing.T) {
 func TestToTheEnd(t *testing.T) {
 	for _, version := range []string{"1.0", "1.1"} {
 		upstream := script(t, func(c *net.TCPConn, in *bufio.Reader) {
-			readHead(in)
-			io.WriteString(c, "HTTP/"+version+" 200 OK\r\n\r\n")
-			io.Copy(c, noise(3, 1<<20))
+			_, _ = readHead(in)
+			_, _ = io.WriteString(c, "HTTP/"+version+" 200 OK\r\n\r\n")
+			_, _ = io.Copy(c, noise(3, 1<<20))
 		})
 		r := newRig(t, upstream)
 		c := r.dial()
 		c.send("GET /ok HTTP/" + version + "\r\nHost: h\r\n\r\nGET /ok/2 HTTP/1.1\r\nHost: h\r\n\r\n")
-		res, err := nethttp.ReadResponse(c.in, nil)
-		if err != nil {
-			t.Fatal(err)
-		}
+		res := c.begin("GET")
 		want, _, _ := sum(noise(3, 1<<20))
-		if got, n, err := sum(res.Body); err != nil || got != want {
+		if got, n, err := sum(res.body); err != nil || got != want {
 			t.Errorf("HTTP/%s: %d bytes, %v", version, n, err)
 		}
 		r.ended(0)
@@ -222,17 +219,14 @@ func TestToTheEnd(t *testing.T) {
 func TestTruncatedResponse(t *testing.T) {
 	for _, framing := range []string{"Content-Length: 10\r\n\r\nhello", "Transfer-Encoding: chunked\r\n\r\na\r\nhello"} {
 		upstream := script(t, func(c *net.TCPConn, in *bufio.Reader) {
-			readHead(in)
-			io.WriteString(c, "HTTP/1.1 200 OK\r\n"+framing)
+			_, _ = readHead(in)
+			_, _ = io.WriteString(c, "HTTP/1.1 200 OK\r\n"+framing)
 		})
 		r := newRig(t, upstream)
 		c := r.dial()
 		c.send("GET /ok HTTP/1.1\r\nHost: h\r\n\r\n")
-		res, err := nethttp.ReadResponse(c.in, nil)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if body, err := io.ReadAll(res.Body); !errors.Is(err, io.ErrUnexpectedEOF) || string(body) != "hello" {
+		res := c.begin("GET")
+		if body, err := io.ReadAll(res.body); !errors.Is(err, io.ErrUnexpectedEOF) || string(body) != "hello" {
 			t.Errorf("%q, %v", body, err)
 		}
 		if rec := r.record(0); rec.Failure != ReasonBodyTruncated || rec.Verdict != Allowed || rec.Status != 200 {
@@ -246,13 +240,13 @@ func TestTruncatedResponse(t *testing.T) {
 func TestEarlyResponse(t *testing.T) {
 	body := make(chan string, 1)
 	upstream := script(t, func(c *net.TCPConn, in *bufio.Reader) {
-		readHead(in)
-		io.WriteString(c, "HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nearly")
+		_, _ = readHead(in)
+		_, _ = io.WriteString(c, "HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nearly")
 		got := make([]byte, 10)
-		io.ReadFull(in, got)
+		_, _ = io.ReadFull(in, got)
 		body <- string(got)
-		readHead(in)
-		io.WriteString(c, "HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nnext")
+		_, _ = readHead(in)
+		_, _ = io.WriteString(c, "HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nnext")
 	})
 	r := newRig(t, upstream)
 	c := r.dial()
@@ -269,15 +263,15 @@ func TestEarlyResponse(t *testing.T) {
 // answer, not a reset.
 func TestEarlyClose(t *testing.T) {
 	upstream := script(t, func(c *net.TCPConn, in *bufio.Reader) {
-		readHead(in)
-		io.WriteString(c, "HTTP/1.1 413 Content Too Large\r\nConnection: close\r\nContent-Length: 3\r\n\r\ntoo")
-		c.CloseWrite()
+		_, _ = readHead(in)
+		_, _ = io.WriteString(c, "HTTP/1.1 413 Content Too Large\r\nConnection: close\r\nContent-Length: 3\r\n\r\ntoo")
+		_ = c.CloseWrite()
 		time.Sleep(50 * time.Millisecond)
 	})
 	r := newRig(t, upstream)
 	c := r.dial()
 	c.send("POST /ok HTTP/1.1\r\nHost: h\r\nContent-Length: 10000000\r\n\r\n")
-	go io.Copy(c, noise(4, 10000000))
+	go func() { _, _ = io.Copy(c, noise(4, 10000000)) }()
 	time.Sleep(20 * time.Millisecond)
 	c.expect("POST", 413, "too")
 }
@@ -285,9 +279,9 @@ func TestEarlyClose(t *testing.T) {
 // Both bodies at once: a server that answers as it reads.
 func TestBothWays(t *testing.T) {
 	r := newRig(t, backend(t, func(w nethttp.ResponseWriter, req *nethttp.Request) {
-		nethttp.NewResponseController(w).EnableFullDuplex()
+		_ = nethttp.NewResponseController(w).EnableFullDuplex()
 		w.WriteHeader(200)
-		io.Copy(w, req.Body)
+		_, _ = io.Copy(w, req.Body)
 	}))
 	c := r.dial()
 	c.send("POST /ok HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n")
@@ -295,7 +289,7 @@ func TestBothWays(t *testing.T) {
 		for i := range 100 {
 			fmt.Fprintf(c, "3e8\r\n%01000d\r\n", i)
 		}
-		io.WriteString(c, "0\r\n\r\n")
+		_, _ = io.WriteString(c, "0\r\n\r\n")
 	}()
 	_, got := c.response("POST")
 	if len(got) != 100_000 || !strings.HasSuffix(got, "099") {
@@ -310,8 +304,8 @@ func TestSlowReader(t *testing.T) {
 		var mu sync.Mutex
 		var written int64
 		upstream := script(t, func(c *net.TCPConn, in *bufio.Reader) {
-			readHead(in)
-			io.WriteString(c, "HTTP/1.1 200 OK\r\n"+framing)
+			_, _ = readHead(in)
+			_, _ = io.WriteString(c, "HTTP/1.1 200 OK\r\n"+framing)
 			block := make([]byte, 1<<16)
 			for {
 				n, err := c.Write(block)
@@ -325,7 +319,7 @@ func TestSlowReader(t *testing.T) {
 		})
 		r := newRig(t, upstream)
 		c := r.dial()
-		c.SetReadBuffer(1 << 16)
+		_ = c.SetReadBuffer(1 << 16)
 		c.send("GET /ok HTTP/1.1\r\nHost: h\r\n\r\n")
 		other := r.dial() // the same server, and likely the same loop
 		other.get("/no", 403, denied)
@@ -349,7 +343,7 @@ func TestSlowReader(t *testing.T) {
 		if _, err := io.CopyN(io.Discard, c.in, last+10<<20); err != nil {
 			t.Error(err)
 		}
-		c.SetLinger(0)
-		c.Close()
+		_ = c.SetLinger(0)
+		_ = c.Close()
 	}
 }

@@ -2,6 +2,7 @@ package http
 
 import (
 	"bytes"
+	"errors"
 
 	"github.com/weirnet/weir/policy/httprules"
 )
@@ -62,7 +63,8 @@ var (
 )
 
 func pathReason(err error) Reason {
-	if e, ok := err.(httprules.PathError); ok && e >= httprules.PathForm && e <= httprules.PathDotParameter {
+	var e httprules.PathError
+	if errors.As(err, &e) && e >= httprules.PathForm && e <= httprules.PathDotParameter {
 		return ReasonPathForm + Reason(e-httprules.PathForm)
 	}
 	return ReasonPathForm

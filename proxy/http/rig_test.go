@@ -193,7 +193,7 @@ func (r *rig) dial() *client {
 	if err != nil {
 		r.t.Fatal(err)
 	}
-	c.SetDeadline(time.Now().Add(30 * time.Second))
+	_ = c.SetDeadline(time.Now().Add(30 * time.Second))
 	r.t.Cleanup(func() { c.Close() })
 	return &client{t: r.t, TCPConn: c.(*net.TCPConn), in: bufio.NewReader(c)}
 }
@@ -212,26 +212,46 @@ func (c *client) send(s string) {
 	}
 }
 
-// response reads one response, to a request of that method.
-func (c *client) response(method string) (*nethttp.Response, string) {
+// answer is a response as a client saw it.
+type answer struct {
+	status          int
+	close           bool // it says that the connection ends
+	header, trailer nethttp.Header
+	body            io.Reader
+}
+
+// begin reads the head of a response to a request of that method.
+func (c *client) begin(method string) answer {
 	c.t.Helper()
 	res, err := nethttp.ReadResponse(c.in, &nethttp.Request{Method: method})
 	if err != nil {
 		c.t.Fatalf("read the response: %v", err)
 	}
+	c.t.Cleanup(func() { res.Body.Close() })
+	return answer{status: res.StatusCode, close: res.Close, header: res.Header, body: res.Body}
+}
+
+// response reads one response, to a request of that method.
+func (c *client) response(method string) (answer, string) {
+	c.t.Helper()
+	res, err := nethttp.ReadResponse(c.in, &nethttp.Request{Method: method})
+	if err != nil {
+		c.t.Fatalf("read the response: %v", err)
+	}
+	defer res.Body.Close()
 	body, err := io.ReadAll(res.Body)
 	if err != nil {
 		c.t.Fatalf("read the response's body: %v", err)
 	}
-	return res, string(body)
+	return answer{status: res.StatusCode, close: res.Close, header: res.Header, trailer: res.Trailer}, string(body)
 }
 
 // expect reads one response and checks it.
-func (c *client) expect(method string, status int, body string) *nethttp.Response {
+func (c *client) expect(method string, status int, body string) answer {
 	c.t.Helper()
 	res, got := c.response(method)
-	if res.StatusCode != status || got != body {
-		c.t.Fatalf("%d %q, want %d %q", res.StatusCode, got, status, body)
+	if res.status != status || got != body {
+		c.t.Fatalf("%d %q, want %d %q", res.status, got, status, body)
 	}
 	return res
 }
@@ -273,7 +293,7 @@ func backend(t testing.TB, h nethttp.HandlerFunc) string {
 // echoPath answers with method, path and body.
 func echoPath(w nethttp.ResponseWriter, r *nethttp.Request) {
 	body, _ := io.ReadAll(r.Body)
-	io.WriteString(w, r.Method+" "+r.RequestURI+" "+string(body))
+	_, _ = io.WriteString(w, r.Method+" "+r.RequestURI+" "+string(body))
 }
 
 // script serves each connection with a function.
@@ -294,7 +314,7 @@ func script(t testing.TB, serve func(c *net.TCPConn, in *bufio.Reader)) string {
 			mu.Lock()
 			conns = append(conns, c)
 			mu.Unlock()
-			c.SetDeadline(time.Now().Add(30 * time.Second))
+			_ = c.SetDeadline(time.Now().Add(30 * time.Second))
 			wg.Go(func() {
 				defer c.Close()
 				serve(c.(*net.TCPConn), bufio.NewReader(c))

@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"io"
 	"net"
-	nethttp "net/http"
 	"strings"
 	"sync"
 	"syscall"
@@ -22,12 +21,12 @@ func TestWebsocket(t *testing.T) {
 	upstream := script(t, func(c *net.TCPConn, in *bufio.Reader) {
 		head, _ := readHead(in)
 		if !strings.Contains(head, "Upgrade: websocket\r\n") {
-			io.WriteString(c, "HTTP/1.1 426 Upgrade Required\r\nContent-Length: 0\r\n\r\n")
-			head, _ = readHead(in)
-			io.WriteString(c, "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi")
+			_, _ = io.WriteString(c, "HTTP/1.1 426 Upgrade Required\r\nContent-Length: 0\r\n\r\n")
+			_, _ = readHead(in)
+			_, _ = io.WriteString(c, "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi")
 			return
 		}
-		io.WriteString(c, "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\nfirst")
+		_, _ = io.WriteString(c, "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\nfirst")
 		n, _ := io.Copy(c, in) // echo to the end
 		fmt.Fprintf(c, "read %d", n)
 	})
@@ -38,17 +37,17 @@ func TestWebsocket(t *testing.T) {
 	c.send("GET /no" + ask)
 	c.expect("GET", 403, denied)
 	c.send("GET /ok" + ask + "GET /no HTTP/1.1\r\n\x00\xff")
-	res, err := nethttp.ReadResponse(c.in, nil)
-	if err != nil || res.StatusCode != 101 {
-		t.Fatal(res, err)
+	res := c.begin("GET")
+	if res.status != 101 {
+		t.Fatal(res.status)
 	}
 	if rec := r.record(1); rec.Status != 101 || !rec.Open || rec.Verdict != Allowed {
 		t.Errorf("told as %+v", rec)
 	}
 	const size = 8 << 20
 	go func() {
-		io.Copy(c, noise(5, size))
-		c.CloseWrite()
+		_, _ = io.Copy(c, noise(5, size))
+		_ = c.CloseWrite()
 	}()
 	first := "firstGET /no HTTP/1.1\r\n\x00\xff"
 	got := make([]byte, len(first))
@@ -76,7 +75,7 @@ func TestWebsocket(t *testing.T) {
 // server sees the end.
 func TestHalfClose(t *testing.T) {
 	upstream := script(t, func(c *net.TCPConn, in *bufio.Reader) {
-		readHead(in)
+		_, _ = readHead(in)
 		rest, err := io.ReadAll(in)
 		fmt.Fprintf(c, "HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n%q %v", rest, err == nil)
 		if err != nil {
@@ -86,12 +85,12 @@ func TestHalfClose(t *testing.T) {
 	r := newRig(t, upstream)
 	c := r.dial()
 	c.send("GET /ok HTTP/1.1\r\nHost: h\r\n\r\n")
-	c.CloseWrite()
-	res, err := nethttp.ReadResponse(c.in, nil)
-	if err != nil || res.StatusCode != 200 {
-		t.Fatal(res, err)
+	_ = c.CloseWrite()
+	res := c.begin("GET")
+	if res.status != 200 {
+		t.Fatal(res.status)
 	}
-	if body, _ := io.ReadAll(res.Body); !strings.HasPrefix(string(body), `"" true`) {
+	if body, _ := io.ReadAll(res.body); !strings.HasPrefix(string(body), `"" true`) {
 		t.Errorf("%q", body)
 	}
 	r.ended(1)
@@ -100,18 +99,18 @@ func TestHalfClose(t *testing.T) {
 // The server's end of an idle connection is passed on.
 func TestServerEnd(t *testing.T) {
 	upstream := script(t, func(c *net.TCPConn, in *bufio.Reader) {
-		readHead(in)
-		io.WriteString(c, "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi")
+		_, _ = readHead(in)
+		_, _ = io.WriteString(c, "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi")
 		time.Sleep(20 * time.Millisecond)
 	})
 	r := newRig(t, upstream)
 	c := r.dial()
 	c.get("/ok", 200, "hi")
 	c.end()
-	c.Close()
+	_ = c.Close()
 	r.ended(1)
 	// Before any answer.
-	upstream = script(t, func(c *net.TCPConn, in *bufio.Reader) { readHead(in) })
+	upstream = script(t, func(c *net.TCPConn, in *bufio.Reader) { _, _ = readHead(in) })
 	r = newRig(t, upstream)
 	c = r.dial()
 	c.send("GET /ok HTTP/1.1\r\nHost: h\r\n\r\n")
@@ -123,18 +122,18 @@ func TestServerEnd(t *testing.T) {
 
 // A reset of one side is a reset for the other.
 func TestResets(t *testing.T) {
-	var rst = func(c *net.TCPConn) { c.SetLinger(0); c.Close() }
+	var rst = func(c *net.TCPConn) { _ = c.SetLinger(0); _ = c.Close() }
 	for _, when := range []string{"idle", "asked", "head", "body"} {
 		upstream := script(t, func(c *net.TCPConn, in *bufio.Reader) {
 			switch when {
 			case "asked", "head", "body":
-				readHead(in)
+				_, _ = readHead(in)
 			}
 			if when == "head" {
-				io.WriteString(c, "HTTP/1.1 200 O")
+				_, _ = io.WriteString(c, "HTTP/1.1 200 O")
 			}
 			if when == "body" {
-				io.WriteString(c, "HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nhello")
+				_, _ = io.WriteString(c, "HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nhello")
 			}
 			time.Sleep(20 * time.Millisecond)
 			rst(c)
@@ -144,7 +143,7 @@ func TestResets(t *testing.T) {
 			c.send("GET /ok HTTP/1.1\r\nHost: h\r\n\r\n")
 		}
 		if when == "body" {
-			io.CopyN(io.Discard, c.in, 40)
+			_, _ = io.CopyN(io.Discard, c.in, 40)
 		}
 		c.reset()
 	}
@@ -152,7 +151,7 @@ func TestResets(t *testing.T) {
 		end := make(chan error, 1)
 		upstream := script(t, func(c *net.TCPConn, in *bufio.Reader) {
 			if when != "idle" {
-				readHead(in)
+				_, _ = readHead(in)
 			}
 			_, err := io.ReadAll(in)
 			end <- err
@@ -192,7 +191,7 @@ func TestDeadUpstream(t *testing.T) {
 func TestAbort(t *testing.T) {
 	end := make(chan error, 1)
 	upstream := script(t, func(c *net.TCPConn, in *bufio.Reader) {
-		readHead(in)
+		_, _ = readHead(in)
 		_, err := in.ReadByte()
 		end <- err
 	})
@@ -269,12 +268,12 @@ func TestRunEnds(t *testing.T) {
 func TestOpenRecord(t *testing.T) {
 	release := make(chan struct{})
 	upstream := script(t, func(c *net.TCPConn, in *bufio.Reader) {
-		readHead(in)
-		io.WriteString(c, "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\na")
+		_, _ = readHead(in)
+		_, _ = io.WriteString(c, "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\na")
 		<-release
-		io.WriteString(c, "b")
-		readHead(in)
-		io.WriteString(c, "HTTP/1.1 204 No Content\r\n\r\n")
+		_, _ = io.WriteString(c, "b")
+		_, _ = readHead(in)
+		_, _ = io.WriteString(c, "HTTP/1.1 204 No Content\r\n\r\n")
 	})
 	r := newTimedRig(t, upstream, func(times *timeouts) { times.open = 50 * time.Millisecond })
 	c := r.dial()
@@ -300,7 +299,7 @@ func TestAllocations(t *testing.T) {
 			if _, err := c.Read(buf); err != nil {
 				return
 			}
-			c.Write(answer)
+			_, _ = c.Write(answer)
 		}
 	})
 	var set []httprules.Rule
@@ -314,7 +313,7 @@ func TestAllocations(t *testing.T) {
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	var wg sync.WaitGroup
-	wg.Go(func() { server.Run(ctx) })
+	wg.Go(func() { _ = server.Run(ctx) })
 	defer wg.Wait()
 	defer cancel()
 	ln, _ := net.Listen("tcp", "127.0.0.1:0")
@@ -349,7 +348,7 @@ func TestAllocations(t *testing.T) {
 	} {
 		raw := []byte(request)
 		if n := testing.AllocsPerRun(200, func() {
-			c.Write(raw)
+			_, _ = c.Write(raw)
 			if _, err := c.Read(buf); err != nil {
 				t.Fatal(err)
 			}
