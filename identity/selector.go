@@ -1,6 +1,7 @@
 package identity
 
 import (
+	"fmt"
 	"slices"
 	"strings"
 )
@@ -60,7 +61,7 @@ func (s Selector) Matches(ls Labels) bool {
 func (s Selector) Key() string {
 	parts := make([]string, len(s))
 	for i, r := range s {
-		parts[i] = r.Source + ":" + r.Key + [...]string{" in ", " notin ", " exists", " absent"}[r.Operator] + strings.Join(r.Values, ",")
+		parts[i] = fmt.Sprintf("%q:%q %s %q", r.Source, r.Key, [...]string{"in", "not in", "exists", "absent"}[r.Operator], r.Values)
 	}
 	slices.Sort(parts)
 	return strings.Join(slices.Compact(parts), ";")
