@@ -150,7 +150,9 @@ func (m *Manager) Run(ctx context.Context) error {
 		case <-m.veths.Changed():
 			time.Sleep(settle)
 		case <-again.C:
-			m.veths.Invalidate()
+			if m.r.unattached == 0 {
+				m.veths.Invalidate()
+			}
 		}
 		m.takeMore(&waiting)
 		if !m.started {
@@ -165,6 +167,8 @@ func (m *Manager) Run(ctx context.Context) error {
 			m.log.Error("policy is not fully realised; trying again", "error", err, "in", retry)
 			next = min(retry, next)
 			retry = min(2*retry, retryLast)
+		} else if m.r.unattached > 0 {
+			next = 0
 		} else {
 			retry = retryFirst
 			for _, w := range waiting {

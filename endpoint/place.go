@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"maps"
 	"net/netip"
+	"time"
 
 	"github.com/weirnet/weir/bpf"
 	"github.com/weirnet/weir/policy"
@@ -32,13 +33,27 @@ func (r *realiser) place() {
 	r.devices.replace(devices)
 }
 
-// attachAll attaches the programs to the veths of pods, once each.
-func (r *realiser) attachAll() error {
+// attachBudget is how long one pass attaches: the kernel takes some tens of
+// milliseconds for each, and a change of policy must not wait for a crowd of
+// new pods.
+const attachBudget = 60 * time.Millisecond
+
+// attachAll attaches the programs to the veths of pods, once each, and writes
+// the endpoint right after: in between the pod's own packets are strangers to
+// the programs, and dropped.
+func (r *realiser) attachAll() (written int, err error) {
 	var errs []error
 	clear(r.failed)
+	r.unattached = 0
+	var rows map[uint32][]bpf.Addr
+	start := time.Now()
 	for index := range r.devices.want {
 		i := int(index)
 		if _, there := r.devices.have[index]; !there || r.attached[i] {
+			continue
+		}
+		if time.Since(start) > attachBudget {
+			r.unattached++
 			continue
 		}
 		if err := r.k.attach(i); err != nil {
@@ -47,8 +62,19 @@ func (r *realiser) attachAll() error {
 			continue
 		}
 		r.attached[i] = true
+		if rows == nil {
+			rows = map[uint32][]bpf.Addr{}
+			for a, e := range r.endpoints.want {
+				rows[e.Ifindex] = append(rows[e.Ifindex], a)
+			}
+		}
+		n, err := r.endpoints.updateOnly(rows[index], r.holdEndpoint)
+		written += n
+		if err != nil {
+			errs = append(errs, err)
+		}
 	}
-	return errors.Join(errs...)
+	return written, errors.Join(errs...)
 }
 
 // activate replaces a predecessor's programs, once the tables that ours look

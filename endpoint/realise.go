@@ -48,8 +48,10 @@ type realiser struct {
 	cleared  map[bpf.Addr]bool // flows forgotten, row not written yet
 	attached map[int]bool
 	failed   map[int]error // attaching, by ifindex
-	active   bool          // our programs are attached everywhere
-	synced   bool          // the rule sets are known to be all
+	// unattached counts veths that were left to the next pass.
+	unattached int
+	active     bool // our programs are attached everywhere
+	synced     bool // the rule sets are known to be all
 }
 
 func newRealiser(k kernel, rules RuleSets) *realiser {
@@ -178,7 +180,7 @@ func (r *realiser) realise(ctx context.Context, mayDelete bool) error {
 		_, there := r.devices.have[index]
 		return there && !r.policies.usable(d.Policy) // better the old one
 	}))
-	count(0, r.attachAll())
+	count(r.attachAll())
 	count(r.endpoints.update(r.holdEndpoint))
 	for a := range r.cleared {
 		if _, open := r.endpoints.open[a]; !open {

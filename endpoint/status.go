@@ -71,7 +71,7 @@ func (m *Manager) show(err error, took time.Duration) {
 	s := Status{Started: m.started, TookNs: took, Tables: m.r.tables()}
 	if m.started {
 		s.At = time.Now()
-		s.Realised = err == nil
+		s.Realised = err == nil && m.r.unattached == 0
 	}
 	for _, e := range unjoin(err) {
 		s.Errors = append(s.Errors, e.Error())

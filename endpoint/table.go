@@ -74,9 +74,14 @@ func (t *table[K, V]) replace(want map[K]V) {
 // update writes what is wanted and not there as wanted. Entries for which
 // hold is true wait for another time.
 func (t *table[K, V]) update(hold func(K, V) bool) (written int, err error) {
+	return t.updateOnly(keysOf(t.open), hold)
+}
+
+// updateOnly is update for these keys.
+func (t *table[K, V]) updateOnly(among []K, hold func(K, V) bool) (written int, err error) {
 	var keys []K
 	var values []V
-	for k := range t.open {
+	for _, k := range among {
 		v, wanted := t.want[k]
 		if !wanted {
 			continue // prune's

@@ -50,7 +50,7 @@ const (
 func NewDir(path, memoryDir string, log *slog.Logger) *Dir {
 	var m *memory
 	if memoryDir != "" {
-		m = &memory{memoryDir}
+		m = newMemory(memoryDir, log)
 	}
 	return &Dir{path: filepath.Clean(path), log: log, asks: make(chan chan error), tree: newTree(m)}
 }
@@ -99,6 +99,11 @@ func (d *Dir) Run(ctx context.Context, sink Sink) error {
 		return err
 	}
 	defer watcher.close()
+	var remembering sync.WaitGroup
+	defer remembering.Wait()
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	remembering.Go(func() { d.tree.memory.run(ctx) })
 	resync := resync
 	if !watcher.works() {
 		resync = retry
@@ -122,10 +127,6 @@ func (d *Dir) Run(ctx context.Context, sink Sink) error {
 					d.tree.accept()
 				}
 			}
-		}
-		if d.tree.warned != nil {
-			d.log.Warn("a file that is broken at the next start will not be in force as it was", "error", d.tree.warned)
-			d.tree.warned = nil
 		}
 		for _, a := range asked {
 			a <- err

@@ -23,8 +23,6 @@ type tree struct {
 	clashes   []Problem
 	delivered bool
 	memory    *memory
-	// warned: the memory does not work, and that was said.
-	warned error
 }
 
 // file is one file as it was read last, or as it was valid last.
@@ -37,7 +35,6 @@ type file struct {
 	broken   []Problem // why the present content is not in force
 	writing  time.Time // since when somebody has it open
 	vanished time.Time // since when it is not there
-	unkept   error     // the valid text could not be remembered
 }
 
 // document is one YAML document, decoded. It is never changed: equal text at
@@ -96,9 +93,6 @@ func (t *tree) read(root string, now time.Time) (wait time.Duration, err error) 
 		if f.load(path, now, t.memory) {
 			wait = poll
 		}
-		if f.unkept != nil {
-			t.warned = f.unkept
-		}
 	}
 	removed := false
 	for path, f := range t.files {
@@ -116,9 +110,7 @@ func (t *tree) read(root string, now time.Time) (wait time.Duration, err error) 
 		removed = true
 	}
 	if removed || !t.delivered && wait == 0 {
-		if err := t.memory.forget(t.files); err != nil {
-			t.warned = err
-		}
+		t.memory.forget(t.files)
 	}
 	t.merge()
 	return wait, nil
@@ -164,7 +156,7 @@ func (f *file) load(path string, now time.Time, m *memory) (busy bool) {
 	f.broken = broken
 	if len(broken) == 0 {
 		f.docs, f.valid = docs, true
-		f.unkept = m.keep(path, text)
+		m.keep(path, text)
 		return false
 	}
 	if f.restore(path, m); !f.valid {
