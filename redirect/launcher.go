@@ -140,7 +140,9 @@ func (o *LauncherOptions) life(ctx context.Context, listener, lock, root *os.Fil
 			Setsid:                     true,
 		},
 	}
-	if err := cmd.Start(); err != nil {
+	if err := cmd.Start(); errors.Is(err, unix.EACCES) {
+		return true, fmt.Errorf("start the proxy: %w (user %d must be allowed to execute this binary)", err, nobody)
+	} else if err != nil {
 		return true, fmt.Errorf("start the proxy: %w", err)
 	}
 	o.Logger.Info("proxy started", "pid", cmd.Process.Pid)

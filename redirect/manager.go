@@ -10,6 +10,9 @@ import (
 	"sync"
 	"time"
 
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
 	"github.com/weirnet/weir/bpf"
 	"github.com/weirnet/weir/flow"
 	"github.com/weirnet/weir/policy"
@@ -45,12 +48,15 @@ type Manager struct {
 	opts Options
 	log  *slog.Logger
 
+	sending sync.Mutex // held while rule sets go to the proxy, so that none overtakes another
+
 	mu      sync.Mutex
 	sets    map[uint32]*policy.RuleSet // all that are to be in force
 	synced  bool                       // sets is complete
 	mtu     int
-	session *session      // with the proxy that is wired; nil: none
-	changed chan struct{} // closed and replaced when one of these changes
+	session *session // with the proxy that is wired; nil: none
+	// complete is closed when sets is.
+	complete chan struct{}
 }
 
 // NewManager makes a Manager; Run makes it work.
@@ -72,7 +78,7 @@ func NewManager(o Options) *Manager {
 	}
 	return &Manager{
 		opts: o, log: o.Log, mtu: o.MTU,
-		sets: make(map[uint32]*policy.RuleSet), changed: make(chan struct{}),
+		sets: make(map[uint32]*policy.RuleSet), complete: make(chan struct{}),
 	}
 }
 
@@ -120,8 +126,7 @@ var errProxyEnded = errors.New("the proxy has ended")
 func (m *Manager) live(ctx context.Context) error {
 	s, err := m.connect(ctx)
 	if err != nil {
-		// None runs: say so to the kernel before another takes its time.
-		return errors.Join(err, m.retireAll(0))
+		return err
 	}
 	defer s.close()
 	if err := m.join(ctx, s); err != nil {
@@ -163,17 +168,17 @@ func (m *Manager) watch(ctx context.Context, s *session, ended <-chan error) err
 // where they would be denied for want of them.
 func (m *Manager) makeCurrent(ctx context.Context, s *session, ended <-chan error) error {
 	for {
-		m.mu.Lock()
-		err := m.sendAll(ctx, s)
+		m.sending.Lock()
+		request, complete := m.allSets()
+		err := m.send(ctx, s, request)
 		if err == nil {
-			m.session = s
+			m.setSession(s)
 		}
-		ready := s.adopted || m.synced
-		changed := m.changed
-		m.mu.Unlock()
+		m.sending.Unlock()
 		if err != nil {
 			return err
 		}
+		ready := s.adopted || request.Replace
 		if ready {
 			break
 		}
@@ -182,7 +187,7 @@ func (m *Manager) makeCurrent(ctx context.Context, s *session, ended <-chan erro
 			return ctx.Err()
 		case err := <-ended:
 			return fmt.Errorf("%w: %w", errProxyEnded, err)
-		case <-changed:
+		case <-complete:
 		}
 	}
 	if err := m.opts.Datapath.Proxies.Update(uint32(s.generation), s.entry); err != nil {
@@ -196,14 +201,16 @@ func (m *Manager) makeCurrent(ctx context.Context, s *session, ended <-chan erro
 	return nil
 }
 
-// sendAll sends the rule sets that are known. Called with mu held, so that
-// nothing overtakes it.
-func (m *Manager) sendAll(ctx context.Context, s *session) error {
+// allSets is what a proxy must be told that knows nothing yet, and a channel
+// that is closed when all of them are known.
+func (m *Manager) allSets() (*control.SetRuleSetsRequest, <-chan struct{}) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
 	request := &control.SetRuleSetsRequest{Replace: m.synced}
 	for _, set := range m.sets {
 		request.Upsert = append(request.Upsert, control.RuleSetOf(set))
 	}
-	return m.send(ctx, s, request)
+	return request, m.complete
 }
 
 func (m *Manager) send(ctx context.Context, s *session, request *control.SetRuleSetsRequest) error {
@@ -225,9 +232,10 @@ func (m *Manager) send(ctx context.Context, s *session, request *control.SetRule
 // them before it is made current. Calls may be concurrent; they are carried
 // out one after the other.
 func (m *Manager) SetRuleSets(ctx context.Context, upsert []*policy.RuleSet, remove []uint32) error {
-	m.mu.Lock()
-	defer m.mu.Unlock()
+	m.sending.Lock()
+	defer m.sending.Unlock()
 	request := &control.SetRuleSetsRequest{Delete: remove}
+	m.mu.Lock()
 	for _, set := range upsert {
 		m.sets[set.ID] = set
 		request.Upsert = append(request.Upsert, control.RuleSetOf(set))
@@ -235,14 +243,12 @@ func (m *Manager) SetRuleSets(ctx context.Context, upsert []*policy.RuleSet, rem
 	for _, id := range remove {
 		delete(m.sets, id)
 	}
-	if m.session == nil || len(upsert)+len(remove) == 0 {
+	s := m.session
+	m.mu.Unlock()
+	if len(upsert)+len(remove) == 0 {
 		return nil
 	}
-	err := m.send(ctx, m.session, request)
-	if err != nil && m.session.ended() {
-		return nil // its successor gets all of them
-	}
-	return err
+	return m.sendIfRunning(ctx, s, request)
 }
 
 // Synced says that the rule sets given so far are all there are: those that a
@@ -250,18 +256,27 @@ func (m *Manager) SetRuleSets(ctx context.Context, upsert []*policy.RuleSet, rem
 // started since may be made current. To be called once, when the kernel's
 // tables speak of no other sets.
 func (m *Manager) Synced(ctx context.Context) error {
+	m.sending.Lock()
+	defer m.sending.Unlock()
 	m.mu.Lock()
-	defer m.mu.Unlock()
-	if m.synced {
+	if !m.synced {
+		m.synced = true
+		close(m.complete)
+	}
+	s := m.session
+	m.mu.Unlock()
+	request, _ := m.allSets()
+	return m.sendIfRunning(ctx, s, request)
+}
+
+// sendIfRunning sends to the proxy of s, if there is one. One that has died
+// meanwhile is as none: its successor gets all there is.
+func (m *Manager) sendIfRunning(ctx context.Context, s *session, request *control.SetRuleSetsRequest) error {
+	if s == nil {
 		return nil
 	}
-	m.synced = true
-	m.notify()
-	if m.session == nil {
-		return nil
-	}
-	err := m.sendAll(ctx, m.session)
-	if err != nil && m.session.ended() {
+	err := m.send(ctx, s, request)
+	if s.ended() || status.Code(err) == codes.Unavailable {
 		return nil
 	}
 	return err
@@ -270,14 +285,7 @@ func (m *Manager) Synced(ctx context.Context) error {
 func (m *Manager) setSession(s *session) {
 	m.mu.Lock()
 	m.session = s
-	m.notify()
 	m.mu.Unlock()
-}
-
-// notify wakes those that wait for a change. Called with mu held.
-func (m *Manager) notify() {
-	close(m.changed)
-	m.changed = make(chan struct{})
 }
 
 // Status asks the running proxy how it is. ErrNoProxy: none is wired.
@@ -290,11 +298,11 @@ func (m *Manager) Status(ctx context.Context) (*control.StatusResponse, error) {
 	}
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
-	status, err := s.client.Status(ctx, &control.StatusRequest{})
+	answer, err := s.client.Status(ctx, &control.StatusRequest{})
 	if err != nil {
 		return nil, fmt.Errorf("ask the proxy: %w", err)
 	}
-	return status, nil
+	return answer, nil
 }
 
 // ErrNoProxy says that no proxy is running, or none is wired yet.

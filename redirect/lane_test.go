@@ -1,0 +1,336 @@
+package redirect
+
+import (
+	"bufio"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/weirnet/weir/bpf"
+	"github.com/weirnet/weir/flow"
+	"github.com/weirnet/weir/identity"
+	"github.com/weirnet/weir/policy"
+	"github.com/weirnet/weir/test/node"
+)
+
+// The ports that need the proxy.
+const (
+	webPort  = 8080
+	deadPort = 8081 // nobody listens
+)
+
+// podConfig is what the agent of this test is told about a pod.
+type podConfig struct {
+	Addrs           []netip.Addr
+	Ifindex         int
+	PodMAC, HostMAC net.HardwareAddr
+	Egress          bool // what it sends to the ports above goes through the proxy
+}
+
+// miniAgent enforces one fixed policy with a real datapath, Manager and proxy.
+// It prints records as JSON lines, and answers "conns" with their number.
+func miniAgent(ctx context.Context, dir, config string) error {
+	var pods []podConfig
+	if err := json.Unmarshal([]byte(config), &pods); err != nil {
+		return err
+	}
+	pins := filepath.Join(dir, "bpf")
+	if err := bpf.MountPins(pins); err != nil {
+		return err
+	}
+	defer bpf.UnmountPins(pins)
+	d, err := bpf.Load(bpf.Options{Pins: pins, Sizes: bpf.Sizes{Conns: 4096, Conntrack: 4096, Policy: 1024}})
+	if err != nil {
+		return err
+	}
+	defer d.Close()
+	redirecting := &policy.Resolved{Enforced: [2]bool{policy.Egress: true}, Entries: map[policy.Key]policy.Entry{}}
+	for _, port := range []uint16{webPort, deadPort} {
+		redirecting.Entries[policy.Key{Direction: policy.Egress, Protocol: unix.IPPROTO_TCP, Port: port, PortBits: 16}] =
+			policy.Entry{Action: policy.Redirect, RuleSet: 1}
+	}
+	for id, r := range map[uint32]*policy.Resolved{1: redirecting, 2: {}} {
+		if err := d.Policies.Update(id, bpf.PolicyInfoOf(r)); err != nil {
+			return err
+		}
+		for k, e := range r.Entries {
+			if err := d.Policy.Update(bpf.PolicyKeyOf(id, k), bpf.PolicyEntryOf(e)); err != nil {
+				return err
+			}
+		}
+	}
+	out := json.NewEncoder(os.Stdout)
+	m := NewManager(Options{
+		State: filepath.Base(dir), RunDir: dir, Datapath: d,
+		Command: []string{"/proc/self/exe", "proxy", "launch", dir, "proxy", "confine", "serve"},
+		Record:  func(r *flow.Record, _ uint32) { _ = out.Encode(r) },
+		Log:     slog.New(slog.NewTextHandler(os.Stderr, nil)),
+	})
+	ctx, stop := context.WithCancel(ctx)
+	defer stop()
+	done := make(chan error, 1)
+	go func() { done <- m.Run(ctx) }()
+	if err := m.SetRuleSets(ctx, []*policy.RuleSet{{ID: 1, AllowAll: true}}, nil); err != nil {
+		return err
+	}
+	if err := m.Synced(ctx); err != nil {
+		return err
+	}
+	for d.Generation() == 0 {
+		time.Sleep(5 * time.Millisecond)
+	}
+	for i, p := range pods {
+		e := bpf.Endpoint{Ifindex: uint32(p.Ifindex), Policy: 2, Identity: uint32(identity.FirstLocal) + uint32(i)}
+		if p.Egress {
+			e.Policy = 1
+		}
+		copy(e.PodMac[:], p.PodMAC)
+		copy(e.HostMac[:], p.HostMAC)
+		for _, a := range p.Addrs {
+			if err := d.Endpoints.Update(bpf.AddrOf(a), e); err != nil {
+				return err
+			}
+		}
+		if err := d.AttachPod(p.Ifindex); err != nil {
+			return err
+		}
+	}
+	d.BumpRevision()
+	fmt.Println("ready")
+	in := bufio.NewScanner(os.Stdin)
+	for in.Scan() {
+		var failed error
+		n := 0
+		for range d.Conns.All(&failed) {
+			n++
+		}
+		fmt.Printf("conns %d %v\n", n, failed)
+	}
+	stop()
+	return errors.Join(<-done, Remove(context.Background(), filepath.Base(dir), dir, 0))
+}
+
+// lane is a node with a client and a server, and a proxy between them.
+type lane struct {
+	t                *testing.T
+	client, server   *node.Pod
+	in               io.WriteCloser
+	mu               sync.Mutex
+	records          []flow.Record
+	conns            chan string
+	requests, closed chan string // paths asked for, and how connections ended at the server
+}
+
+func openLane(t *testing.T) *lane {
+	t.Helper()
+	needRoot(t)
+	w, err := node.NewNetwork(node.NetworkOptions{Name: node.UniqueName("weirredir", 1)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := w.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	n, err := w.AddNode(node.NodeOptions{Name: "a", RPFilter: 1})
+	if err != nil {
+		t.Fatal(err)
+	}
+	l := &lane{t: t, conns: make(chan string, 1), requests: make(chan string, 16), closed: make(chan string, 16)}
+	var pods []podConfig
+	for _, name := range []string{"client", "server"} {
+		p, err := n.AddPod(node.PodObject("ns", name), node.Routed)
+		if err != nil {
+			t.Fatal(err)
+		}
+		inside, err := p.Link("eth0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		outside, err := n.Host.Link(p.HostLink)
+		if err != nil {
+			t.Fatal(err)
+		}
+		pods = append(pods, podConfig{
+			Addrs: p.Addrs, Ifindex: outside.Attrs().Index, Egress: name == "client",
+			PodMAC: inside.Attrs().HardwareAddr, HostMAC: outside.Attrs().HardwareAddr,
+		})
+		if name == "client" {
+			l.client = p
+		} else {
+			l.server = p
+		}
+	}
+	config, err := json.Marshal(pods)
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := filepath.Join(t.TempDir(), "lane")
+	if err := os.Mkdir(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	showLog(t, dir)
+	cmd := exec.Command("/proc/self/exe", "proxy", "agent", dir, string(config))
+	cmd.Stderr = os.Stderr
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if l.in, err = cmd.StdinPipe(); err != nil {
+		t.Fatal(err)
+	}
+	if err := n.Host.Start(cmd); err != nil {
+		t.Fatal(err)
+	}
+	ready := make(chan struct{})
+	read := make(chan struct{})
+	go l.read(out, ready, read)
+	t.Cleanup(func() {
+		l.in.Close()
+		<-read
+		if err := cmd.Wait(); err != nil {
+			t.Errorf("the agent ended with %v", err)
+		}
+	})
+	select {
+	case <-ready:
+	case <-read:
+		t.Fatal("the agent ended")
+	case <-time.After(20 * time.Second):
+		t.Fatal("the agent is not ready")
+	}
+	return l
+}
+
+func (l *lane) read(out io.Reader, ready, done chan struct{}) {
+	defer close(done)
+	lines := bufio.NewScanner(out)
+	for lines.Scan() {
+		switch line := lines.Text(); {
+		case line == "ready":
+			close(ready)
+		case strings.HasPrefix(line, "conns "):
+			l.conns <- strings.TrimPrefix(line, "conns ")
+		default:
+			var r flow.Record
+			if err := json.Unmarshal([]byte(line), &r); err != nil {
+				l.t.Errorf("%q: %v", line, err)
+				continue
+			}
+			l.mu.Lock()
+			l.records = append(l.records, r)
+			l.mu.Unlock()
+		}
+	}
+}
+
+// recorded are the records of requests for path.
+func (l *lane) recorded(path string) (out []flow.Record) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, r := range l.records {
+		if r.HTTP != nil && r.HTTP.Path == path {
+			out = append(out, r)
+		}
+	}
+	return out
+}
+
+// noConns waits until no redirected flow is left in the kernel.
+func (l *lane) noConns() {
+	l.t.Helper()
+	last := ""
+	for range 100 {
+		fmt.Fprintln(l.in, "conns")
+		if last = <-l.conns; last == "0 <nil>" {
+			return
+		}
+		time.Sleep(20 * time.Millisecond)
+	}
+	l.t.Errorf("entries left in conns: %s", last)
+}
+
+func (l *lane) tryDial(to netip.AddrPort, from int) (*net.TCPConn, error) {
+	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+	defer cancel()
+	c, err := l.client.Dial(ctx, &net.Dialer{LocalAddr: &net.TCPAddr{Port: from}}, "tcp", to.String())
+	if err != nil {
+		return nil, err
+	}
+	return c.(*net.TCPConn), c.SetDeadline(time.Now().Add(15 * time.Second))
+}
+
+func (l *lane) dial(t *testing.T, to netip.AddrPort, from int) *net.TCPConn {
+	t.Helper()
+	c, err := l.tryDial(to, from)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { c.Close() })
+	return c
+}
+
+// serveHTTP answers GET with the address the client has; on /hang it says
+// "hanging", and when the client goes it tells how; on /abort it resets.
+func (l *lane) serveHTTP() {
+	for _, a := range l.server.Addrs {
+		listener, err := l.server.Listen("tcp", netip.AddrPortFrom(a, webPort).String())
+		if err != nil {
+			l.t.Fatal(err)
+		}
+		s := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			switch r.URL.Path {
+			case "/hang", "/abort":
+				c, buf, err := http.NewResponseController(w).Hijack()
+				if err != nil {
+					l.t.Error(err)
+					return
+				}
+				defer c.Close()
+				io.WriteString(c, "HTTP/1.1 200 OK\r\nContent-Length: 1000000\r\n\r\nhanging")
+				if r.URL.Path == "/abort" {
+					time.Sleep(50 * time.Millisecond) // what was said is not to be overtaken
+					c.(*net.TCPConn).SetLinger(0)
+					return
+				}
+				_, err = io.Copy(io.Discard, buf)
+				l.closed <- fmt.Sprint(err)
+			case "/upload":
+				n, err := io.Copy(io.Discard, r.Body)
+				fmt.Fprintf(w, "%d %v", n, err)
+			default:
+				io.WriteString(w, r.RemoteAddr)
+			}
+		})}
+		go s.Serve(listener)
+		l.t.Cleanup(func() { s.Close() })
+	}
+}
+
+func (l *lane) ask(c *net.TCPConn, path string) (string, error) {
+	if _, err := fmt.Fprintf(c, "GET %s HTTP/1.1\r\nHost: web\r\n\r\n", path); err != nil {
+		return "", err
+	}
+	r, err := http.ReadResponse(bufio.NewReader(c), nil)
+	if err != nil {
+		return "", err
+	}
+	b, err := io.ReadAll(r.Body)
+	return string(b), err
+}
