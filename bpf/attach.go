@@ -173,7 +173,7 @@ func (d *Datapath) attachLink(h hook, ifindex int, path string) error {
 	if err != nil {
 		return fmt.Errorf("attach %s to interface %d: %w", h.name, ifindex, err)
 	}
-	defer l.Close()
+	defer letGo(l)
 	if err := l.Pin(path); err != nil {
 		return fmt.Errorf("pin the link of %s on interface %d: %w", h.name, ifindex, err)
 	}
@@ -204,7 +204,7 @@ func updateLink(path string, h hook, ifindex int) (done bool, err error) {
 	if err != nil {
 		return false, fmt.Errorf("open pinned link of %s on interface %d: %w", h.name, ifindex, err)
 	}
-	defer l.Close()
+	defer letGo(l)
 	if err := l.Update(h.program); err != nil {
 		return false, fmt.Errorf("replace %s on interface %d: %w", h.name, ifindex, err)
 	}
@@ -222,7 +222,7 @@ func linkIsOn(path string, ifindex int) (bool, error) {
 	if err != nil {
 		return false, fmt.Errorf("open pinned link %s: %w", filepath.Base(path), err)
 	}
-	defer l.Close()
+	defer letGo(l)
 	info, err := l.Info()
 	if err != nil {
 		return false, fmt.Errorf("inspect pinned link %s: %w", filepath.Base(path), err)
@@ -241,7 +241,7 @@ func unpinLink(path string) error {
 	if err != nil {
 		return fmt.Errorf("open pinned link %s: %w", filepath.Base(path), err)
 	}
-	defer l.Close()
+	defer letGo(l)
 	if err := l.Detach(); err != nil && !errors.Is(err, link.ErrNotSupported) {
 		return fmt.Errorf("detach link %s: %w", filepath.Base(path), err)
 	}

@@ -25,7 +25,7 @@ func load(t *testing.T, pins string, change func(*Options)) *Datapath {
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { d.Close() })
+	t.Cleanup(func() { letGo(d) })
 	return d
 }
 
@@ -137,7 +137,9 @@ func TestAttachPod(t *testing.T) {
 			}
 
 			// An interface goes; another may get its number.
-			ns.do(func() { netlink.LinkDel(&netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: "two"}}) })
+			var err error
+			ns.do(func() { err = netlink.LinkDel(&netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: "two"}}) })
+			check(t, err)
 			attached(next, one)
 			do(next.Activate)
 			if left, _ := os.ReadDir(filepath.Join(pins, linksDir)); !clsact && len(left) != 2 {
@@ -336,7 +338,7 @@ func TestAttachProxy(t *testing.T) {
 	for name, f := range files {
 		m, err := ebpf.NewMapFromFD(int(f.Fd()))
 		check(t, err)
-		defer m.Close()
+		defer letGo(m)
 		write := name == "conns" || name == "fqdn" || name == "listeners" || name == revisionTable
 		key, value := make([]byte, m.KeySize()), make([]byte, m.ValueSize())
 		err = m.Update(key, value, ebpf.UpdateAny)
@@ -368,7 +370,7 @@ func TestAttachProxy(t *testing.T) {
 	check(t, err)
 	listeners, err := ebpf.LoadPinnedMap(filepath.Join(proxyDir(pins, 3), "listeners"), nil)
 	check(t, err)
-	defer listeners.Close()
+	defer letGo(listeners)
 	dial := func() error {
 		var derr error
 		proxy.do(func() {

@@ -34,7 +34,7 @@ func manyEntries(dir policy.Direction, more rules) rules {
 //	new          the difference that a flow's first packet makes: judged,
 //	             entered, counted, told
 func BenchmarkPrograms(b *testing.B) {
-	k := newKernelOf(b, Sizes{})
+	k := newKernelOf(b, Sizes{}, 0)
 	always := alwaysJudging(b, k)
 	for i := range 20000 {
 		a := netip.AddrFrom4([4]byte{10, 9, byte(i >> 8), byte(i)})
@@ -165,7 +165,7 @@ func alwaysJudging(b *testing.B, k *kernel) map[string]*ebpf.Program {
 	b.Cleanup(func() {
 		c.Close()
 		for _, m := range shared {
-			m.Close()
+			letGo(m)
 		}
 	})
 	return c.Programs

@@ -49,8 +49,8 @@ func (d *Datapath) Events(ctx context.Context) iter.Seq2[Event, error] {
 			yield(Event{}, fmt.Errorf("open the ring buffer: %w", err))
 			return
 		}
-		defer r.Close()
-		stop := context.AfterFunc(ctx, func() { r.Close() })
+		defer letGo(r)
+		stop := context.AfterFunc(ctx, func() { letGo(r) })
 		defer stop()
 		var (
 			rec   ringbuf.Record

@@ -194,12 +194,13 @@ func bothFamilies(t *testing.T, k *kernel, f func(t *testing.T, k *kernel, ip ad
 
 func newKernel(t testing.TB) *kernel {
 	t.Helper()
-	return newKernelOf(t, small)
+	return newKernelOf(t, small, 1<<30)
 }
 
-func newKernelOf(t testing.TB, sizes Sizes) *kernel {
+// newKernelOf makes one with these sizes and limit of events, 0 for the default.
+func newKernelOf(t testing.TB, sizes Sizes, limit uint32) *kernel {
 	t.Helper()
-	d, err := Load(Options{Pins: mountPins(t), Sizes: sizes})
+	d, err := Load(Options{Pins: mountPins(t), Sizes: sizes, EventLimit: limit})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -216,7 +217,7 @@ func newKernelOf(t testing.TB, sizes Sizes) *kernel {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
-		k.events.Close()
+		letGo(k.events)
 		if err := d.Close(); err != nil {
 			t.Error(err)
 		}

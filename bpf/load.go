@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"unsafe"
@@ -22,6 +23,9 @@ type Options struct {
 	Sizes Sizes
 	// ForceClsact attaches with clsact filters also where the kernel has tcx.
 	ForceClsact bool
+	// EventLimit is how many drops, and how many other verdicts, are told one by
+	// one per CPU and 100 ms; 0 means 2000. All are counted.
+	EventLimit uint32
 	// Logger may be nil.
 	Logger *slog.Logger
 }
@@ -92,11 +96,19 @@ func Load(o Options) (_ *Datapath, err error) {
 		return nil, fmt.Errorf("read the built-in eBPF object: %w", err)
 	}
 	o.Sizes.apply(spec)
+	if o.EventLimit != 0 {
+		if err := spec.Variables["event_limit"].Set(o.EventLimit); err != nil {
+			return nil, fmt.Errorf("limit events: %w", err)
+		}
+	}
+	if err := spec.Variables["event_wake"].Set(uint64(spec.Maps["events"].MaxEntries / 4)); err != nil {
+		return nil, fmt.Errorf("set when the reader of events is woken: %w", err)
+	}
 
 	shared := map[string]*ebpf.Map{}
 	defer func() {
 		for _, m := range shared {
-			m.Close() // the collection holds clones
+			letGo(m) // the collection holds clones
 		}
 		if err != nil {
 			err = errors.Join(err, d.Close())
@@ -114,11 +126,11 @@ func Load(o Options) (_ *Datapath, err error) {
 		}
 	}
 	if err := spec.LoadAndAssign(&d.objects, &ebpf.CollectionOptions{MapReplacements: shared}); err != nil {
-		var v *ebpf.VerifierError
-		if errors.As(err, &v) {
-			return nil, fmt.Errorf("load programs: %+v", v)
+		err = fmt.Errorf("load programs: %w", err)
+		if v := new(ebpf.VerifierError); errors.As(err, &v) {
+			err = fmt.Errorf("%w\n%s", err, strings.Join(v.Log, "\n"))
 		}
-		return nil, fmt.Errorf("load programs: %w", err)
+		return nil, err
 	}
 	if err := d.mapState(); err != nil {
 		return nil, err

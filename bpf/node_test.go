@@ -111,7 +111,7 @@ func newNode(t *testing.T, clsact bool) *node {
 	d, err := Load(Options{Pins: pins, Sizes: small, ForceClsact: clsact})
 	k.must(err)
 	k.Datapath = d
-	t.Cleanup(func() { k.Datapath.Close() })
+	t.Cleanup(func() { letGo(k.Datapath) })
 	for _, ip := range []addresses{ipv4, ipv6} {
 		k.must(k.Endpoints.Update(AddrOf(ip.a), Endpoint{Ifindex: uint32(k.podA), Policy: policyA, Identity: idA}))
 		k.must(k.Endpoints.Update(AddrOf(ip.b), Endpoint{Ifindex: uint32(k.podB), Policy: policyB, Identity: idB}))
@@ -147,14 +147,14 @@ func (n *node) serve(ns *namespace) {
 			err = errors.Join(e1, e2)
 		})
 		n.must(err)
-		context.AfterFunc(ctx, func() { ln.Close(); pc.Close() })
+		context.AfterFunc(ctx, func() { ln.Close(); letGo(pc) })
 		go func() {
 			for {
 				c, err := ln.Accept()
 				if err != nil {
 					return
 				}
-				go func() { defer c.Close(); io.Copy(c, c) }()
+				go func() { defer c.Close(); _, _ = io.Copy(c, c) }()
 			}
 		}()
 		go func() {
@@ -164,7 +164,7 @@ func (n *node) serve(ns *namespace) {
 				if err != nil {
 					return
 				}
-				pc.WriteTo(b[:n], from)
+				_, _ = pc.WriteTo(b[:n], from)
 			}
 		}()
 	}
@@ -261,7 +261,7 @@ func ping(ip addresses, to netip.Addr, size int) error {
 	if err != nil {
 		return err
 	}
-	defer unix.Close(fd)
+	defer func() { _ = unix.Close(fd) }()
 	tv := unix.NsecToTimeval(int64(patience))
 	if err := unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &tv); err != nil {
 		return err
@@ -353,7 +353,7 @@ func (n *node) traffic(ip addresses) {
 	}
 
 	// Some ports of some peers.
-	var a, b rules = rules{}, rules{}
+	a, b := rules{}, rules{}
 	for _, proto := range []uint8{tcp, udp} {
 		a[port(out, idB, proto, echoPort)] = allow(1)
 		a[port(out, world, proto, echoPort)] = allow(2)

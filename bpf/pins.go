@@ -4,6 +4,7 @@ import (
 	"crypto/sha256"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -70,7 +71,7 @@ func onBPFFS(dir string) (bool, error) {
 	if err := unix.Statfs(dir, &st); err != nil {
 		return false, &os.PathError{Op: "statfs", Path: dir, Err: err}
 	}
-	return int64(st.Type) == unix.BPF_FS_MAGIC, nil
+	return st.Type == unix.BPF_FS_MAGIC, nil
 }
 
 // layout names what a table's bytes are: kind, sizes, fields and meaning. Two
@@ -111,7 +112,7 @@ func adoptMap(pins string, spec *ebpf.MapSpec) (_ *ebpf.Map, err error) {
 	m, err := ebpf.LoadPinnedMap(path, nil)
 	if err == nil {
 		if err := spec.Compatible(m); err != nil {
-			m.Close()
+			letGo(m)
 			return nil, fmt.Errorf("adopt table %s: %w", spec.Name, err)
 		}
 		return m, nil
@@ -124,7 +125,7 @@ func adoptMap(pins string, spec *ebpf.MapSpec) (_ *ebpf.Map, err error) {
 		return nil, fmt.Errorf("make table %s: %w", spec.Name, err)
 	}
 	if err := m.Pin(path); err != nil {
-		m.Close()
+		letGo(m)
 		return nil, fmt.Errorf("pin table %s: %w", spec.Name, err)
 	}
 	return m, nil
@@ -176,6 +177,10 @@ func pinnedLinks(pins string) (map[string]attachment, error) {
 	}
 	return out, nil
 }
+
+// letGo closes a descriptor. What it stands for stays where it is pinned or
+// attached, so no error of it matters.
+func letGo(c io.Closer) { c.Close() }
 
 // attachment is one program on one interface.
 type attachment struct {

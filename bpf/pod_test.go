@@ -184,7 +184,7 @@ func TestICMPError(t *testing.T) {
 
 // Drops are told at a limited rate, and counted all the same.
 func TestEventLimit(t *testing.T) {
-	k := newKernelOf(t, Sizes{Events: 1 << 20, Conntrack: 1024, Policy: 1024, IPCache: 1024, Numbers: 16})
+	k := newKernelOf(t, Sizes{Events: 1 << 20, Conntrack: 1024, Policy: 1024, IPCache: 1024, Numbers: 16}, 0)
 	k.policy(policyA, closed)
 	b := ipv4.udp().bytes()
 	before, err := k.LostEvents()

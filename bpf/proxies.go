@@ -42,7 +42,7 @@ func (d *Datapath) AttachProxy(generation uint8, ifindex int, netns *os.File) er
 	if err != nil {
 		return fmt.Errorf("proxy %d: %w", generation, err)
 	}
-	defer steer.Close()
+	defer letGo(steer)
 	if err := attachSteer(filepath.Join(dir, steerPin), steer.Steer, netns); err != nil {
 		return fmt.Errorf("proxy %d: %w", generation, err)
 	}
@@ -94,7 +94,7 @@ func (d *Datapath) ProxyMaps(generation uint8) (_ map[string]*os.File, err error
 		if err != nil {
 			return fmt.Errorf("open table %s for the proxy: %w", name, err)
 		}
-		defer m.Close()
+		defer letGo(m)
 		fd, err := unix.FcntlInt(uintptr(m.FD()), unix.F_DUPFD_CLOEXEC, 3)
 		if err != nil {
 			return fmt.Errorf("open table %s for the proxy: %w", name, err)
@@ -138,7 +138,7 @@ func loadSteerOf(dir string) (_ *steerObjects, err error) {
 		}
 	}
 	if listeners != nil {
-		defer listeners.Close()
+		defer letGo(listeners)
 	}
 	if err != nil {
 		return nil, err
@@ -157,7 +157,7 @@ func loadSteerOf(dir string) (_ *steerObjects, err error) {
 func attachSteer(path string, steer *ebpf.Program, netns *os.File) error {
 	l, err := link.LoadPinnedLink(path, nil)
 	if err == nil {
-		defer l.Close()
+		defer letGo(l)
 		var st unix.Stat_t
 		if err := unix.Fstat(int(netns.Fd()), &st); err != nil {
 			return fmt.Errorf("inspect namespace: %w", err)
@@ -178,7 +178,7 @@ func attachSteer(path string, steer *ebpf.Program, netns *os.File) error {
 	if err != nil {
 		return fmt.Errorf("attach steer: %w", err)
 	}
-	defer n.Close()
+	defer letGo(n)
 	if err := n.Pin(path); err != nil {
 		return fmt.Errorf("pin the link of steer: %w", err)
 	}
@@ -209,7 +209,7 @@ func (d *Datapath) renewProxies() error {
 
 func (d *Datapath) renewProxy(dir string) error {
 	if l, err := link.LoadPinnedLink(filepath.Join(dir, progFromProxy), nil); err == nil {
-		defer l.Close()
+		defer letGo(l)
 		info, err := l.Info()
 		if err != nil {
 			return fmt.Errorf("inspect the link of %s: %w", progFromProxy, err)
@@ -230,7 +230,7 @@ func (d *Datapath) renewProxy(dir string) error {
 	if err != nil {
 		return fmt.Errorf("open the link of steer: %w", err)
 	}
-	defer l.Close()
+	defer letGo(l)
 	info, err := l.Info()
 	if err != nil {
 		return fmt.Errorf("inspect the link of steer: %w", err)
@@ -242,6 +242,6 @@ func (d *Datapath) renewProxy(dir string) error {
 	if err != nil {
 		return err
 	}
-	defer steer.Close()
+	defer letGo(steer)
 	return renewSteer(l, steer.Steer)
 }

@@ -67,7 +67,7 @@ func (c *revisionCopy) close() (err error) {
 		c.mapped, c.word = nil, nil
 	}
 	if c.table != nil {
-		c.table.Close()
+		letGo(c.table)
 		c.table = nil
 	}
 	return err
