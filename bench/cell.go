@@ -18,8 +18,9 @@ type target struct {
 	pids func() []int
 	// port is asked instead of the cell's where it is not 0.
 	port int
-	// origin is the server in the pod behind it.
-	origin netip.Addr
+	// origin is the server in the pod behind it, and servers its processes.
+	origin  netip.Addr
+	servers func() []int
 }
 
 // sample is one measurement of one target.
@@ -27,8 +28,11 @@ type sample struct {
 	Rate  float64 `json:"rate"`            // requests, exchanges or megabytes per second
 	P50   float64 `json:"p50Us,omitempty"` // microseconds
 	P99   float64 `json:"p99Us,omitempty"`
-	Proxy float64 `json:"proxyCpuUs"`   // CPU of the processes in between per request, exchange or megabyte
-	All   float64 `json:"machineCpuUs"` // of the whole machine, likewise
+	Proxy float64 `json:"proxyCpuUs"`   // CPU per request, exchange or megabyte: of the processes in between
+	Ends  float64 `json:"endsCpuUs"`    // of client and server
+	All   float64 `json:"machineCpuUs"` // of the whole machine
+
+	client time.Duration // CPU time of the client
 }
 
 // cell is a load that several targets are put under in turn.
@@ -90,7 +94,8 @@ func (c cell) once(ctx context.Context, t target) (sample, error) {
 	if t.pids != nil {
 		pids = t.pids()
 	}
-	proxyBefore := cpuOf(pids)
+	servers := t.servers()
+	proxyBefore, serversBefore := cpuOf(pids), cpuOf(servers)
 	machineBefore, err := machineBusy()
 	if err != nil {
 		return sample{}, err
@@ -111,6 +116,7 @@ func (c cell) once(ctx context.Context, t target) (sample, error) {
 	}
 	if done := s.Rate * seconds; done > 0 {
 		s.Proxy = float64((cpuOf(pids) - proxyBefore).Microseconds()) / done
+		s.Ends = float64((cpuOf(servers) - serversBefore + s.client).Microseconds()) / done
 		s.All = float64((machineAfter - machineBefore).Microseconds()) / done
 	}
 	return s, nil
@@ -135,6 +141,7 @@ func rate(s sample) float64       { return s.Rate }
 func p50(s sample) float64        { return s.P50 }
 func p99(s sample) float64        { return s.P99 }
 func proxyCPU(s sample) float64   { return s.Proxy }
+func endsCPU(s sample) float64    { return s.Ends }
 func machineCPU(s sample) float64 { return s.All }
 
 // httpLoad puts wrk's load on a target.
@@ -144,14 +151,14 @@ func httpLoad(script string, item, conns int) func(context.Context, target, int,
 		if err != nil {
 			return sample{}, err
 		}
-		return sample{Rate: s.Requests / s.DurationUs * 1e6, P50: s.P50Us, P99: s.P99Us}, nil
+		return sample{Rate: s.Requests / s.DurationUs * 1e6, P50: s.P50Us, P99: s.P99Us, client: s.cpu}, nil
 	}
 }
 
 // exchangeLoad puts the TCP load of tcpload.go on a target.
 func exchangeLoad(mode string, conns int) func(context.Context, target, int, time.Duration) (sample, error) {
 	return func(ctx context.Context, t target, _ int, d time.Duration) (sample, error) {
-		v, err := tcpLoad(ctx, t.from, mode, t.origin, conns, d)
-		return sample{Rate: v}, err
+		v, cpu, err := tcpLoad(ctx, t.from, mode, t.origin, conns, d)
+		return sample{Rate: v, client: cpu}, err
 	}
 }

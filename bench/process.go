@@ -71,18 +71,24 @@ func (p *process) tail() string {
 
 // run runs a program to its end in a namespace and returns what it printed.
 func run(ctx context.Context, ns string, argv ...string) ([]byte, error) {
+	out, _, err := runTimed(ctx, ns, argv...)
+	return out, err
+}
+
+// runTimed is run, and tells the CPU time the program used.
+func runTimed(ctx context.Context, ns string, argv ...string) ([]byte, time.Duration, error) {
 	cmd, err := placed(ctx, ns, argv...)
 	if err != nil {
-		return nil, err
+		return nil, 0, err
 	}
 	var stderr bytes.Buffer
 	cmd.Stderr = &stderr
 	out, err := cmd.Output()
 	if err != nil {
-		return out, fmt.Errorf("%s: %w: %s", strings.Join(argv, " "), err,
+		return out, 0, fmt.Errorf("%s: %w: %s", strings.Join(argv, " "), err,
 			bytes.TrimSpace(append(stderr.Bytes(), out[max(0, len(out)-1000):]...)))
 	}
-	return out, nil
+	return out, cmd.ProcessState.UserTime() + cmd.ProcessState.SystemTime(), nil
 }
 
 // tree returns the processes of the group that p leads.

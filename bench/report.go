@@ -107,14 +107,15 @@ func (r *report) print(w io.Writer) error {
 	for _, c := range r.Cells {
 		fmt.Fprintf(w, "\n### %s\n\n", c.Title)
 		t := tabwriter.NewWriter(w, 0, 0, 1, ' ', 0)
-		fmt.Fprintf(t, "| way\t| %s\t| of %s\t| spread\t| p50 us\t| p99 us\t| proxy CPU us\t| machine CPU us\t|\n", c.Unit, c.Base)
-		fmt.Fprint(t, "|---\t|---\t|---\t|---\t|---\t|---\t|---\t|---\t|\n")
+		fmt.Fprintf(t, "| way\t| %s\t| of %s\t| spread\t| p50 us\t| p99 us\t| proxy CPU us\t| ends CPU us\t| machine CPU us\t|\n", c.Unit, c.Base)
+		fmt.Fprint(t, "|---\t|---\t|---\t|---\t|---\t|---\t|---\t|---\t|---\t|\n")
 		for _, s := range c.Series {
 			v := c.of(s.Target, rate)
-			fmt.Fprintf(t, "| %s\t| %s\t| %.3f\t| %.1f %%\t| %s\t| %s\t| %s\t| %s\t|\n", s.Target,
+			fmt.Fprintf(t, "| %s\t| %s\t| %.3f\t| %.1f %%\t| %s\t| %s\t| %s\t| %s\t| %s\t|\n", s.Target,
 				number(median(v)), pairedRatio(v, c.of(c.Base, rate)), 100*spread(v),
 				number(median(c.of(s.Target, p50))), number(median(c.of(s.Target, p99))),
-				number(median(c.of(s.Target, proxyCPU))), number(median(c.of(s.Target, machineCPU))))
+				number(median(c.of(s.Target, proxyCPU))), number(median(c.of(s.Target, endsCPU))),
+				number(median(c.of(s.Target, machineCPU))))
 		}
 		if err := t.Flush(); err != nil {
 			return err

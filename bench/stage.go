@@ -87,9 +87,11 @@ func (s *stage) addNode(name string, subnet, pods int) (*node, error) {
 		func() (*process, error) { return startTCPServer(n, s.dir, modeStream) },
 	}
 	for _, f := range starts {
-		if _, err := s.started(f()); err != nil {
+		p, err := s.started(f())
+		if err != nil {
 			return n, err
 		}
+		n.servers = append(n.servers, p)
 	}
 	return n, nil
 }
@@ -121,7 +123,7 @@ func (s *stage) addPlain(ctx context.Context) error {
 		return func(port int) netip.AddrPort { return netip.AddrPortFrom(addr, uint16(port+offset)) }
 	}
 	server := n.server().addr
-	base := target{name: direct, from: n.client(), to: at(server, 0), origin: server}
+	base := target{name: direct, from: n.client(), to: at(server, 0), origin: server, servers: n.serverPids}
 	if err := s.addTarget(ctx, base, hundredPort, false); err != nil {
 		return err
 	}
@@ -140,7 +142,7 @@ func (s *stage) addPlain(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		t := target{name: r.name, from: n.client(), to: at(n.addr, offset), origin: n.addr, pids: p.tree}
+		t := target{name: r.name, from: n.client(), to: at(n.addr, offset), origin: server, servers: n.serverPids, pids: p.tree}
 		if err := s.addTarget(ctx, t, hundredPort, true); err != nil {
 			return fmt.Errorf("%w\n%s", err, p.tail())
 		}
@@ -175,7 +177,7 @@ func (s *stage) addParse() error {
 		return err
 	}
 	server := n.server().addr
-	s.targets[parseOnly] = target{name: parseOnly, from: n.client(), origin: server,
+	s.targets[parseOnly] = target{name: parseOnly, from: n.client(), origin: server, servers: n.serverPids,
 		to: func(port int) netip.AddrPort { return netip.AddrPortFrom(server, uint16(port)) }}
 	return nil
 }
@@ -190,7 +192,7 @@ func (s *stage) addWeir(ctx context.Context) error {
 		return err
 	}
 	server := n.server().addr
-	t := target{name: weirHTTP, from: n.client(), origin: server, pids: s.weir.pids,
+	t := target{name: weirHTTP, from: n.client(), origin: server, servers: n.serverPids, pids: s.weir.pids,
 		to: func(port int) netip.AddrPort { return netip.AddrPortFrom(server, uint16(port)) }}
 	if err := s.addTarget(ctx, t, hundredPort, true); err != nil {
 		return fmt.Errorf("%w\n%s", err, s.weir.tail())

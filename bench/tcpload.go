@@ -209,20 +209,21 @@ func tcpPorts() map[string]int {
 }
 
 // tcpLoad runs the client in a pod, on CPU 0, and returns exchanges (of a
-// stream: megabytes) per second.
-func tcpLoad(ctx context.Context, from pod, mode string, to netip.Addr, conns int, d time.Duration) (float64, error) {
+// stream: megabytes) per second, and the CPU time the client used.
+func tcpLoad(ctx context.Context, from pod, mode string, to netip.Addr, conns int, d time.Duration) (float64, time.Duration, error) {
 	ctx, cancel := context.WithTimeout(ctx, d+20*time.Second)
 	defer cancel()
 	self, err := os.Executable()
 	if err != nil {
-		return 0, err
+		return 0, 0, err
 	}
-	out, err := run(ctx, from.ns, "env", steadyRuntime, "taskset", "-c", "0", self, "tcp-load", mode,
+	out, cpu, err := runTimed(ctx, from.ns, "env", steadyRuntime, "taskset", "-c", "0", self, "tcp-load", mode,
 		netip.AddrPortFrom(to, uint16(tcpPorts()[mode])).String(), fmt.Sprint(conns), d.String())
 	if err != nil {
-		return 0, err
+		return 0, 0, err
 	}
-	return parseTCP(out)
+	v, err := parseTCP(out)
+	return v, cpu, err
 }
 
 func parseTCP(out []byte) (float64, error) {

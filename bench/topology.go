@@ -21,6 +21,8 @@ type node struct {
 	prefix netip.Prefix
 	addr   netip.Addr // the node's own
 	pods   []pod
+	// servers run in the server pod.
+	servers []*process
 }
 
 // pod is a network namespace with one address.
@@ -105,6 +107,15 @@ func (n *node) wire() error {
 // client and server are the two pods that every cell runs between.
 func (n *node) client() pod { return n.pods[0] }
 func (n *node) server() pod { return n.pods[1] }
+
+// serverPids are the processes of the servers.
+func (n *node) serverPids() []int {
+	var pids []int
+	for _, p := range n.servers {
+		pids = append(pids, p.tree()...)
+	}
+	return pids
+}
 
 // remove deletes the namespaces, and with them everything that hangs on them.
 func (n *node) remove() {

@@ -18,6 +18,8 @@ type wrkSummary struct {
 	P99Us      float64 `json:"p99Us"`
 	Status     int     `json:"status"` // answers that were not 2xx or 3xx
 	Failed     int     `json:"failed"` // connections that failed
+
+	cpu time.Duration // of wrk itself
 }
 
 // parseWrk finds the summary in wrk's output and refuses a run that did not
@@ -45,10 +47,12 @@ func wrk(ctx context.Context, from pod, script string, to netip.AddrPort, path s
 	ctx, cancel := context.WithTimeout(ctx, d+20*time.Second)
 	defer cancel()
 	seconds := max(1, int(d.Seconds()+0.5))
-	out, err := run(ctx, from.ns, "wrk", "-t1", fmt.Sprintf("-c%d", conns), fmt.Sprintf("-d%ds", seconds),
+	out, cpu, err := runTimed(ctx, from.ns, "wrk", "-t1", fmt.Sprintf("-c%d", conns), fmt.Sprintf("-d%ds", seconds),
 		"--timeout", "5s", "-s", script, "http://"+to.String()+path)
 	if err != nil {
 		return wrkSummary{}, err
 	}
-	return parseWrk(out)
+	s, err := parseWrk(out)
+	s.cpu = cpu
+	return s, err
 }
