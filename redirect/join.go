@@ -100,7 +100,7 @@ func (m *Manager) interfaceOf(s *session) (uint8, *veth, error) {
 			return uint8(g), v, m.retireAll(uint8(g))
 		}
 		// Wired, but its agent died before it was made current.
-		if v.peerMAC, err = peerMAC(v, s.netns); err != nil {
+		if v.peerMAC, err = peerMAC(s.netns); err != nil {
 			return 0, nil, fmt.Errorf("%w: %w", errUnfit, err)
 		}
 		return uint8(g), v, m.retireAll(uint8(g))

@@ -177,7 +177,7 @@ func TestNewProxyIsWired(t *testing.T) {
 			}
 		}
 		s := a.session
-		if mac, err := peerMAC(&veth{}, s.netns); err != nil || !slices.Equal(mac, entry.Mac[:]) {
+		if mac, err := peerMAC(s.netns); err != nil || !slices.Equal(mac, entry.Mac[:]) {
 			t.Errorf("the proxy's eth0 is %v, the entry says %v, %v", mac, entry.Mac, err)
 		}
 		maps, err := d.ProxyMaps(1)
@@ -370,4 +370,34 @@ func TestNames(t *testing.T) {
 	if interfaceName("weir", 7) != "weir7" {
 		t.Error(interfaceName("weir", 7))
 	}
+}
+
+// TestAgentDiedInBetween: the proxy is wired, and its agent dies before it
+// says so to the kernel. The next one goes on from there. The number after the
+// last is the first.
+func TestAgentDiedInBetween(t *testing.T) {
+	inNamespace(t, func() {
+		dir, d := setUpAgent(t)
+		d.SetGeneration(255)
+		a := startAgent(t, dir, d)
+		before := a.status()
+		a.stop()
+		if p, _, _ := d.Proxies.Lookup(1); p.Alive != 0 || d.Generation() != 255 {
+			t.Fatalf("it was made current: %+v, %d", p, d.Generation())
+		}
+		b := startAgent(t, dir, d)
+		if err := b.Synced(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if g := current(t, d, 255); g != 1 {
+			t.Errorf("generation %d", g)
+		}
+		if s := b.status(); s.Boot != before.Boot {
+			t.Errorf("another proxy: %v", s)
+		}
+		entry, _, _ := d.Proxies.Lookup(1)
+		if mac, err := peerMAC(b.session.netns); err != nil || !slices.Equal(mac, entry.Mac[:]) {
+			t.Errorf("the proxy's eth0 is %v, the entry says %v, %v", mac, entry.Mac, err)
+		}
+	})
 }

@@ -105,7 +105,7 @@ func findVeth(state string, generation uint8) (*veth, error) {
 }
 
 // peerMAC reads the address of the pair's other side, in the namespace.
-func peerMAC(v *veth, ns *os.File) (net.HardwareAddr, error) {
+func peerMAC(ns *os.File) (net.HardwareAddr, error) {
 	h, err := netlink.NewHandleAt(netns.NsHandle(ns.Fd()))
 	if err != nil {
 		return nil, fmt.Errorf("look into the proxy's namespace: %w", err)
