@@ -18,7 +18,11 @@ func TestForgetIsQuickWithAFullTable(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer d.Close()
+	defer func() {
+		if err := d.Close(); err != nil {
+			t.Error(err)
+		}
+	}()
 	const flows = 200_000
 	mine := netip.MustParseAddr("10.0.0.1")
 	peer := netip.MustParseAddrPort("10.0.0.9:80")

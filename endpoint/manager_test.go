@@ -141,7 +141,7 @@ func ifindex(t *testing.T, dev string) uint32 {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer unix.Close(fd)
+	defer func() { _ = unix.Close(fd) }()
 	req, err := unix.NewIfreq(dev)
 	if err != nil {
 		t.Fatal(err)
@@ -221,7 +221,7 @@ func inNamespace[T any](p *testPod, do func() (T, error)) (T, error) {
 		fd, err := unix.Open(fmt.Sprintf("/proc/%d/ns/net", p.cmd.Process.Pid), unix.O_RDONLY|unix.O_CLOEXEC, 0)
 		if err == nil {
 			err = unix.Setns(fd, unix.CLONE_NEWNET)
-			unix.Close(fd)
+			_ = unix.Close(fd)
 		}
 		if r.err = err; err == nil {
 			r.value, r.err = do()

@@ -51,7 +51,6 @@ type realiser struct {
 	// unattached counts veths that were left to the next pass.
 	unattached int
 	active     bool // our programs are attached everywhere
-	synced     bool // the rule sets are known to be all
 }
 
 func newRealiser(k kernel, rules RuleSets) *realiser {

@@ -185,10 +185,4 @@ func each(n int, do func(int) error) (done int, failed map[int]bool, first error
 	return done, failed, first
 }
 
-// size is how many entries the store holds.
-func (t *table[K, V]) size() int { return len(t.have) }
-
-// settled tells whether nothing is left to be done.
-func (t *table[K, V]) settled() bool { return len(t.open) == 0 }
-
 func keysOf[K comparable, V any](m map[K]V) []K { return slices.Collect(maps.Keys(m)) }

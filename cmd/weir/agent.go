@@ -133,7 +133,11 @@ func (o *agentOptions) run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	defer datapath.Close()
+	defer func() {
+		if err := datapath.Close(); err != nil {
+			log.Warn("letting go of the kernel's tables", "error", err)
+		}
+	}()
 
 	// What was seen.
 	registry := prometheus.NewRegistry()
@@ -188,7 +192,7 @@ func (o *agentOptions) run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	defer os.Remove(o.state.socket())
+	defer func() { _ = os.Remove(o.state.socket()) }() // the next agent removes it as well
 
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return veths.Run(ctx) })

@@ -93,8 +93,7 @@ func (s *agentServer) listen(path string) (net.Listener, error) {
 	}
 	l.SetUnlinkOnClose(false)
 	if err := errors.Join(os.Chmod(fresh, 0o600), os.Rename(fresh, path)); err != nil {
-		l.Close()
-		return nil, fmt.Errorf("listen on %s: %w", path, err)
+		return nil, fmt.Errorf("listen on %s: %w", path, errors.Join(err, l.Close()))
 	}
 	return l, nil
 }

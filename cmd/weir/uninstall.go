@@ -110,7 +110,7 @@ func stopAgent(held *errHeld) error {
 	if err != nil {
 		return fmt.Errorf("stop the agent with pid %d: %w", pid, err)
 	}
-	defer unix.Close(fd)
+	defer func() { _ = unix.Close(fd) }() // nothing was written
 	for _, signal := range []unix.Signal{unix.SIGTERM, unix.SIGKILL} {
 		if err := unix.PidfdSendSignal(fd, signal, nil, 0); errors.Is(err, unix.ESRCH) {
 			return nil
