@@ -7,7 +7,6 @@ import (
 	"io"
 	"io/fs"
 	"os"
-	"os/exec"
 	"os/signal"
 	"path/filepath"
 	"strings"
@@ -89,14 +88,14 @@ func (d *demo) stop() error {
 // ready tells what is missing before anything is made.
 func (d *demo) ready() error {
 	if os.Geteuid() != 0 {
-		return errors.New("the demo needs root: it makes network namespaces and loads eBPF programs")
+		return errors.New("the demo needs root: it makes network namespaces and loads eBPF programs (sudo weir demo)")
 	}
 	if strings.ContainsAny(d.name, "./ ") || d.name == "" {
 		return fmt.Errorf("name of the demo: %q has a dot, slash or blank, or is empty", d.name)
 	}
 	var missing []string
 	for program, pkg := range map[string]string{"nginx": "nginx-light", "nft": "nftables"} {
-		if _, err := lookProgram(program); err != nil {
+		if _, err := node.Program(program); err != nil {
 			missing = append(missing, pkg)
 		}
 	}
@@ -108,21 +107,6 @@ func (d *demo) ready() error {
 		return fmt.Errorf("a demo named %s is running, or was killed: weir demo --stop removes it", d.name)
 	}
 	return nil
-}
-
-// lookProgram finds a program as root's shell would, also where the PATH is a
-// user's.
-func lookProgram(name string) (string, error) {
-	path, err := exec.LookPath(name)
-	if err == nil {
-		return path, nil
-	}
-	for _, dir := range []string{"/usr/sbin", "/sbin"} {
-		if path, err := exec.LookPath(filepath.Join(dir, name)); err == nil {
-			return path, nil
-		}
-	}
-	return "", err
 }
 
 func (d *demo) run(ctx context.Context) (err error) {

@@ -68,7 +68,8 @@ func demoAsks() []demoAsk {
 type demoResult struct {
 	demoAsk
 	got      string
-	fresh    bool // on a connection of its own
+	fresh    bool // on a new connection
+	unseen   bool // no agent ran that could tell
 	record   flow.Record
 	problems []string // what is not as it should be
 }
@@ -120,7 +121,7 @@ func (d *demo) ask(ctx context.Context, a demoAsk, client *http.Client) (saw ngi
 	ask, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
 	began := time.Now()
-	r := demoResult{demoAsk: a, fresh: client == nil}
+	r := demoResult{demoAsk: a, fresh: true}
 	var port uint16 // of the source
 	switch a.verb {
 	case "connect":
@@ -139,6 +140,7 @@ func (d *demo) ask(ctx context.Context, a demoAsk, client *http.Client) (saw ngi
 			defer client.CloseIdleConnections()
 		}
 		trace := &httptrace.ClientTrace{GotConn: func(i httptrace.GotConnInfo) {
+			r.fresh = !i.Reused
 			port = i.Conn.LocalAddr().(*net.TCPAddr).AddrPort().Port()
 		}}
 		r.got, saw, err = a.request(httptrace.WithClientTrace(ask, trace), client, dialed)

@@ -28,8 +28,9 @@ func (d *demoRecords) add(r flow.Record) {
 }
 
 // of are the records of an ask: by its source port where that is known.
-// Of requests on an open connection, the path tells which is meant; on one of
-// its own it may be another: the path as the server reads it.
+// Of a request on an open connection there is only the proxy's record, and the
+// path tells which; on a new one the path may be another: as the server reads
+// it.
 func (d *demoRecords) of(a *demoResult, from, to netip.AddrPort, since time.Time) []flow.Record {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -39,6 +40,7 @@ func (d *demoRecords) of(a *demoResult, from, to netip.AddrPort, since time.Time
 		case r.Dest.Addr != to.Addr(), to.Port() != 0 && r.Dest.Port != to.Port():
 		case from.Addr().IsValid() && r.Source.Addr != from.Addr():
 		case from.Port() != 0 && r.Source.Port != from.Port():
+		case r.HTTP == nil && !a.fresh:
 		case r.HTTP != nil && (r.HTTP.Method != a.verb || !a.fresh && r.HTTP.Path != a.path):
 		// The kernel's times come by way of another clock.
 		case r.Time.Before(since.Add(-20 * time.Millisecond)):

@@ -128,7 +128,7 @@ http {
 
 // serve starts nginx in every pod and in the world.
 func (d *demo) serve(ctx context.Context) error {
-	nginx, err := lookProgram("nginx")
+	nginx, err := node.Program("nginx")
 	if err != nil {
 		return fmt.Errorf("find nginx: %w", err)
 	}

@@ -40,7 +40,7 @@ func (d *demo) askUnseen(ctx context.Context, a demoAsk) error {
 	for _, p := range r.problems {
 		d.screen.say("      " + d.screen.paint(paintRed, p))
 	}
-	r.record.Reason = "-"
+	r.unseen = true
 	d.results = append(d.results, r)
 	return nil
 }
@@ -86,8 +86,8 @@ func (d *demo) table() (wrong int) {
 			wrong++
 			mark = s.paint(paintRed, "✗")
 		}
-		by := r.record.Reason
-		if by != "-" {
+		by := "(no agent to say)"
+		if !r.unseen {
 			by = deciding(r.record)
 		}
 		s.say(row(mark, d.places[r.from].title, d.places[r.to].title, r.text(d.places[r.to].port), s.paint(color, fit(word, 9)), fit(r.got, 10), by))

@@ -226,10 +226,28 @@ func (ns *Netns) ListenPacket(network, address string) (c net.PacketConn, err er
 // caller's.
 func (ns *Netns) Start(cmd *exec.Cmd) error { return ns.Do(cmd.Start) }
 
+// Program finds a program as root's shell would, also where PATH is a user's.
+func Program(name string) (string, error) {
+	path, err := exec.LookPath(name)
+	for _, dir := range []string{"/usr/sbin", "/sbin"} {
+		if err == nil {
+			break
+		}
+		if p, e := exec.LookPath(filepath.Join(dir, name)); e == nil {
+			return p, nil
+		}
+	}
+	return path, err
+}
+
 // Run runs a program inside the namespace with this standard input and
 // returns what it printed. An error holds that, too.
 func (ns *Netns) Run(ctx context.Context, stdin string, name string, args ...string) (string, error) {
-	cmd := exec.CommandContext(ctx, name, args...)
+	path, err := Program(name)
+	if err != nil {
+		return "", fmt.Errorf("run in %s: %w", ns.Name, err)
+	}
+	cmd := exec.CommandContext(ctx, path, args...)
 	cmd.Stdin = strings.NewReader(stdin)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	var out strings.Builder
