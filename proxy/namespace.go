@@ -104,7 +104,7 @@ func haveIPv6() bool {
 	if err != nil {
 		return false
 	}
-	unix.Close(fd)
+	_ = unix.Close(fd)
 	return true
 }
 
@@ -118,7 +118,7 @@ func openListeners(put func(index uint32, fd uintptr) error) (ls []*net.TCPListe
 	defer func() {
 		if err != nil {
 			for _, l := range ls {
-				l.Close()
+				_ = l.Close()
 			}
 			ls = nil
 		}
@@ -180,7 +180,7 @@ func listenTCP(a netip.AddrPort) (*net.TCPListener, error) {
 		err = errors.Join(controlErr, err)
 	}
 	if err != nil {
-		tl.Close()
+		_ = tl.Close()
 		return nil, fmt.Errorf("listen on %v: %w", a, err)
 	}
 	return tl, nil

@@ -203,7 +203,7 @@ func TestDialAsTheClient(t *testing.T) {
 				t.Error(err)
 				return
 			}
-			defer l.Close()
+			defer func() { _ = l.Close() }()
 			server := plain(l.Addr())
 			client := netip.MustParseAddrPort("198.51.100.7:4711")
 			if server.Addr().Is6() {
@@ -224,9 +224,9 @@ func TestDialAsTheClient(t *testing.T) {
 					t.Errorf("the server sees %v, want %v", got, client)
 				}
 				// The proxy's end closes first and stays in TIME_WAIT.
-				up.Close()
-				io.Copy(io.Discard, down)
-				down.Close()
+				_ = up.Close()
+				_, _ = io.Copy(io.Discard, down)
+				_ = down.Close()
 			}
 			if _, err := (&net.Dialer{LocalAddr: net.TCPAddrFromAddrPort(client), Control: transparent}).
 				Dial(network(server), server.String()); !errors.Is(err, unix.EADDRNOTAVAIL) {
@@ -287,7 +287,7 @@ func TestListenersAreNotMultipath(t *testing.T) {
 			if !plain(l.Addr()).Addr().IsLoopback() {
 				t.Errorf("it listens on %v", l.Addr())
 			}
-			l.Close()
+			_ = l.Close()
 		}
 		if len(put) != 2 || put[0] != bpf.ListenerTCP4 || put[1] != bpf.ListenerTCP6 {
 			t.Errorf("put into the sockmap: %v", put)

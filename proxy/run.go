@@ -103,7 +103,7 @@ func Run(ctx context.Context, o Options) error {
 		w.drain(limit)
 		cancel()
 	}
-	o.Listener.Close()
+	_ = o.Listener.Close()
 	p.agent.replace(nil)
 	stop()
 	if err := group.Wait(); err != nil && !errors.Is(err, context.Canceled) {

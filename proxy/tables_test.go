@@ -18,7 +18,7 @@ func newMapFlows(t testing.TB, n uint32) *mapFlows {
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { m.Close() })
+	t.Cleanup(func() { _ = m.Close() })
 	return &mapFlows{m: m}
 }
 
@@ -186,7 +186,7 @@ func TestRevisionIsShared(t *testing.T) {
 	if id, err := mapID(m); err != nil || id == 0 {
 		t.Errorf("number %d, %v", id, err)
 	}
-	m.Close() // the mapping stays
+	_ = m.Close() // the mapping stays
 	if got := r.now(); got != 1<<31 {
 		t.Errorf("without the descriptor: %d", got)
 	}

@@ -36,7 +36,7 @@ func (w *wired) drain(ctx context.Context) {
 	}
 	w.data.drain(ctx)
 	for _, l := range w.listeners {
-		l.Close()
+		_ = l.Close()
 	}
 }
 
@@ -50,7 +50,7 @@ func (p *process) meet(c *net.UnixConn) {
 		} else {
 			log.Error("agent refused", "error", err)
 		}
-		c.Close()
+		_ = c.Close()
 		return
 	}
 	log.Info("agent connected")
@@ -119,10 +119,10 @@ func (p *process) wire(m *control.Wiring, files []*os.File) error {
 	}
 	keep := false
 	defer func() {
-		maps.revision.Close()
+		_ = maps.revision.Close()
 		if !keep {
-			maps.conns.Close()
-			maps.listeners.Close()
+			_ = maps.conns.Close()
+			_ = maps.listeners.Close()
 		}
 	}()
 	ids, err := maps.ids()
@@ -200,7 +200,7 @@ func openMaps(names []string, files []*os.File) (_ *tables, err error) {
 	defer func() {
 		if err != nil {
 			for _, place := range places {
-				(*place).Close() // nil is fine
+				_ = (*place).Close() // nil is fine
 			}
 		}
 	}()
@@ -228,7 +228,7 @@ func openMap(f *os.File) (*ebpf.Map, error) {
 	}
 	m, err := ebpf.NewMapFromFD(fd)
 	if err != nil {
-		unix.Close(fd)
+		_ = unix.Close(fd)
 	}
 	return m, err
 }

@@ -37,7 +37,7 @@ func TestConfinement(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			defer table.Close()
+			defer func() { _ = table.Close() }()
 			readOnly, readWrite := descriptors(t, table)
 
 			dir := t.TempDir()
@@ -52,7 +52,7 @@ func TestConfinement(t *testing.T) {
 			}
 			defer func() { _ = launcher.Process.Kill(); _ = launcher.Wait() }()
 			c := dialRaw(t, dir)
-			defer c.Close()
+			defer func() { _ = c.Close() }()
 			if err := control.Send(c, &control.Wiring{}, readOnly, readWrite); err != nil {
 				t.Fatal(err)
 			}
@@ -97,7 +97,7 @@ func descriptors(t *testing.T, m *ebpf.Map) (readOnly, readWrite *os.File) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer ro.Close()
+	defer func() { _ = ro.Close() }()
 	file := func(m *ebpf.Map) *os.File {
 		fd, err := unix.Dup(m.FD())
 		if err != nil {
@@ -127,7 +127,7 @@ func TestProcessSeenFromHost(t *testing.T) {
 	dir := t.TempDir()
 	showLog(t, dir)
 	launcher := startLauncher(t, dir, "serve")
-	dialRaw(t, dir).Close()
+	_ = dialRaw(t, dir).Close()
 	var child int
 	waitFor(t, "the sealed child", 5*time.Second, func() bool {
 		child = childOf(launcher.Process.Pid)
@@ -184,7 +184,7 @@ func TestOnlyRootMayConnect(t *testing.T) {
 		}
 	}
 	startLauncher(t, dir, "serve")
-	dialRaw(t, dir).Close()
+	_ = dialRaw(t, dir).Close()
 	err := asNobody(func() error {
 		c, err := net.Dial("unix", filepath.Join(dir, socketName))
 		if err == nil {

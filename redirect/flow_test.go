@@ -31,18 +31,18 @@ func TestFlowThroughTheProxy(t *testing.T) {
 						t.Errorf("the server sees %q, the client is %v (%v)", got, c.LocalAddr(), err)
 					}
 				}
-				c.Close()
+				_ = c.Close()
 			}
 			if c := l.dial(t, web, 0); c.RemoteAddr().String() != web.String() {
 				t.Errorf("the client sees %v", c.RemoteAddr())
 			} else {
-				c.Close()
+				_ = c.Close()
 			}
 		})
 		t.Run(family+"/every request is recorded", func(t *testing.T) {
 			path := "/recorded-" + family
 			c := l.dial(t, web, 0)
-			defer c.Close()
+			defer func() { _ = c.Close() }()
 			const requests = 50
 			for range requests {
 				if _, err := l.ask(c, path); err != nil {
@@ -63,7 +63,7 @@ func TestFlowThroughTheProxy(t *testing.T) {
 		})
 		t.Run(family+"/a half-closed client gets its answer", func(t *testing.T) {
 			c := l.dial(t, web, 0)
-			defer c.Close()
+			defer func() { _ = c.Close() }()
 			const size = 1 << 20
 			fmt.Fprintf(c, "POST /upload HTTP/1.1\r\nHost: web\r\nContent-Length: %d\r\nConnection: close\r\n\r\n", size)
 			if _, err := c.Write(make([]byte, size)); err != nil {
@@ -82,7 +82,7 @@ func TestFlowThroughTheProxy(t *testing.T) {
 			c, err := l.tryDial(netip.AddrPortFrom(a, deadPort), 0)
 			if err == nil {
 				_, err = io.Copy(io.Discard, c)
-				c.Close()
+				_ = c.Close()
 			}
 			if !errors.Is(err, unix.ECONNRESET) {
 				t.Errorf("the client gets %v, want a reset", err)
@@ -95,8 +95,8 @@ func TestFlowThroughTheProxy(t *testing.T) {
 			if n, err := c.Read(buf); err != nil || !strings.HasSuffix(string(buf[:n]), "hanging") {
 				t.Fatalf("%q, %v", buf[:n], err)
 			}
-			c.SetLinger(0)
-			c.Close()
+			_ = c.SetLinger(0)
+			_ = c.Close()
 			select {
 			case how := <-l.closed:
 				if !strings.Contains(how, "reset") {

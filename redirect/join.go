@@ -201,7 +201,7 @@ func (m *Manager) forgetOthers(keep uint8) {
 
 // replace ends the proxy, so that its launcher starts another.
 func (m *Manager) replace(ctx context.Context, s *session) error {
-	s.conn.Close() // its preface may have gone any way
+	_ = s.conn.Close() // its preface may have gone any way
 	fresh, err := dial(ctx, m.opts.RunDir)
 	if err != nil {
 		return err

@@ -53,12 +53,12 @@ func miniAgent(ctx context.Context, dir, config string) error {
 	if err := bpf.MountPins(pins); err != nil {
 		return err
 	}
-	defer bpf.UnmountPins(pins)
+	defer func() { _ = bpf.UnmountPins(pins) }()
 	d, err := bpf.Load(bpf.Options{Pins: pins, Sizes: bpf.Sizes{Conns: 4096, Conntrack: 4096, Policy: 1024}})
 	if err != nil {
 		return err
 	}
-	defer d.Close()
+	defer func() { _ = d.Close() }()
 	redirecting := &policy.Resolved{Enforced: [2]bool{policy.Egress: true}, Entries: map[policy.Key]policy.Entry{}}
 	for _, port := range []uint16{webPort, deadPort} {
 		redirecting.Entries[policy.Key{Direction: policy.Egress, Protocol: unix.IPPROTO_TCP, Port: port, PortBits: 16}] =
@@ -282,7 +282,7 @@ func (l *lane) dial(t *testing.T, to netip.AddrPort, from int) *net.TCPConn {
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { c.Close() })
+	t.Cleanup(func() { _ = c.Close() })
 	return c
 }
 
@@ -303,10 +303,10 @@ func (l *lane) serveHTTP() {
 					return
 				}
 				defer c.Close()
-				io.WriteString(c, "HTTP/1.1 200 OK\r\nContent-Length: 1000000\r\n\r\nhanging")
+				_, _ = io.WriteString(c, "HTTP/1.1 200 OK\r\nContent-Length: 1000000\r\n\r\nhanging")
 				if r.URL.Path == "/abort" {
 					time.Sleep(50 * time.Millisecond) // what was said is not to be overtaken
-					c.(*net.TCPConn).SetLinger(0)
+					_ = c.(*net.TCPConn).SetLinger(0)
 					return
 				}
 				_, err = io.Copy(io.Discard, buf)
@@ -315,11 +315,11 @@ func (l *lane) serveHTTP() {
 				n, err := io.Copy(io.Discard, r.Body)
 				fmt.Fprintf(w, "%d %v", n, err)
 			default:
-				io.WriteString(w, r.RemoteAddr)
+				_, _ = io.WriteString(w, r.RemoteAddr)
 			}
 		})}
-		go s.Serve(listener)
-		l.t.Cleanup(func() { s.Close() })
+		go func() { _ = s.Serve(listener) }()
+		l.t.Cleanup(func() { _ = s.Close() })
 	}
 }
 
@@ -331,6 +331,7 @@ func (l *lane) ask(c *net.TCPConn, path string) (string, error) {
 	if err != nil {
 		return "", err
 	}
+	defer func() { _ = r.Body.Close() }()
 	b, err := io.ReadAll(r.Body)
 	return string(b), err
 }

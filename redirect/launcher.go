@@ -161,13 +161,13 @@ func (o *LauncherOptions) life(ctx context.Context, listener, lock, root *os.Fil
 	for {
 		_ = cmd.Process.Signal(syscall.SIGTERM)
 		select {
-		case <-ended:
+		case err := <-ended:
+			o.Logger.Info("proxy ended", "status", err)
 			return true, nil // however: it may not even have begun to listen to signals
 		case <-tick.C:
 		case <-limit:
 			_ = cmd.Process.Kill()
-			<-ended
-			return true, errors.New("the proxy did not drain in time and was killed")
+			return true, fmt.Errorf("the proxy did not drain in time and was killed: %w", <-ended)
 		}
 	}
 }
@@ -189,7 +189,8 @@ func takeLock(ctx context.Context, path string) (*os.File, error) {
 		}
 		time.Sleep(10 * time.Millisecond)
 	}
-	if err := f.Truncate(0); err == nil {
+	err = f.Truncate(0)
+	if err == nil {
 		_, err = f.WriteAt([]byte(strconv.Itoa(os.Getpid())+"\n"), 0)
 	}
 	if err != nil {
@@ -211,7 +212,7 @@ func listen(path string) (*os.File, error) {
 	if err != nil {
 		return nil, fmt.Errorf("make control socket: %w", err)
 	}
-	defer l.Close()
+	defer func() { _ = l.Close() }()
 	l.SetUnlinkOnClose(false)
 	if err := os.Chmod(fresh, 0o600); err != nil {
 		return nil, fmt.Errorf("make control socket: %w", err)

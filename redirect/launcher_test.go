@@ -21,7 +21,7 @@ func TestLauncherEndsWhenTold(t *testing.T) {
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
-	dialRaw(t, dir).Close()
+	_ = dialRaw(t, dir).Close()
 	// At whatever moment of the child's start.
 	if err := cmd.Process.Signal(syscall.SIGTERM); err != nil {
 		t.Fatal(err)
@@ -43,13 +43,13 @@ func TestOneLauncher(t *testing.T) {
 	dir := t.TempDir()
 	showLog(t, dir)
 	startLauncher(t, dir, "serve")
-	dialRaw(t, dir).Close()
+	_ = dialRaw(t, dir).Close()
 	second := exec.Command("/proc/self/exe", "proxy", "launch", dir, "proxy", "confine", "serve")
 	out, err := second.CombinedOutput()
 	if err == nil || !strings.Contains(string(out), ErrRunning.Error()) {
 		t.Errorf("a second one: %v, %s", err, out)
 	}
-	dialRaw(t, dir).Close()
+	_ = dialRaw(t, dir).Close()
 }
 
 // TestCrashLoop: a child that can't live is started again and again, ever more
@@ -139,7 +139,7 @@ func TestLogFile(t *testing.T) {
 	if l, err = OpenLog(path, 100); err != nil {
 		t.Fatal(err)
 	}
-	defer l.Close()
+	defer func() { _ = l.Close() }()
 	fmt.Fprintln(l, "after")
 	if b, _ := os.ReadFile(path); string(b) != "last\nafter\n" {
 		t.Errorf("log reads %q", b)

@@ -48,6 +48,6 @@ func loadDatapath(t *testing.T) *bpf.Datapath {
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { d.Close() })
+	t.Cleanup(func() { _ = d.Close() })
 	return d
 }

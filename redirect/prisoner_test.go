@@ -81,14 +81,14 @@ func attempts(sealed bool, victim int, readOnly, readWrite *os.File) []attempt {
 		if err != nil {
 			return err
 		}
-		defer m.Close()
+		defer func() { _ = m.Close() }()
 		return m.Put(uint32(0), uint64(7))
 	}
 	socket := func(family, kind, protocol int) func() error {
 		return func() error {
 			fd, err := unix.Socket(family, kind, protocol)
 			if err == nil {
-				unix.Close(fd)
+				_ = unix.Close(fd)
 			}
 			return err
 		}
@@ -103,21 +103,21 @@ func attempts(sealed bool, victim int, readOnly, readWrite *os.File) []attempt {
 				Instructions: asm.Instructions{asm.Mov.Imm(asm.R0, 0), asm.Return()},
 			})
 			if err == nil {
-				p.Close()
+				_ = p.Close()
 			}
 			return err
 		}},
 		{name: "create a map", try: func() error {
 			m, err := ebpf.NewMap(&ebpf.MapSpec{Type: ebpf.Array, KeySize: 4, ValueSize: 4, MaxEntries: 1})
 			if err == nil {
-				m.Close()
+				_ = m.Close()
 			}
 			return err
 		}},
 		{name: "open a map by number", try: func() error {
 			for id := ebpf.MapID(1); id < 4096; id++ {
 				if m, err := ebpf.NewMapFromID(id); err == nil {
-					m.Close()
+					_ = m.Close()
 					return nil
 				}
 			}
@@ -128,7 +128,7 @@ func attempts(sealed bool, victim int, readOnly, readWrite *os.File) []attempt {
 			if err != nil {
 				return err
 			}
-			defer m.Close()
+			defer func() { _ = m.Close() }()
 			var v uint64
 			return m.Lookup(uint32(0), &v)
 		}},
@@ -174,7 +174,7 @@ func attempts(sealed bool, victim int, readOnly, readWrite *os.File) []attempt {
 			if err != nil {
 				return err
 			}
-			defer unix.Close(fd)
+			defer func() { _ = unix.Close(fd) }()
 			if err := unix.SetsockoptInt(fd, unix.SOL_IP, unix.IP_TRANSPARENT, 1); err != nil {
 				return err
 			}

@@ -44,9 +44,9 @@ func (s *session) close() {
 	s.once.Do(func() {
 		close(s.done)
 		if s.rpc != nil {
-			s.rpc.Close()
+			_ = s.rpc.Close()
 		}
-		s.conn.Close()
+		_ = s.conn.Close()
 		s.netns.Close()
 	})
 }
@@ -71,7 +71,7 @@ func dial(ctx context.Context, runDir string) (*session, error) {
 	c := nc.(*net.UnixConn)
 	s, err := greet(c)
 	if err != nil {
-		c.Close()
+		_ = c.Close()
 		return nil, fmt.Errorf("connect to the proxy: %w", err)
 	}
 	return s, nil

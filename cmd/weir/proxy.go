@@ -101,7 +101,7 @@ func (f *proxyFlags) launch(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		defer l.Close()
+		defer func() { _ = l.Close() }()
 		out = l
 	}
 	return redirect.Launch(ctx, redirect.LauncherOptions{

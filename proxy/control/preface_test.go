@@ -217,8 +217,8 @@ func FuzzReceive(f *testing.F) {
 	f.Add([]byte("weir\xff\xff\xff\xff"), true)
 	f.Fuzz(func(t *testing.T, in []byte, rights bool) {
 		a, b := socketPair(t)
-		defer a.Close()
-		defer b.Close()
+		defer func() { _ = a.Close() }()
+		defer func() { _ = b.Close() }()
 		var oob []byte
 		if rights && len(in) > 0 {
 			oob = unix.UnixRights(0)

@@ -36,7 +36,7 @@ func NewClient(c net.Conn) (*grpc.ClientConn, error) {
 // when c has ended, for whatever reason, or s was stopped.
 func Serve(s *grpc.Server, c net.Conn) error {
 	l := &oneConn{conn: make(chan net.Conn, 1), done: make(chan struct{}), addr: c.LocalAddr()}
-	l.conn <- &notifyClose{Conn: c, closed: sync.OnceFunc(func() { l.Close() })}
+	l.conn <- &notifyClose{Conn: c, closed: sync.OnceFunc(func() { _ = l.Close() })}
 	err := s.Serve(l)
 	if errors.Is(err, net.ErrClosed) || errors.Is(err, grpc.ErrServerStopped) {
 		return nil

@@ -42,8 +42,8 @@ func (echo) Records(_ *RecordsRequest, s Proxy_RecordsServer) error {
 
 func TestServeOneConnection(t *testing.T) {
 	a, b := socketPair(t)
-	a.SetDeadline(time.Time{})
-	b.SetDeadline(time.Time{})
+	_ = a.SetDeadline(time.Time{})
+	_ = b.SetDeadline(time.Time{})
 	s := grpc.NewServer()
 	RegisterProxyServer(s, echo{})
 	served := make(chan error, 1)
@@ -52,7 +52,7 @@ func TestServeOneConnection(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer cc.Close()
+	defer func() { _ = cc.Close() }()
 	client := NewProxyClient(cc)
 	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
 	defer cancel()
