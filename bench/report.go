@@ -29,9 +29,11 @@ type report struct {
 	Workers  int               `json:"workers"`
 	Rounds   int               `json:"rounds"`
 	Seconds  float64           `json:"seconds"` // of one measurement
-	Cells    []result          `json:"cells"`
-	Figures  []figure          `json:"figures,omitempty"`
-	Checks   []check           `json:"checks"`
+	// Disturbed is how many measurements count though others used the machine.
+	Disturbed int      `json:"disturbed"`
+	Cells     []result `json:"cells"`
+	Figures   []figure `json:"figures,omitempty"`
+	Checks    []check  `json:"checks"`
 }
 
 // figure is one number that is not a load in turns.
@@ -104,6 +106,9 @@ func (r *report) print(w io.Writer) error {
 	fmt.Fprintf(w, "%s, commit %s, kernel %s, %d x %s\n", r.Date.Format(time.RFC3339), r.Commit, r.Kernel, r.CPUs, r.CPU)
 	fmt.Fprintf(w, "%d rounds of %gs, medians; %d worker per proxy where nothing else is said; %s; %s; %s\n", r.Rounds, r.Seconds, r.Workers,
 		r.Versions["nginx"], r.Versions["haproxy"], r.Versions["envoy"])
+	if r.Disturbed > 0 {
+		fmt.Fprintf(w, "%d measurements were disturbed by other programs.\n", r.Disturbed)
+	}
 	for _, c := range r.Cells {
 		fmt.Fprintf(w, "\n### %s\n\n", c.Title)
 		t := tabwriter.NewWriter(w, 0, 0, 1, ' ', 0)
