@@ -151,6 +151,7 @@ func (e *Engine) entityEnd(name string) (end, error) {
 		reserved(entityPeer, identity.Ingress, identity.ReservedIngress)
 	case api.EntityInit:
 		out.pod, out.init = newFixedPeer(entityPeer, identity.Init, identity.Reserved(identity.ReservedInit)), true
+		out.node = e.nodeName // a pod that is being started, so of this node
 	case api.EntityKubeAPIServer:
 		if at := slices.SortedFunc(maps.Keys(e.claims.apiServers), netip.Addr.Compare); len(at) > 0 {
 			return e.addressEnd(at[0].String())

@@ -82,7 +82,11 @@ func newClaims() *claims {
 	return c
 }
 
-func (c *claims) touch(a netip.Addr) { c.dirty[hostPrefix(a)] = struct{}{} }
+func (c *claims) touch(a netip.Addr) {
+	if a.IsValid() {
+		c.dirty[hostPrefix(a)] = struct{}{}
+	}
+}
 
 func (c *claims) pod(p *pod, a netip.Addr, add bool) {
 	c.touch(a)
