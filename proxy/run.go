@@ -32,8 +32,6 @@ type Options struct {
 	Notes   []string
 	// Drain is how long connections get when ctx ends.
 	Drain time.Duration
-	// Threads that serve connections; 0: one for each CPU.
-	Threads int
 	Log   *slog.Logger
 }
 
@@ -77,7 +75,7 @@ func Run(ctx context.Context, o Options) error {
 	if _, err := rand.Read(id[:]); err != nil {
 		return fmt.Errorf("name this run: %w", err)
 	}
-	server, err := http.New(http.Options{Loops: o.Threads, DialTimeout: connectTimeout + time.Second})
+	server, err := http.New(http.Options{DialTimeout: connectTimeout + time.Second})
 	if err != nil {
 		return fmt.Errorf("make HTTP server: %w", err)
 	}

@@ -32,7 +32,6 @@ type proxyFlags struct {
 	logFile string
 	drain   time.Duration
 	threads int
-	threads int
 	verbose bool
 }
 
@@ -82,7 +81,6 @@ func newProxyCommand() *cobra.Command {
 		stateFlag(c, &f.state)
 		c.Flags().DurationVar(&f.drain, "drain", 10*time.Second, "how long connections may go on after SIGTERM")
 		c.Flags().IntVar(&f.threads, "threads", 0, "how many threads serve connections (0: one per CPU)")
-		c.Flags().IntVar(&f.threads, "threads", 0, "threads that serve connections (default one for each CPU)")
 		c.Flags().BoolVar(&f.verbose, "verbose", false, "log more")
 	}
 	return cmd
@@ -133,7 +131,7 @@ func (f *proxyFlags) serve(ctx context.Context) error {
 	err = proxy.Run(ctx, proxy.Options{
 		Listener: in.Listener, Netns: in.Netns, Statm: in.Statm,
 		Version: version, Notes: redirect.Notes(),
-		Drain: f.drain, Threads: f.threads, Log: f.logger(os.Stderr),
+		Drain: f.drain, Log: f.logger(os.Stderr),
 	})
 	if errors.Is(err, proxy.ErrRestart) {
 		return restartStatus
