@@ -30,6 +30,8 @@ func (g *grant) l7() l7Kind {
 	return g.from.l7.kind
 }
 
+func (g *grant) denies() bool { return g.rule != nil && g.rule.deny }
+
 // portsFor returns the ports the grant is about where p is the other end.
 func (g *grant) portsFor(p *peer) []ports {
 	if len(g.names) == 0 || p == nil {
@@ -95,7 +97,7 @@ func (c *compiler) template(own, any []portGrantFor) (template, error) {
 	entries := map[ports]Entry{}
 	l7 := false
 	for _, g := range about {
-		if g.rule != nil && g.rule.deny {
+		if g.denies() {
 			for _, p := range g.ports {
 				if e, ok := entries[p]; !ok || e.Action != Deny {
 					entries[p] = Entry{Action: Deny, Rule: g.number}
@@ -133,14 +135,14 @@ func (c *compiler) template(own, any []portGrantFor) (template, error) {
 func (c *compiler) combine(entries map[ports]Entry, own, any []portGrantFor) error {
 	if len(own) > 0 {
 		for _, g := range any {
-			if g.rule != nil && g.rule.deny {
+			if g.denies() {
 				continue
 			}
 			for _, p := range g.ports {
 				if _, ok := entries[p]; ok {
 					continue
 				}
-				if slices.ContainsFunc(own, func(o portGrantFor) bool { return !(o.rule != nil && o.rule.deny) && o.covers(p) }) {
+				if slices.ContainsFunc(own, func(o portGrantFor) bool { return !o.denies() && o.covers(p) }) {
 					entries[p] = Entry{} // kept only if the rules together need L7
 				}
 			}
@@ -154,7 +156,7 @@ func (c *compiler) combine(entries map[ports]Entry, own, any []portGrantFor) err
 		for _, list := range [...][]portGrantFor{own, any} {
 			for i := range list {
 				g := &list[i]
-				if g.rule != nil && g.rule.deny || !g.covers(p) {
+				if g.denies() || !g.covers(p) {
 					continue
 				}
 				if g.l7() == 0 {

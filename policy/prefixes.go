@@ -264,15 +264,14 @@ func (e *Engine) settlePrefixes() ([]netip.Prefix, error) {
 		}
 		e.peers.release(old)
 		changed = append(changed, p)
-		switch {
-		case want == nil:
+		if want == nil {
 			e.prefixes.remove(p)
 			e.delta.Prefixes[p] = Peer{}
-		default:
-			e.prefixes.set(p, want)
-			if old == nil || old.id != want.id || old.isWorld() != want.isWorld() {
-				e.delta.Prefixes[p] = Peer{Identity: want.id, World: want.isWorld()}
-			}
+			continue
+		}
+		e.prefixes.set(p, want)
+		if old == nil || old.id != want.id || old.isWorld() != want.isWorld() {
+			e.delta.Prefixes[p] = Peer{Identity: want.id, World: want.isWorld()}
 		}
 	}
 	clear(e.claims.dirty)

@@ -128,7 +128,7 @@ func groupsMeet(r *identity.Requirement, groups []*cidrGroup) bool {
 
 // portNameSelector selects the pods that have a port of that name.
 func portNameSelector(name string, protos []uint8) *selector {
-	return &selector{key: fmt.Sprint("port ", name, protos), text: "pods with a port named " + name, scope: podScope,
+	return &selector{key: fmt.Sprintf("port %q %d", name, protos), text: "pods with a port named " + name, scope: podScope,
 		matches: func(p *peer) bool {
 			return p.kind == podPeer && slices.ContainsFunc(protos, func(proto uint8) bool { return len(p.named(name, proto)) > 0 })
 		}}

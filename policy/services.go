@@ -108,7 +108,9 @@ func (e *Engine) lookBehind(s *service) {
 		for _, name := range names {
 			sl := s.slices[name]
 			for _, p := range sl.Ports {
-				if p.Protocol != sp.Protocol || p.Name != sp.Name && !(len(s.src.Ports) == 1 && sp.Name == "") {
+				// A single port needs no name, and its slices may have one.
+				alone := len(s.src.Ports) == 1 && sp.Name == ""
+				if p.Protocol != sp.Protocol || p.Name != sp.Name && !alone {
 					continue
 				}
 				for _, a := range sl.Addresses {
