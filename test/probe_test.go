@@ -281,8 +281,8 @@ func (s *story) recordsOf(p *probe, from *place, target netip.AddrPort, family i
 		case r.Dest.Addr != target.Addr(), r.Dest.Port != target.Port() && p.verb != "ping":
 		case from.pod != nil && r.Source.Addr != from.addrs[family]:
 		case r.HTTP != nil && (r.HTTP.Path != p.path || r.HTTP.Method != p.verb):
-		// Event times come by way of another clock.
-		case r.Time.Before(began.Add(-20 * time.Millisecond)):
+		case r.HTTP != nil && r.Time.Before(began):
+		case r.Time.Before(began.Add(-20 * time.Millisecond)): // the kernel's times come by way of another clock
 		default:
 			mine = append(mine, r)
 		}

@@ -42,8 +42,8 @@ func (d *demoRecords) of(a *demoResult, from, to netip.AddrPort, since time.Time
 		case from.Port() != 0 && r.Source.Port != from.Port():
 		case r.HTTP == nil && !a.fresh:
 		case r.HTTP != nil && (r.HTTP.Method != a.verb || !a.fresh && r.HTTP.Path != a.path):
-		// The kernel's times come by way of another clock.
-		case r.Time.Before(since.Add(-20 * time.Millisecond)):
+		case r.Time.Before(since) && r.HTTP != nil:
+		case r.Time.Before(since.Add(-20 * time.Millisecond)): // the kernel's times come by way of another clock
 		default:
 			mine = append(mine, r)
 		}
