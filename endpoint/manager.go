@@ -45,6 +45,7 @@ type Manager struct {
 	mtu     int // last told
 	mtuTurn sync.Mutex
 	started bool // the first changes are in
+	passes  int
 	// applyErr is what of the last changes made no sense.
 	applyErr error
 
@@ -67,6 +68,8 @@ const (
 	settle = time.Millisecond
 	// Retries after an error start at the first and end at the second.
 	retryFirst, retryLast = 50 * time.Millisecond, 5 * time.Second
+	// activateAfter so many passes our programs take over though there are errors.
+	activateAfter = 5
 	// rescan finds veths whose events were missed: often while a pod waits.
 	rescan, rescanWaiting = 30 * time.Second, time.Second
 )
@@ -229,8 +232,10 @@ func (m *Manager) pass(ctx context.Context) error {
 	m.r.place()
 	m.updateMTU()
 	err := m.r.realise(ctx, m.complete())
-	if err == nil {
-		err = m.r.activate()
+	// What can't be written or attached for long must not keep the rest with a
+	// predecessor's programs.
+	if m.passes++; err == nil || m.passes > activateAfter {
+		err = errors.Join(err, m.r.activate())
 	}
 	took := time.Since(start)
 	m.metrics.realise.Observe(took.Seconds())

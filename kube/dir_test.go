@@ -92,6 +92,18 @@ func TestDirFollowsEvents(t *testing.T) {
 	soon("linked file", "Pod shop/a, Pod shop/e, Pod shop/f")
 	link("..v2", "..data")
 	soon("new data", "Pod shop/a, Pod shop/e, Pod shop/g")
+	outside := filepath.Join(t.TempDir(), "elsewhere.yaml")
+	if err := os.WriteFile(outside, []byte(podYAML("h", "10.0.0.8")), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Symlink(outside, filepath.Join(s.path, "h.yaml")); err != nil {
+		t.Fatal(err)
+	}
+	soon("link to a file elsewhere", "Pod shop/a, Pod shop/e, Pod shop/g, Pod shop/h")
+	if err := os.WriteFile(outside, []byte(podYAML("i", "10.0.0.8")), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	soon("the file elsewhere changes", "Pod shop/a, Pod shop/e, Pod shop/g, Pod shop/i")
 }
 
 func TestDirBrokenFileKeepsLastValidContents(t *testing.T) {

@@ -31,7 +31,7 @@ func wanted(name string) bool {
 // listing is the tree below a directory.
 type listing struct {
 	files map[string]signature // by path, the directory's name in front
-	dirs  []string
+	dirs  []string             // where something may change
 }
 
 // signature tells whether a file may have changed since it was read.
@@ -90,6 +90,12 @@ func list(root string) (listing, error) {
 			return err
 		case regular:
 			l.files[path] = sig
+		}
+		if d.Type()&fs.ModeSymlink != 0 {
+			// What it points to may change without an event in here.
+			if target, err := filepath.EvalSymlinks(path); err == nil {
+				l.dirs = append(l.dirs, filepath.Dir(target))
+			}
 		}
 		return nil
 	})

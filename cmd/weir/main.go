@@ -2,6 +2,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"os"
 
@@ -25,7 +26,7 @@ func run(args []string) int {
 	root.AddCommand(commands()...)
 	root.SetArgs(args)
 	if err := root.Execute(); err != nil {
-		if code, ok := err.(exitCode); ok {
+		if code := exitCode(0); errors.As(err, &code) {
 			return int(code)
 		}
 		fmt.Fprintln(os.Stderr, "weir:", err)
