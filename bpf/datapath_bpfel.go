@@ -61,6 +61,7 @@ type datapathConntrack struct {
 	Generation uint8
 	Pad        uint8
 	Rule       [2]uint32
+	Veth       [2]uint32
 }
 
 type datapathDevice struct {

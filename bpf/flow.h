@@ -34,9 +34,11 @@ SUBPROGRAM int create(struct __sk_buff *skb, struct packet *p, __u32 flags, bool
 	if (role == DIRECTION_EGRESS) {
 		ct.revision[1] = p->revision;
 		ct.rule[1] = p->found[1].rule;
+		ct.veth[1] = skb->ifindex;
 	} else {
 		ct.revision[0] = p->revision;
 		ct.rule[0] = p->found[0].rule;
+		ct.veth[0] = skb->ifindex;
 	}
 	if (reply) {
 		ct.packets[1] = 1;
@@ -278,14 +280,51 @@ SUBPROGRAM int unknown(struct __sk_buff *skb, struct packet *p)
 	return is_tcp(p) ? midstream(skb, p) : begin(skb, p, false);
 }
 
+/* The shortest way: a packet of a flow that was judged at this veth, at the
+ * current revision. That it came by this veth then makes its addresses the
+ * pod's, and nothing else has to be asked. GO_ON if it is another case. */
+static __always_inline int pass_known(struct __sk_buff *skb, struct packet *p)
+{
+	struct proxy *px = NULL;
+	struct conntrack *ct;
+	__u32 flags;
+	bool reply;
+	__u8 role;
+
+	if (p->kind != KIND_FLOW || p->part != FRAGMENT_NONE || is_syn(p) || is_icmp(p))
+		return GO_ON;
+	p->swapped = ct_key(&p->tuple, &p->key);
+	ct = ct_find(&p->key, p->now);
+	if (!ct)
+		return GO_ON;
+	flags = ct->flags;
+	reply = ct_is_reply(ct, p->swapped);
+	role = ct_role(p->direction, reply);
+	if ((flags & (CT_CUT | ct_judged(role))) != ct_judged(role) ||
+	    ct->veth[role & 1] != skb->ifindex)
+		return GO_ON;
+	if (!reply && !p->host && (ct->revision[role & 1] != p->revision || always_judge))
+		return GO_ON;
+	if (flags & CT_REDIRECTED) {
+		px = find_proxy(ct->generation);
+		if (!px)
+			return GO_ON;
+	}
+	ct_account(ct, p, reply, ct_counts(flags, p->direction));
+	return px ? enter(skb, p, px) : TC_ACT_UNSPEC;
+}
+
 /* Decides over a packet of a pod whose policy is p->policy. */
-static __always_inline int decide(struct __sk_buff *skb, struct packet *p)
+SUBPROGRAM int decide(struct __sk_buff *skb, struct packet *p)
 {
 	struct conntrack *ct;
 	__u32 flags, judged;
-	bool reply;
 	int act = GO_ON;
+	bool reply;
+	__u8 role;
 
+	if (!p)
+		return TC_ACT_SHOT;
 	if (unlikely(p->kind == KIND_ICMP_ERROR))
 		return icmp_error(skb, p);
 	if (unlikely(p->kind != KIND_FLOW))
@@ -309,7 +348,8 @@ static __always_inline int decide(struct __sk_buff *skb, struct packet *p)
 			return TC_ACT_UNSPEC;
 		return into_proxy(skb, p, ct->generation);
 	}
-	judged = ct_judged(ct_role(p->direction, reply));
+	role = ct_role(p->direction, reply);
+	judged = ct_judged(role);
 	if (!(flags & judged))
 		act = reply ? judge_late(skb, p, ct) : judge_again(skb, p, ct);
 	else if (!reply && !p->host &&
@@ -317,6 +357,7 @@ static __always_inline int decide(struct __sk_buff *skb, struct packet *p)
 		act = judge_again(skb, p, ct);
 	if (unlikely(act != GO_ON))
 		return act;
+	ct->veth[role & 1] = skb->ifindex;
 	ct_account(ct, p, reply, ct_counts(flags, p->direction));
 	if (flags & CT_REDIRECTED)
 		return into_proxy(skb, p, ct->generation);

@@ -8,7 +8,7 @@ int from_pod(struct __sk_buff *skb)
 {
 	struct packet p = {.direction = DIRECTION_EGRESS};
 	struct endpoint *self;
-	int reason;
+	int reason, act;
 
 	if (skb->mark == MARK_INJECTED) {
 		skb->mark = 0;
@@ -21,6 +21,9 @@ int from_pod(struct __sk_buff *skb)
 								       : TC_ACT_UNSPEC;
 	if (unlikely(p.kind == KIND_NEIGHBOR))
 		return TC_ACT_UNSPEC;
+	act = pass_known(skb, &p);
+	if (likely(act != GO_ON))
+		return act;
 
 	self = bpf_map_lookup_elem(&endpoints, &p.tuple.saddr);
 	if (unlikely(!self || self->ifindex != skb->ifindex)) {

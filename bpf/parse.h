@@ -1,7 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 OR GPL-2.0 */
 /* From bytes to a struct packet: the only place that reads headers. It copies
- * them with bpf_skb_load_bytes: no pointer into the packet is ever held, so
- * none can go stale, and data outside the linear part needs no second path. */
+ * them out, so no pointer into the packet is ever held that could go stale. */
 #pragma once
 #include "net.h"
 #include "types.h"
@@ -13,6 +12,22 @@ enum kind {
 	KIND_ICMP_ERROR, /* about a packet that is quoted */
 };
 enum fragment_part { FRAGMENT_NONE, FRAGMENT_FIRST, FRAGMENT_LATER };
+
+/* Copies from the packet. What is not in its linear part, which is rare, a
+ * helper copies; where it is, that saves a call, of which there would be two in
+ * every packet's way. Returns 0, or less if the packet is shorter. */
+static __always_inline long load_bytes(struct __sk_buff *skb, __u32 offset, void *to,
+				       const __u32 len)
+{
+	void *data = (void *)(long)skb->data, *end = (void *)(long)skb->data_end;
+
+	/* The verifier follows offsets into a packet up to 64 KiB. */
+	if (offset <= 1024 && data + offset + len <= end) {
+		__builtin_memcpy(to, data + offset, len);
+		return 0;
+	}
+	return bpf_skb_load_bytes(skb, offset, to, len);
+}
 
 /* What one search in a policy gave, see policy.h. */
 struct finding {
@@ -218,7 +233,7 @@ static __always_inline int parse_icmp(struct __sk_buff *skb, struct packet *p)
 	bool v6 = p->tuple.proto == IPPROTO_ICMPV6;
 	struct icmphdr icmp;
 
-	if (p->l4_len < sizeof(icmp) || bpf_skb_load_bytes(skb, p->l4, &icmp, sizeof(icmp)))
+	if (p->l4_len < sizeof(icmp) || load_bytes(skb, p->l4, &icmp, sizeof(icmp)))
 		return REASON_INVALID_PACKET;
 	p->icmp_type = icmp.type;
 	p->icmp_code = icmp.code;
@@ -257,7 +272,7 @@ static __always_inline int parse_l4(struct __sk_buff *skb, struct packet *p, boo
 	case IPPROTO_TCP:
 		/* The whole header, also of a first fragment: flags in a second one
 		 * could not be judged. */
-		if (p->l4_len < sizeof(tcp) || bpf_skb_load_bytes(skb, p->l4, &tcp, sizeof(tcp)))
+		if (p->l4_len < sizeof(tcp) || load_bytes(skb, p->l4, &tcp, sizeof(tcp)))
 			return REASON_INVALID_PACKET;
 		doff = (tcp.doff >> 4) * 4;
 		if (doff < sizeof(tcp) || (p->part == FRAGMENT_NONE && doff > p->l4_len))
@@ -269,7 +284,7 @@ static __always_inline int parse_l4(struct __sk_buff *skb, struct packet *p, boo
 		p->tcp_flags = tcp.flags;
 		break;
 	case IPPROTO_UDP:
-		if (p->l4_len < sizeof(udp) || bpf_skb_load_bytes(skb, p->l4, &udp, sizeof(udp)))
+		if (p->l4_len < sizeof(udp) || load_bytes(skb, p->l4, &udp, sizeof(udp)))
 			return REASON_INVALID_PACKET;
 		/* Segments that travel as one packet may say the length of one. */
 		if (!gso && (ntohs(udp.len) < sizeof(udp) ||
@@ -280,7 +295,7 @@ static __always_inline int parse_l4(struct __sk_buff *skb, struct packet *p, boo
 		break;
 	case IPPROTO_SCTP:
 		/* Its header is longer by 4 bytes than UDP's and begins like it. */
-		if (p->l4_len < 12 || bpf_skb_load_bytes(skb, p->l4, &udp, 4))
+		if (p->l4_len < 12 || load_bytes(skb, p->l4, &udp, 4))
 			return REASON_INVALID_PACKET;
 		p->tuple.sport = udp.source;
 		p->tuple.dport = udp.dest;
@@ -301,7 +316,7 @@ static __always_inline int parse_ipv4(struct __sk_buff *skb, struct packet *p, _
 	__u32 header, total, bits;
 	struct iphdr ip;
 
-	if (bpf_skb_load_bytes(skb, ETH_HLEN, &ip, sizeof(ip)) || ip.version_ihl >> 4 != 4)
+	if (load_bytes(skb, ETH_HLEN, &ip, sizeof(ip)) || ip.version_ihl >> 4 != 4)
 		return REASON_INVALID_PACKET;
 	addr4(&p->tuple.saddr, ip.saddr);
 	addr4(&p->tuple.daddr, ip.daddr);
@@ -337,7 +352,7 @@ static __always_inline int parse_ipv6(struct __sk_buff *skb, struct packet *p, _
 	__u32 total;
 	int reason;
 
-	if (bpf_skb_load_bytes(skb, ETH_HLEN, &ip, sizeof(ip)) || ip.version_class >> 4 != 6)
+	if (load_bytes(skb, ETH_HLEN, &ip, sizeof(ip)) || ip.version_class >> 4 != 6)
 		return REASON_INVALID_PACKET;
 	addr6(&p->tuple.saddr, ip.saddr);
 	addr6(&p->tuple.daddr, ip.daddr);
@@ -426,7 +441,7 @@ SUBPROGRAM int parse_quoted(struct __sk_buff *skb, const struct packet *p, struc
 	__builtin_memset(t, 0, sizeof(*t));
 	c.offset = p->l4 + sizeof(struct icmphdr);
 	if (p->tuple.proto == IPPROTO_ICMP) {
-		if (bpf_skb_load_bytes(skb, c.offset, &ip.v4, sizeof(ip.v4)) ||
+		if (load_bytes(skb, c.offset, &ip.v4, sizeof(ip.v4)) ||
 		    ip.v4.version_ihl >> 4 != 4 || (ip.v4.version_ihl & 15) < 5 ||
 		    ip.v4.frag_off & htons(IP_OFFSET))
 			return false;
@@ -435,7 +450,7 @@ SUBPROGRAM int parse_quoted(struct __sk_buff *skb, const struct packet *p, struc
 		c.proto = ip.v4.protocol;
 		c.offset += (ip.v4.version_ihl & 15) * 4;
 	} else {
-		if (bpf_skb_load_bytes(skb, c.offset, &ip.v6, sizeof(ip.v6)) ||
+		if (load_bytes(skb, c.offset, &ip.v6, sizeof(ip.v6)) ||
 		    ip.v6.version_class >> 4 != 6)
 			return false;
 		addr6(&t->saddr, ip.v6.saddr);
@@ -451,13 +466,13 @@ SUBPROGRAM int parse_quoted(struct __sk_buff *skb, const struct packet *p, struc
 	case IPPROTO_UDP:
 	case IPPROTO_SCTP:
 		/* The first 8 bytes are always quoted; ports are the first 4. */
-		if (bpf_skb_load_bytes(skb, c.offset, &l4, 4))
+		if (load_bytes(skb, c.offset, &l4, 4))
 			return false;
 		__builtin_memcpy(&t->sport, &l4, 4);
 		return true;
 	case IPPROTO_ICMP:
 	case IPPROTO_ICMPV6:
-		if (bpf_skb_load_bytes(skb, c.offset, &l4, sizeof(l4)))
+		if (load_bytes(skb, c.offset, &l4, sizeof(l4)))
 			return false;
 		if (l4.type == (c.proto == IPPROTO_ICMP ? ICMP_ECHO : ICMPV6_ECHO))
 			t->sport = l4.id;

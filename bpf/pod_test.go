@@ -75,6 +75,16 @@ func TestSource(t *testing.T) {
 			k.drain()
 		})
 	}
+	// Also in the middle of that pod's own connection, which is known.
+	empty(k, k.Conntrack)
+	k.policy(policyA, rules{{Direction: out}: allow(1)})
+	p := ipv4.tcp()
+	k.want(k.fromA(), p, pass, forwarded(flow.ReasonPolicyAllowed, out))
+	k.want(k.fromA(), p.with(ack), pass, silent)
+	k.want(k.fromB(), p.with(ack), dropped, droppedFor(flow.ReasonInvalidSource, out))
+	k.policy(policyB, closed)
+	k.want(k.toA(), p.reply(ack), pass, silent)
+	k.want(k.toB(), p.reply(ack), dropped, droppedFor(flow.ReasonPolicyDenied, in))
 	// Ingress rules alone are enough to hold a pod to its addresses.
 	k.policy(policyA, closed, in)
 	k.want(k.fromA(), packet{src: ipv4.world, dst: ipv4.peer, proto: udp, sport: 1, dport: 2}, dropped, droppedFor(flow.ReasonInvalidSource, out))

@@ -147,8 +147,14 @@ SUBPROGRAM int redirect_new(struct __sk_buff *skb, struct packet *p, bool again)
 	ct.ifindex = conn.ifindex;
 	ct.generation = conn.generation;
 	ct.flags = CT_REDIRECTED | ct_judged(p->direction) | (p->swapped ? CT_SWAPPED : 0);
-	if (p->direction == DIRECTION_EGRESS && p->local_ifindex)
-		ct.flags |= CT_JUDGED_INGRESS;
+	if (p->direction == DIRECTION_INGRESS) {
+		ct.veth[DIRECTION_INGRESS] = skb->ifindex;
+	} else {
+		ct.veth[DIRECTION_EGRESS] = skb->ifindex;
+		ct.veth[DIRECTION_INGRESS] = p->local_ifindex;
+		if (p->local_ifindex)
+			ct.flags |= CT_JUDGED_INGRESS;
+	}
 	ct.rule[0] = conn.rule[0];
 	ct.rule[1] = conn.rule[1];
 	__builtin_memcpy(ct.l2, conn.l2, sizeof(ct.l2));

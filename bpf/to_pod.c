@@ -8,7 +8,7 @@ int to_pod(struct __sk_buff *skb)
 {
 	struct packet p = {.direction = DIRECTION_INGRESS};
 	struct endpoint *self;
-	int reason;
+	int reason, act;
 
 	/* A forwarded packet has come in somewhere. IPv6 forgets where when it has
 	 * to copy the parts of one that it takes apart anew; but they have no
@@ -22,6 +22,9 @@ int to_pod(struct __sk_buff *skb)
 			       : TC_ACT_UNSPEC;
 	if (unlikely(p.kind == KIND_NEIGHBOR))
 		return TC_ACT_UNSPEC;
+	act = pass_known(skb, &p);
+	if (likely(act != GO_ON))
+		return act;
 
 	self = bpf_map_lookup_elem(&endpoints, &p.tuple.daddr);
 	if (unlikely(!self || (self->ifindex && self->ifindex != skb->ifindex))) {

@@ -93,6 +93,7 @@ struct conntrack {
 	__u8 generation;   /* redirected: the proxy it went to */
 	__u8 pad;
 	__u32 rule[2]; /* by direction: deciding rule */
+	__u32 veth[2]; /* by direction: host veth of the pod that judged */
 };
 #define CT_SWAPPED 1u	     /* the initiator is the higher (address, port) of the key */
 #define CT_JUDGED_INGRESS 2u /* ingress policy of the responder allowed it (revision[0] holds) */
