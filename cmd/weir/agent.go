@@ -48,6 +48,7 @@ type agentOptions struct {
 	logFormat   string
 	logLevel    string
 	keepFlows   int
+	clsact      bool
 }
 
 // newAgentCommand is `weir agent`.
@@ -79,6 +80,7 @@ func newAgentCommand() *cobra.Command {
 	f.StringVar(&o.logFormat, "log-format", "text", "text or json")
 	f.StringVar(&o.logLevel, "log-level", "info", "debug, info, warn or error")
 	f.IntVar(&o.keepFlows, "keep-flows", 16384, "how many of the latest flow records are kept")
+	f.BoolVar(&o.clsact, "clsact", false, "attach programs as clsact filters also where the kernel has tcx (tcx runs before filters of others)")
 	return cmd
 }
 
@@ -129,7 +131,7 @@ func (o *agentOptions) run(ctx context.Context) error {
 	if err := bpf.MountPins(o.state.pins()); err != nil {
 		return err
 	}
-	datapath, err := bpf.Load(bpf.Options{Pins: o.state.pins(), Logger: log})
+	datapath, err := bpf.Load(bpf.Options{Pins: o.state.pins(), ForceClsact: o.clsact, Logger: log})
 	if err != nil {
 		return err
 	}
