@@ -1,29 +1,55 @@
 package policy
 
-import "slices"
+import (
+	"slices"
+
+	"github.com/weirnet/weir/policy/api"
+)
 
 // settlePolicies translates what changed, and notes the subjects it selects or
 // selected.
 func (e *Engine) settlePolicies() {
-	work := e.dirty.policies
-	for o := range e.dirty.again {
-		if _, ok := work[o]; !ok {
-			work[o] = e.policies[o].src
-		}
+	t := func(o Object, src *api.Policy) *policyObject {
+		return (&translator{groups: e.groups, groupsVersion: e.groupsSeen, services: e.servicesNamed}).translate(o, src)
 	}
-	for o, src := range work {
-		old := e.policies[o]
-		if old != nil {
-			e.forget(old)
-		}
+	for o, src := range e.dirty.policies {
+		var p *policyObject
 		if src != nil {
-			t := translator{groups: e.groups, groupsVersion: e.groupsSeen, services: e.servicesNamed}
-			e.remember(t.translate(o, src), old)
+			p = t(o, src)
 		}
-		if old != nil {
-			e.rules.release(old)
+		e.replacePolicy(e.policies[o], p)
+	}
+	for o := range e.dirty.again {
+		old := e.policies[o]
+		if _, done := e.dirty.policies[o]; done || old == nil {
+			continue
+		}
+		if p := t(o, old.src); !p.selectsAs(old) {
+			e.replacePolicy(old, p)
 		}
 	}
+}
+
+// replacePolicy puts a policy in the place of another; either may be nil.
+func (e *Engine) replacePolicy(old, p *policyObject) {
+	if old != nil {
+		e.forget(old)
+	}
+	if p != nil {
+		e.remember(p, old)
+	}
+	if old != nil {
+		e.rules.release(old)
+	}
+}
+
+// selectsAs tells whether two translations of one policy select the same
+// peers.
+func (p *policyObject) selectsAs(o *policyObject) bool {
+	return slices.EqualFunc(p.rules, o.rules, func(a, b *rule) bool {
+		return a.any == b.any && a.closed == b.closed &&
+			slices.EqualFunc(a.peers, b.peers, func(x, y *selector) bool { return x.key == y.key })
+	})
 }
 
 func (e *Engine) remember(p, old *policyObject) {
