@@ -222,6 +222,34 @@ func TestPolicyChangedWhileAgentWasDead(t *testing.T) {
 	s.check("shop/client2 GET shop/web2:8080/a => 403")
 }
 
+// TestClsactAndBack: an agent that attaches in another way than the one before
+// takes over without a gap.
+func TestClsactAndBack(t *testing.T) {
+	t.Parallel()
+	s := tell(t, "setups/http.txtar")
+	w := s.nodes[0].Weir()
+	l := s.allow()
+	attempts, reached := s.unchecked()
+	for _, args := range [][]string{{"--clsact"}, nil} {
+		time.Sleep(200 * time.Millisecond)
+		w.Agent().Stop()
+		if err := w.Start(args...); err != nil {
+			t.Fatal(err)
+		}
+		if err := w.Wait(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	time.Sleep(200 * time.Millisecond)
+	attempts.end()
+	for _, err := range l.end() {
+		t.Error(err)
+	}
+	if n := reached(); n != 0 {
+		t.Errorf("%d flows passed that no rule allows", n)
+	}
+}
+
 // mustTimeOut tries a flow that must get no answer.
 func (s *story) mustTimeOut(from, to string, port uint16) error {
 	var errs []error

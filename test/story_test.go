@@ -35,6 +35,17 @@ func TestStories(t *testing.T) {
 	}
 }
 
+// TestStoriesWithClsact tells those again that take every path a packet has,
+// with programs attached as kernels before 6.6 have it.
+func TestStoriesWithClsact(t *testing.T) {
+	for _, name := range []string{"network-policy", "http-egress", "http-both-ends", "host", "nodeport", "small-mtu", "fragments", "pods-come-and-go", "two-nodes"} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			tell(t, "stories/"+name+".txtar", "--clsact")
+		})
+	}
+}
+
 // story is one that is being told.
 type story struct {
 	t       *testing.T
@@ -49,6 +60,7 @@ type story struct {
 	// noExplain: what is in the directory is not what is in force.
 	noExplain bool
 	started   map[string]bool // by node
+	args      []string        // of every agent
 
 	mu      sync.Mutex
 	records []flow.Record
@@ -65,8 +77,8 @@ type place struct {
 var stories atomic.Int32
 
 // tell runs a story's script and returns the story as it stands then; all of
-// it goes when the test ends.
-func tell(t *testing.T, file string) *story {
+// it goes when the test ends. Its agents get args.
+func tell(t *testing.T, file string, args ...string) *story {
 	t.Helper()
 	needRoot(t)
 	text, err := os.ReadFile(file)
@@ -75,7 +87,7 @@ func tell(t *testing.T, file string) *story {
 	}
 	a := parseArchive(string(text))
 	s := &story{
-		t: t, files: a.files, places: map[string]*place{}, started: map[string]bool{},
+		t: t, args: args, files: a.files, places: map[string]*place{}, started: map[string]bool{},
 		forwards: map[netip.AddrPort]netip.AddrPort{}, masqueraded: map[netip.AddrPort]bool{}, objects: node.Objects{Dir: t.TempDir()},
 	}
 	s.make(a.text)
@@ -433,7 +445,7 @@ func (s *story) start(args ...string) error {
 		}
 		s.started[n.Name] = true
 		w := n.NewWeir(program, s.objects, s)
-		err := w.Start(args...)
+		err := w.Start(slices.Concat(s.args, args)...)
 		if err == nil {
 			err = w.Wait(context.Background())
 		}

@@ -94,16 +94,25 @@ func TestUninstallLeavesNothing(t *testing.T) {
 	n := s.nodes[0]
 	w := n.NewWeir(program, s.objects, s)
 	before := inventory(t, s)
-	for _, end := range []string{"stopped", "killed", "killed with the proxy", "never started"} {
+	for _, end := range []string{"stopped", "killed", "killed with the proxy", "killed, with clsact", "never started"} {
 		if end != "never started" {
-			if err := w.Start(); err != nil {
+			var args []string
+			if strings.HasSuffix(end, "clsact") {
+				args = append(args, "--clsact")
+			}
+			if err := w.Start(args...); err != nil {
 				t.Fatal(err)
 			}
 			if err := w.Wait(t.Context()); err != nil {
 				t.Fatal(err)
 			}
-			if during := inventory(t, s); slices.Equal(before, during) {
+			during := inventory(t, s)
+			if slices.Equal(before, during) {
 				t.Fatal("a running Weir leaves no trace: the inventory is blind")
+			}
+			filters := slices.Contains(during, "qdisc clsact on "+s.places["shop/web"].pod.HostLink+" in host-a")
+			if filters != (len(args) > 0) {
+				t.Errorf("%s: clsact on the pod's interface: %v", end, filters)
 			}
 			status, _, err := get(s.places["shop/client"].HTTPClient(patience), s.places["shop/web"].addrs[0], 8080, "/a")
 			if err != nil || status != 200 {
@@ -113,7 +122,7 @@ func TestUninstallLeavesNothing(t *testing.T) {
 		switch end {
 		case "stopped":
 			w.Agent().Stop()
-		case "killed":
+		case "killed", "killed, with clsact":
 			w.Agent().Kill()
 		case "killed with the proxy":
 			w.Agent().Kill()
