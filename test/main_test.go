@@ -34,7 +34,7 @@ func run(m *testing.M) int {
 		fmt.Fprintln(os.Stderr, err)
 		return 1
 	}
-	if program = os.Getenv("WEIR_BINARY"); program == "" {
+	if program = os.Getenv("WEIR_BIN"); program == "" {
 		program = filepath.Join(dir, "weir")
 		if out, err := exec.Command("go", "build", "-o", program, "../cmd/weir").CombinedOutput(); err != nil {
 			fmt.Fprintf(os.Stderr, "build weir: %v\n%s", err, out)

@@ -1,145 +1,13 @@
 package test
 
 import (
-	"context"
-	"crypto/sha256"
-	"encoding/hex"
 	"errors"
-	"fmt"
-	"io"
-	"net/http"
 	"os/exec"
 	"slices"
-	"sync"
-	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
-
-	"github.com/weirnet/weir/test/node"
 )
-
-// load is traffic that goes on while something is killed.
-type load struct {
-	stop  context.CancelFunc
-	done  sync.WaitGroup
-	count atomic.Int64
-
-	mu     sync.Mutex
-	errors []error
-}
-
-// repeat does f again and again until the load is stopped.
-func (l *load) repeat(ctx context.Context, name string, pause time.Duration, f func() error) {
-	l.done.Go(func() {
-		for ctx.Err() == nil {
-			if err := f(); err != nil {
-				l.mu.Lock()
-				l.errors = append(l.errors, fmt.Errorf("%s: %w", name, err))
-				l.mu.Unlock()
-			}
-			l.count.Add(1)
-			time.Sleep(pause)
-		}
-	})
-}
-
-// end stops the load and returns what failed.
-func (l *load) end() []error {
-	l.stop()
-	l.done.Wait()
-	return l.errors
-}
-
-// allow starts what the rules of setups/http.txtar allow: requests on
-// connections that stay, requests on new ones, and new flows that no proxy
-// sees.
-func (s *story) allow() *load {
-	ctx, cancel := context.WithCancel(context.Background())
-	l := &load{stop: cancel}
-	s.t.Cleanup(cancel)
-	for _, names := range [][2]string{{"shop/client", "shop/web"}, {"shop/client2", "shop/web2"}} {
-		for family := range 2 {
-			from, to := s.places[names[0]], s.places[names[1]].addrs[family]
-			ask := func(c *http.Client, path string) error {
-				status, _, err := get(c, to, 8080, path)
-				if err == nil && status != 200 {
-					err = fmt.Errorf("status %d", status)
-				}
-				return err
-			}
-			open := from.HTTPClient(patience)
-			open.Transport.(*http.Transport).DisableKeepAlives = false
-			conn := int64(0)
-			l.repeat(ctx, "a connection that stays", 5*time.Millisecond, func() error {
-				status, seen, err := get(open, to, 8080, "/a")
-				switch {
-				case err != nil:
-					return err
-				case status != 200:
-					return fmt.Errorf("status %d", status)
-				case conn == 0:
-					conn = seen.Conn
-				case conn != seen.Conn:
-					return errors.New("the server sees another connection")
-				}
-				return nil
-			})
-			l.repeat(ctx, "a new connection", 10*time.Millisecond, func() error {
-				c := from.HTTPClient(patience)
-				defer c.CloseIdleConnections()
-				return ask(c, "/a")
-			})
-		}
-	}
-	client, db := s.places["shop/client"], s.places["shop/db"]
-	for family := range 2 {
-		p := s.connectPair(client, db, family, 9000)
-		l.repeat(ctx, "a direct flow", 5*time.Millisecond, func() error { return p.both(patience) })
-	}
-	l.repeat(ctx, "a new direct flow", 10*time.Millisecond, func() error {
-		ctx, cancel := context.WithTimeout(ctx, patience)
-		defer cancel()
-		_, err := client.AskTCP(ctx, addrPort(db, 0, 5432), "x")
-		if ctx.Err() != nil {
-			return nil // stopped in the middle
-		}
-		return err
-	})
-	return l
-}
-
-// unchecked counts the requests that reach a server on path: what no rule
-// allows must not, whatever runs and whatever does not.
-func (s *story) unchecked() (attempts *load, reached func() int64) {
-	var count atomic.Int64
-	ctx, cancel := context.WithCancel(context.Background())
-	s.t.Cleanup(cancel)
-	l := &load{stop: cancel}
-	for _, names := range [][2]string{{"shop/client", "shop/web"}, {"shop/client2", "shop/web2"}} {
-		for family := range 2 {
-			from, to := s.places[names[0]], s.places[names[1]].addrs[family]
-			l.repeat(ctx, "refused", 5*time.Millisecond, func() error {
-				c := from.HTTPClient(silence)
-				defer c.CloseIdleConnections()
-				if status, _, err := get(c, to, 8080, "/b?unchecked"); err == nil && status != 403 {
-					count.Add(1)
-				}
-				return nil
-			})
-		}
-	}
-	stranger, db := s.places["shop/stranger"], s.places["shop/db"]
-	l.repeat(ctx, "refused", 5*time.Millisecond, func() error {
-		ctx, cancel := context.WithTimeout(ctx, silence)
-		defer cancel()
-		if _, err := stranger.AskTCP(ctx, addrPort(db, 0, 5432), "x"); err == nil {
-			count.Add(1)
-		}
-		return nil
-	})
-	return l, count.Load
-}
 
 // TestAgentKilled kills the agent in the middle of everything: nothing stops,
 // nothing that was closed opens, and the next agent takes over what is there.
@@ -248,52 +116,6 @@ func TestClsactAndBack(t *testing.T) {
 	if n := reached(); n != 0 {
 		t.Errorf("%d flows passed that no rule allows", n)
 	}
-}
-
-// mustTimeOut tries a flow that must get no answer.
-func (s *story) mustTimeOut(from, to string, port uint16) error {
-	var errs []error
-	for family := range 2 {
-		ctx, cancel := context.WithTimeout(context.Background(), silence)
-		defer cancel()
-		_, err := s.places[from].AskTCP(ctx, addrPort(s.places[to], family, port), "x")
-		if got := outcome(err); got != "dropped" {
-			errs = append(errs, fmt.Errorf("%s to %s:%d, IPv%d: %s", from, to, port, 4+2*family, got))
-		}
-	}
-	return errors.Join(errs...)
-}
-
-// download takes about so long; the channel tells how it ended.
-func (s *story) download(duration time.Duration) <-chan error {
-	const size = 20_000_000
-	done := make(chan error, 1)
-	resp, err := s.places["shop/client"].HTTPClient(0).Get("http://" + node.To(s.places["shop/web"].addrs[1], 8080) + fmt.Sprintf("/a?bytes=%d", size))
-	if err != nil {
-		done <- err
-		return done
-	}
-	go func() {
-		defer resp.Body.Close()
-		sum, total := sha256.New(), int64(0)
-		const steps = 100
-		for range steps {
-			n, err := io.CopyN(sum, resp.Body, size/steps)
-			if total += n; err != nil {
-				done <- fmt.Errorf("after %d bytes: %w", total, err)
-				return
-			}
-			time.Sleep(duration / steps)
-		}
-		want := sha256.New()
-		io.CopyN(want, zeros{}, size)
-		if got := hex.EncodeToString(sum.Sum(nil)); got != hex.EncodeToString(want.Sum(nil)) {
-			done <- errors.New("other bytes came than were sent")
-			return
-		}
-		done <- nil
-	}()
-	return done
 }
 
 // TestProxyKilled kills the proxy (its worker; then with its supervisor):

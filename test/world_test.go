@@ -1,0 +1,142 @@
+package test
+
+import (
+	"context"
+	"fmt"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+
+	"github.com/weirnet/weir/test/node"
+)
+
+// The commands of a script that make nodes and pods.
+
+func (s *story) addNode(name string, flags map[string]string) error {
+	o := node.NodeOptions{Name: name, DropInvalid: true}
+	for k, v := range flags {
+		n, err := strconv.Atoi(v)
+		if err != nil {
+			return fmt.Errorf("%s: %w", k, err)
+		}
+		switch k {
+		case "rp_filter":
+			o.RPFilter = n
+		case "uplink-mtu":
+			o.UplinkMTU = n
+		case "pod-mtu":
+			o.PodMTU = n
+		default:
+			return fmt.Errorf("a node has no %s", k)
+		}
+	}
+	n, err := s.network.AddNode(o)
+	if err != nil {
+		return err
+	}
+	s.nodes = append(s.nodes, n)
+	s.serve("host-"+name, &place{Netns: n.Host, addrs: n.Addrs()})
+	return s.objects.PutNode(n)
+}
+
+// node returns a node by name, the last one for "".
+func (s *story) node(name string) (*node.Node, error) {
+	if len(s.nodes) == 0 {
+		if err := s.addNode("a", nil); err != nil {
+			return nil, err
+		}
+	}
+	if name == "" {
+		return s.nodes[len(s.nodes)-1], nil
+	}
+	for _, n := range s.nodes {
+		if n.Name == name {
+			return n, nil
+		}
+	}
+	return nil, fmt.Errorf("there is no node %s", name)
+}
+
+func (s *story) addPod(key string, flags map[string]string, bridged bool) (*place, error) {
+	namespace, name, ok := strings.Cut(key, "/")
+	if !ok {
+		return nil, fmt.Errorf("%s: not namespace/name", key)
+	}
+	n, err := s.node(flags["on"])
+	if err != nil {
+		return nil, err
+	}
+	var labels []string
+	address := ""
+	for k, v := range flags {
+		switch k {
+		case "on":
+		case "address":
+			address = v
+		default:
+			labels = append(labels, k+"="+v)
+		}
+	}
+	wiring := node.Routed
+	if bridged {
+		wiring = node.Bridged
+	}
+	obj := node.PodObject(namespace, name, labels...)
+	if address != "" { // that of a pod which was here before
+		old, ok := s.places[address]
+		if !ok || old.pod == nil {
+			return nil, fmt.Errorf("there was no pod %s", address)
+		}
+		obj.Status.PodIPs = old.pod.Object.Status.PodIPs
+	}
+	p, err := n.AddPod(obj, wiring)
+	if err != nil {
+		return nil, err
+	}
+	s.serve(key, &place{Netns: p.Netns, addrs: p.Addrs, pod: p})
+	if _, err := os.Stat(filepath.Join(s.objects.Dir, "namespace-"+namespace+".yaml")); err != nil {
+		if err := s.objects.PutNamespace(namespace); err != nil {
+			return nil, err
+		}
+	}
+	return s.places[key], s.objects.PutPod(p)
+}
+
+func (s *story) deletePod(key string) error {
+	p, ok := s.places[key]
+	if !ok || p.pod == nil {
+		return fmt.Errorf("there is no pod %s", key)
+	}
+	if err := p.pod.Delete(); err != nil {
+		return err
+	}
+	return s.objects.RemovePod(p.pod)
+}
+
+func (s *story) forward(from, to string, masquerade bool) error {
+	nodeName, port, _ := strings.Cut(from, ":")
+	n, err := s.node(nodeName)
+	if err != nil {
+		return err
+	}
+	nodePort, err := strconv.ParseUint(port, 10, 16)
+	if err != nil {
+		return err
+	}
+	podName, port, _ := strings.Cut(to, ":")
+	p, ok := s.places[podName]
+	if !ok || p.pod == nil {
+		return fmt.Errorf("there is no pod %s", podName)
+	}
+	podPort, err := strconv.ParseUint(port, 10, 16)
+	if err != nil {
+		return err
+	}
+	for i := range 2 {
+		at := netip.AddrPortFrom(n.Addrs()[i], uint16(nodePort))
+		s.forwards[at], s.masqueraded[at] = netip.AddrPortFrom(p.addrs[i], uint16(podPort)), masquerade
+	}
+	return n.Forward(context.Background(), "tcp", uint16(nodePort), p.pod, uint16(podPort), masquerade)
+}
