@@ -18,7 +18,7 @@ const (
 	// passed and of the others: the rest is only counted, so that a flood
 	// costs nothing for a log that nobody could read.
 	recordWindow  = 100 * time.Millisecond
-	recordsPassed = 500
+	recordsPassed = 200
 	recordsOther  = 500
 )
 
