@@ -31,6 +31,7 @@ func manyEntries(dir policy.Direction, more rules) rules {
 //	reply        the same, the other way
 //	full         forward packet, judged anew by policy: every table is asked
 //	denied       no entry, every table is asked, counted, not told (as most are)
+//	redirect     a SYN for the proxy, repeated: judged, entered in two tables
 //	new          the difference that a flow's first packet makes: judged,
 //	             entered, counted, told
 func BenchmarkPrograms(b *testing.B) {
@@ -47,8 +48,10 @@ func BenchmarkPrograms(b *testing.B) {
 		arp.mangle = func(b []byte) []byte { b[12], b[13] = 8, 6; return b }
 		denied := from
 		denied.dport = 81
+		redirected := ip.tcp()
+		redirected.dport = 82
 		full := func(a at, p *ebpf.Program) at { a.prog = p; return a }
-		k.policy(policyA, manyEntries(out, rules{port(out, idPeer, tcp, 80): allow(1)}))
+		k.policy(policyA, manyEntries(out, rules{port(out, idPeer, tcp, 80): allow(1), port(out, idPeer, tcp, 82): l7(2, 1)}))
 		k.policy(policyB, manyEntries(in, rules{port(in, idPeer, tcp, 80): allow(1)}))
 		for _, c := range []struct {
 			name string
@@ -63,6 +66,7 @@ func BenchmarkPrograms(b *testing.B) {
 			{"to_pod established", k.toB(), to},
 			{"from_pod reply", k.fromB(), to.reply(ack)},
 			{"to_pod full", full(k.toB(), always["to_pod"]), to},
+			{"from_pod redirect", k.fromA(), redirected},
 		} {
 			b.Run(ip.family+" "+c.name, func(b *testing.B) {
 				k.t = b

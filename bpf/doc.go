@@ -1,3 +1,71 @@
 // Package bpf holds the kernel programs that judge packets, and the typed Go
 // handle on them and their tables.
+//
+// The programs stand on the host side of each pod's veth and of the proxy's,
+// and in the proxy's namespace:
+//
+//	 pod A            host                              proxy's namespace
+//	┌─────┐    ┌──────────────────┐                    ┌─────────────────┐
+//	│     │veth│ from_pod  to_pod │veth (weir0)    eth0│ steer: any      │
+//	│eth0 ├────┤ egress    ingress├─────────────┬──────┤ destination to  │
+//	│     │    │ policy    policy │  from_proxy │      │ the listeners   │
+//	└─────┘    └──────────────────┘             │      └─────────────────┘
+//
+// A packet is parsed (parse.h), found in conntrack (conntrack.h), or else judged
+// by the pod's policy (policy.h); it then goes on, is dropped, or goes into the
+// proxy's namespace (redirect.h). flow.h is where these meet: read it first.
+// types.h has the tables' layouts, which the Go types are generated from, and
+// maps.h says what each table is for. A verdict is told once, by an event
+// (events.h), and counted.
+//
+// # The Go side
+//
+// [Load] opens what is pinned or makes it; [Datapath] has a typed [Table] for
+// each, attaches, reads events and counters. A successor of the agent loads,
+// brings the tables up to date, and calls [Datapath.Activate]: until then what
+// was attached goes on with the programs and tables it has. A table's pin is
+// named after its layout, so another version of Weir shares those that mean the
+// same to it and makes the others anew.
+//
+// # Where the kernel or an attacker asked for more than was planned
+//
+//   - ICMP echo: only the asking end has the identifier as its port. With both
+//     ports alike two pods that ping each other with one identifier, as
+//     containers do, would be one flow, and one's requests the other's replies.
+//   - ICMP other than echo is judged packet by packet. With one entry for all of
+//     it between two addresses, one allowed type would let in every other.
+//   - An ICMP error passes with its flow only where the flow was judged by the
+//     end that the error comes to, and only to the sender of what it quotes.
+//   - A packet for an address that is not the pod's (multicast, link-local) is
+//     judged by the policy of the pod behind the veth, since sockets bound to
+//     every address take it. A neighbor's link-local address is not the world.
+//   - A pod without a policy may not use another pod's address either: it would
+//     be taken for that pod where one is allowed.
+//   - Router advertisements and redirects are neighbor discovery only towards a
+//     pod: from one they are an attack on its neighbors.
+//   - IPv6 packets with IPv4 addresses in IPv6 form, those with a routing header
+//     that has segments left, SYN with FIN or RST, and parts of a TCP segment
+//     that begin within its header are refused: each is seen otherwise by who
+//     takes it than by who judged it.
+//   - A packet of this node's own has no incoming interface; but the parts of a
+//     forwarded IPv6 datagram can lose theirs, so it must have a socket as well.
+//   - What the proxy sends to the initiator of a flow that was taken at the
+//     responder's veth goes back through the host, also to a pod of this node:
+//     on its way here the destination may have been translated.
+//   - A flow through the proxy that is revoked can't just be dropped, since the
+//     proxy holds its two halves: its packet becomes a RST for the proxy's
+//     socket, its entry in conns goes, and from_proxy lets only RST out.
+//   - A flow through the proxy to a pod of this node passes by that pod's to_pod,
+//     so from_pod asks the policy of both ends each time that policy moves.
+//   - RST of a flow that is being cut passes: it would go round in circles.
+//
+// # What it costs
+//
+// BenchmarkPrograms and TestProgramSize measure it. On a 2-core machine with
+// return thunks, where every call of a helper costs some 20 ns, a packet of an
+// established flow takes 90 ns, one that is judged anew among 10,000 entries
+// 320 ns, beside the 40 ns of the kernel's measuring loop. That is why a
+// known flow is not looked up in endpoints (pass_known), headers are copied
+// without a call, and the clock is the coarse one. conns is allocated in
+// advance: 90 ns less for a redirected flow's first packet.
 package bpf

@@ -212,6 +212,7 @@ SUBPROGRAM int syn(struct __sk_buff *skb, struct packet *p)
 		CT_REPLIED | CT_CUT | CT_RST | CT_FIN_FORWARD | CT_FIN_REPLY | CT_MIDSTREAM;
 	struct conntrack *ct;
 	bool again, redirected;
+	struct tuple old;
 	int act;
 
 	if (!p)
@@ -221,6 +222,7 @@ SUBPROGRAM int syn(struct __sk_buff *skb, struct packet *p)
 		return begin(skb, p, false);
 	again = !ct_is_reply(ct, p->swapped) && !(ct->flags & over);
 	redirected = ct->flags & CT_REDIRECTED;
+	ct_forward(p, ct_is_reply(ct, p->swapped), &old);
 	if (again && !redirected) {
 		act = judge_again(skb, p, ct);
 		if (act != GO_ON)
@@ -231,7 +233,7 @@ SUBPROGRAM int syn(struct __sk_buff *skb, struct packet *p)
 	act = begin(skb, p, again);
 	/* Now a direct flow: what the proxy knows of its tuple is another's. */
 	if (redirected && act == TC_ACT_UNSPEC)
-		bpf_map_delete_elem(&conns, &p->tuple);
+		bpf_map_delete_elem(&conns, &old);
 	return act;
 }
 

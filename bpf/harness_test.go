@@ -350,6 +350,7 @@ type at struct {
 	ifindex int
 	ingress int // interface it came in by; 0: sent by this node
 	mark    uint32
+	gso     uint32 // bytes a segment, of a packet of segments
 }
 
 func (k *kernel) fromA() at { return at{prog: k.objects.FromPod, ifindex: k.podA} }
@@ -364,7 +365,9 @@ func (k *kernel) proxied() at {
 type skb struct {
 	Len, PktType, Mark, QueueMapping, Protocol, VlanPresent, VlanTCI, VlanProto uint32
 	Priority, IngressIfindex, Ifindex                                           uint32
-	_                                                                           [37]uint32
+	_                                                                           [33]uint32
+	GSOSize                                                                     uint32
+	_                                                                           [3]uint32
 }
 
 // The kernel refuses a context of another size, so a wrong one can't go
@@ -382,7 +385,7 @@ const (
 // of the packet and its mark.
 func (k *kernel) run(a at, data []byte) (verdict uint32, out []byte, mark uint32) {
 	k.t.Helper()
-	in := skb{Mark: a.mark, IngressIfindex: uint32(a.ingress), Ifindex: uint32(a.ifindex)}
+	in := skb{Mark: a.mark, IngressIfindex: uint32(a.ingress), Ifindex: uint32(a.ifindex), GSOSize: a.gso}
 	var after skb
 	opts := &ebpf.RunOptions{Data: data, DataOut: make([]byte, len(data)+256), Context: in, ContextOut: &after}
 	var err error

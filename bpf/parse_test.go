@@ -149,6 +149,35 @@ func TestParse(t *testing.T) {
 	}
 }
 
+// Packets of segments: beyond 64 KiB they have no length of their own, and those
+// of UDP may have one segment's.
+func TestParseSegments(t *testing.T) {
+	k := newKernel(t)
+	bothFamilies(t, k, func(t *testing.T, k *kernel, ip addresses) {
+		k.policy(policyA, allowed)
+		segments := k.fromA()
+		segments.gso = 100
+		p := ip.tcp()
+		p.mangle = func(b []byte) []byte {
+			at := 16
+			if !ip.v4 {
+				at = 18
+			}
+			b[at], b[at+1] = 0, 0
+			return b
+		}
+		k.want(k.fromA(), p, dropped, droppedFor(flow.ReasonInvalidPacket, out))
+		k.want(segments, p, pass, forwarded(flow.ReasonPolicyAllowed, out))
+		if ct := k.entry(p); ct.Bytes[0] != uint64(len(p.bytes())-14) {
+			t.Errorf("%d bytes", ct.Bytes[0])
+		}
+		u := ip.udp()
+		u.mangle = func(b []byte) []byte { b[len(b)-len(u.payload)-3] = 200; return b }
+		k.want(k.fromA(), u, dropped, droppedFor(flow.ReasonInvalidPacket, out))
+		k.want(segments, u, pass, forwarded(flow.ReasonPolicyAllowed, out))
+	})
+}
+
 // shorten takes n bytes off the end and tells the IP header so.
 func shorten(n int) func([]byte) []byte {
 	return func(b []byte) []byte {

@@ -74,6 +74,15 @@ func TestRedirectFromPod(t *testing.T) {
 		if k.conn(p) != nil {
 			t.Error("the proxy still knows the old connection")
 		}
+		// The same where the port's next connection comes the other way.
+		k.policy(policyA, viaProxy)
+		k.want(k.fromA(), p, redirect, redirected(out))
+		k.policy(policyA, nil)
+		back := packet{src: p.dst, dst: p.src, proto: tcp, sport: p.dport, dport: p.sport, flags: syn}
+		k.want(k.toA(), back, pass, forwarded(flow.ReasonNotEnforced, in))
+		if k.conn(p) != nil {
+			t.Error("the proxy still knows the connection that was turned round")
+		}
 	})
 }
 
