@@ -55,7 +55,7 @@ func demoCommand(t *testing.T, name string, args ...string) (*exec.Cmd, *bytes.B
 		if err := node.RemoveNetwork(name); err != nil {
 			t.Error(err)
 		}
-		os.RemoveAll("/run/" + name)
+		_ = os.RemoveAll("/run/" + name)
 	})
 	return cmd, &out
 }
@@ -95,7 +95,7 @@ func TestDemoInterrupted(t *testing.T) {
 			t.Fatal(err)
 		}
 		time.Sleep(after)
-		cmd.Process.Signal(syscall.SIGINT)
+		_ = cmd.Process.Signal(syscall.SIGINT)
 		err := cmd.Wait()
 		if err == nil || !strings.Contains(out.String(), "interrupted") {
 			t.Errorf("interrupted after %v: %v\n%s", after, err, out)

@@ -51,8 +51,8 @@ func (s *story) connectPair(from, to *place, family int, port uint16) pair {
 func say(from, to net.Conn, timeout time.Duration) error {
 	line := fmt.Sprintf("%d\n", time.Now().UnixNano())
 	deadline := time.Now().Add(timeout)
-	from.SetDeadline(deadline)
-	to.SetDeadline(deadline)
+	_ = from.SetDeadline(deadline)
+	_ = to.SetDeadline(deadline)
 	if _, err := io.WriteString(from, line); err != nil {
 		return err
 	}
@@ -121,7 +121,7 @@ func TestRevocation(t *testing.T) {
 	s.must("wait")
 	for family, p := range pairs {
 		// What was dropped is sent again by TCP: the old line comes first.
-		p.server.SetDeadline(time.Now().Add(patience))
+		_ = p.server.SetDeadline(time.Now().Add(patience))
 		if _, err := bufio.NewReaderSize(p.server, 16).ReadString('\n'); err != nil {
 			t.Errorf("family %d: the flow did not come back: %v", family, err)
 		}
@@ -147,8 +147,8 @@ func TestDirectFlowBecomesL7(t *testing.T) {
 		s.must("wait")
 		// The client speaks; that ends both of them.
 		deadline := time.Now().Add(patience)
-		p.client.SetDeadline(deadline)
-		p.server.SetDeadline(deadline)
+		_ = p.client.SetDeadline(deadline)
+		_ = p.server.SetDeadline(deadline)
 		if _, err := io.WriteString(p.client, "hello\n"); err != nil {
 			t.Errorf("family %d: write: %v", family, err)
 		}
@@ -178,7 +178,9 @@ func get(c *http.Client, to netip.Addr, port uint16, path string) (status int, s
 	if resp.StatusCode == http.StatusOK {
 		err = json.NewDecoder(resp.Body).Decode(&seen)
 	}
-	io.Copy(io.Discard, resp.Body)
+	if err == nil {
+		_, err = io.Copy(io.Discard, resp.Body)
+	}
 	return resp.StatusCode, seen, err
 }
 
@@ -228,8 +230,8 @@ func TestQuickPortReuse(t *testing.T) {
 			}
 		}
 		for name, ending := range map[string]func(*net.TCPConn){
-			"server closes": func(c *net.TCPConn) { io.Copy(io.Discard, c); c.Close() },
-			"client resets": func(c *net.TCPConn) { c.SetLinger(0); c.Close() },
+			"server closes": func(c *net.TCPConn) { _, _ = io.Copy(io.Discard, c); c.Close() },
+			"client resets": func(c *net.TCPConn) { _ = c.SetLinger(0); c.Close() },
 		} {
 			for family := range 2 {
 				for i := range rounds {
@@ -264,7 +266,7 @@ func onePort(ctx context.Context, from *place, to netip.Addr, port int, ending f
 	}
 	defer conn.Close()
 	deadline, _ := ctx.Deadline()
-	conn.SetDeadline(deadline)
+	_ = conn.SetDeadline(deadline)
 	if _, err := io.WriteString(conn, "GET /a HTTP/1.1\r\nHost: web\r\nConnection: close\r\n\r\n"); err != nil {
 		return err
 	}
@@ -273,6 +275,7 @@ func onePort(ctx context.Context, from *place, to netip.Addr, port int, ending f
 	if err != nil {
 		return err
 	}
+	defer resp.Body.Close()
 	if resp.StatusCode != http.StatusOK {
 		return errors.New(resp.Status)
 	}
@@ -298,7 +301,7 @@ func TestUpgrade(t *testing.T) {
 			}
 			defer conn.Close()
 			deadline, _ := ctx.Deadline()
-			conn.SetDeadline(deadline)
+			_ = conn.SetDeadline(deadline)
 			fmt.Fprintf(conn, "GET %s HTTP/1.1\r\nHost: web\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"+
 				"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n", path)
 			r := bufio.NewReader(conn)

@@ -155,12 +155,14 @@ func (s *story) mustTimeOut(from, to string, port uint16) error {
 func (s *story) download(duration time.Duration) <-chan error {
 	const size = 20_000_000
 	done := make(chan error, 1)
-	resp, err := s.places["shop/client"].HTTPClient(0).Get("http://" + node.To(s.places["shop/web"].addrs[1], 8080) + fmt.Sprintf("/a?bytes=%d", size))
-	if err != nil {
-		done <- err
-		return done
-	}
+	begun := make(chan struct{})
 	go func() {
+		resp, err := s.places["shop/client"].HTTPClient(0).Get("http://" + node.To(s.places["shop/web"].addrs[1], 8080) + fmt.Sprintf("/a?bytes=%d", size))
+		close(begun)
+		if err != nil {
+			done <- err
+			return
+		}
 		defer resp.Body.Close()
 		sum, total := sha256.New(), int64(0)
 		const steps = 100
@@ -173,12 +175,13 @@ func (s *story) download(duration time.Duration) <-chan error {
 			time.Sleep(duration / steps)
 		}
 		want := sha256.New()
-		io.CopyN(want, zeros{}, size)
+		_, _ = io.CopyN(want, zeros{}, size)
 		if got := hex.EncodeToString(sum.Sum(nil)); got != hex.EncodeToString(want.Sum(nil)) {
 			done <- errors.New("other bytes came than were sent")
 			return
 		}
 		done <- nil
 	}()
+	<-begun
 	return done
 }

@@ -21,16 +21,16 @@ func raw(from, to *place, family int, protocol string, payload []byte) (arrived 
 	if err != nil {
 		return false, err
 	}
-	defer in.Close()
+	defer func() { _ = in.Close() }()
 	out, err := from.ListenPacket(network, from.addrs[family].String())
 	if err != nil {
 		return false, err
 	}
-	defer out.Close()
+	defer func() { _ = out.Close() }()
 	if _, err := out.WriteTo(payload, &net.IPAddr{IP: to.addrs[family].AsSlice()}); err != nil {
 		return false, err
 	}
-	in.SetDeadline(time.Now().Add(silence))
+	_ = in.SetDeadline(time.Now().Add(silence))
 	buf := make([]byte, 2048)
 	for {
 		_, peer, err := in.ReadFrom(buf)

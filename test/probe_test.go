@@ -158,7 +158,7 @@ func (s *story) probeFamily(p *probe, from, to *place, family int) error {
 		return fmt.Errorf("there is no verb %s", p.verb)
 	}
 	if got != p.want {
-		return fmt.Errorf("%s, not %s (%v)", got, p.want, err)
+		return errors.Join(fmt.Errorf("%s, not %s", got, p.want), err)
 	}
 	if place := p.checks["seen"]; place != "" {
 		if want := s.places[place].addrs[family]; seen.Addr() != want {
@@ -313,7 +313,8 @@ func recordHolds(r flow.Record, checks map[string]string) bool {
 				got = r.Rule.Rule
 			}
 		}
-		if got != want && !(k == "rule" && strings.HasPrefix(got, want+".")) {
+		beginning := k == "rule" && strings.HasPrefix(got, want+".")
+		if got != want && !beginning {
 			return false
 		}
 	}

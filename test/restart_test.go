@@ -252,4 +252,4 @@ func TestIPNetnsExec(t *testing.T) {
 	s.check("shop/client GET shop/web:8080/a => 200")
 }
 
-func kill(pid int) { syscall.Kill(pid, syscall.SIGKILL) }
+func kill(pid int) { _ = syscall.Kill(pid, syscall.SIGKILL) }

@@ -171,7 +171,7 @@ func (s *story) serve(name string, p *place) {
 func special(w http.ResponseWriter, r *http.Request) bool {
 	if n, err := strconv.ParseInt(r.URL.Query().Get("bytes"), 10, 64); err == nil {
 		w.Header().Set("Content-Length", strconv.FormatInt(n, 10))
-		io.CopyN(w, zeros{}, n)
+		_, _ = io.CopyN(w, zeros{}, n)
 		return true
 	}
 	if r.Header.Get("Upgrade") == "" {
@@ -182,8 +182,8 @@ func special(w http.ResponseWriter, r *http.Request) bool {
 		return false
 	}
 	defer conn.Close()
-	io.WriteString(conn, "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: "+r.Header.Get("Upgrade")+"\r\n\r\n")
-	io.Copy(conn, buffered)
+	_, _ = io.WriteString(conn, "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: "+r.Header.Get("Upgrade")+"\r\n\r\n")
+	_, _ = io.Copy(conn, buffered)
 	return true
 }
 
@@ -342,7 +342,7 @@ func (s *story) follow(n *node.Node) error {
 	if err != nil {
 		return err
 	}
-	s.t.Cleanup(func() { stop() })
+	s.t.Cleanup(func() { _ = stop() })
 	return nil
 }
 

@@ -75,7 +75,7 @@ func inventory(t *testing.T, s *story) []string {
 		}
 	}
 	for _, dir := range []string{"/run", "/sys/fs/bpf", "/tmp", "/var/run", "/var/lib"} {
-		filepath.WalkDir(dir, func(path string, e fs.DirEntry, err error) error {
+		_ = filepath.WalkDir(dir, func(path string, e fs.DirEntry, err error) error {
 			if err == nil && strings.Contains(path, n.State) {
 				add("file %s", path)
 			}

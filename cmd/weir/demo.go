@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"os"
 	"os/signal"
@@ -161,7 +160,7 @@ func (d *demo) run(ctx context.Context) (err error) {
 // clean removes everything.
 func (d *demo) clean() error {
 	if d.records != nil {
-		d.records.stop()
+		_ = d.records.stop()
 	}
 	var errs []error
 	if d.network != nil {
@@ -230,7 +229,7 @@ func (d *demo) howToPlay() {
 		d.screen.say("  " + line)
 	}
 	if d.records != nil {
-		d.records.stop()
+		_ = d.records.stop()
 	}
 }
 
@@ -240,12 +239,7 @@ func copyFiles(from fs.FS, to string) error {
 		if err != nil || e.IsDir() {
 			return err
 		}
-		in, err := from.Open(path)
-		if err != nil {
-			return err
-		}
-		defer in.Close()
-		text, err := io.ReadAll(in)
+		text, err := fs.ReadFile(from, path)
 		if err != nil {
 			return err
 		}

@@ -111,7 +111,7 @@ func (d *demo) actKill(ctx context.Context) error {
 		}
 	}
 	d.weir.Agent().Kill()
-	d.records.stop()
+	_ = d.records.stop()
 	d.screen.say("\n  " + d.screen.paint(paintYellow, "the agent is killed: nobody is left to tell of flows, the kernel and the proxy go on") + "\n")
 	for _, a := range []demoAsk{
 		{from: "frontend", to: "api", verb: "GET", path: "/products", want: "200"},

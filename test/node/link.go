@@ -1,7 +1,6 @@
 package node
 
 import (
-	"errors"
 	"fmt"
 	"net"
 	"net/netip"
@@ -110,16 +109,6 @@ func (ns *Netns) route(routes ...route) error {
 		}
 		if err := ns.nl.RouteReplace(nr); err != nil {
 			return fmt.Errorf("add route to %s in %s: %w", r.to, ns.Name, err)
-		}
-	}
-	return nil
-}
-
-// unroute removes routes to these prefixes; absent ones are no error.
-func (ns *Netns) unroute(prefixes ...netip.Prefix) error {
-	for _, p := range prefixes {
-		if err := ns.nl.RouteDel(&netlink.Route{Dst: ipNet(p)}); err != nil && !errors.Is(err, unix.ESRCH) {
-			return fmt.Errorf("remove route to %s in %s: %w", p, ns.Name, err)
 		}
 	}
 	return nil

@@ -52,7 +52,7 @@ func NewNetns(name string) (_ *Netns, err error) {
 	mountpoint.Close()
 	defer func() {
 		if err != nil {
-			DeleteNetns(name)
+			_ = DeleteNetns(name)
 		}
 	}()
 	err = onThread(func() error {

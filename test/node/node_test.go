@@ -251,7 +251,7 @@ func TestRemoveStale(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer old.Close()
+	defer func() { _ = old.Close() }()
 	if err := node.RemoveStale("weirnode"); err != nil {
 		t.Fatal(err)
 	}

@@ -30,7 +30,7 @@ func (o Objects) Write(name, text string) error {
 		err = os.Rename(temporary.Name(), path)
 	}
 	if err != nil {
-		os.Remove(temporary.Name())
+		_ = os.Remove(temporary.Name())
 		return fmt.Errorf("write %s: %w", path, err)
 	}
 	return nil

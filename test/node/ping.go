@@ -26,7 +26,7 @@ func (ns *Netns) Ping(ctx context.Context, to netip.Addr, size int) error {
 	if err != nil {
 		return fmt.Errorf("ping %s: %w", to, err)
 	}
-	defer c.Close()
+	defer func() { _ = c.Close() }()
 	echo := &icmp.Echo{ID: rand.IntN(1 << 16), Seq: 1, Data: bytes.Repeat([]byte("weir"), size/4+1)[:size]}
 	m := icmp.Message{Type: request, Body: echo}
 	// The kernel fills in the checksum of ICMPv6.
@@ -38,7 +38,7 @@ func (ns *Netns) Ping(ctx context.Context, to netip.Addr, size int) error {
 	if !ok {
 		deadline = time.Now().Add(5 * time.Second)
 	}
-	c.SetDeadline(deadline)
+	_ = c.SetDeadline(deadline)
 	if _, err := c.WriteTo(packet, &net.IPAddr{IP: to.AsSlice()}); err != nil {
 		return fmt.Errorf("ping %s: %w", to, err)
 	}

@@ -72,7 +72,7 @@ func (p *Process) ended() bool {
 // Signal sends a signal; to a process that has ended it does nothing.
 func (p *Process) Signal(s syscall.Signal) {
 	if !p.ended() {
-		p.cmd.Process.Signal(s)
+		_ = p.cmd.Process.Signal(s)
 	}
 }
 
@@ -90,7 +90,7 @@ func (p *Process) Stop() {
 	case <-p.done:
 	case <-time.After(5 * time.Second):
 		if !p.ended() {
-			syscall.Kill(-p.Pid(), syscall.SIGKILL)
+			_ = syscall.Kill(-p.Pid(), syscall.SIGKILL)
 		}
 		<-p.done
 	}

@@ -47,7 +47,7 @@ func (ns *Netns) ServeTCP(port uint16) error {
 			go func() {
 				defer c.Close()
 				fmt.Fprintf(c, "%s\n", c.RemoteAddr())
-				io.Copy(c, c)
+				_, _ = io.Copy(c, c)
 			}()
 		}
 	}()
@@ -73,11 +73,11 @@ func (ns *Netns) ServeUDP(port uint16) error {
 	}
 	go answerUDP(func(buf []byte) (int, func([]byte), net.Addr, error) {
 		n, cm, from, err := p4.ReadFrom(buf)
-		return n, func(b []byte) { p4.WriteTo(b, &ipv4.ControlMessage{Src: cm.Dst}, from) }, from, err
+		return n, func(b []byte) { _, _ = p4.WriteTo(b, &ipv4.ControlMessage{Src: cm.Dst}, from) }, from, err
 	})
 	go answerUDP(func(buf []byte) (int, func([]byte), net.Addr, error) {
 		n, cm, from, err := p6.ReadFrom(buf)
-		return n, func(b []byte) { p6.WriteTo(b, &ipv6.ControlMessage{Src: cm.Dst}, from) }, from, err
+		return n, func(b []byte) { _, _ = p6.WriteTo(b, &ipv6.ControlMessage{Src: cm.Dst}, from) }, from, err
 	})
 	return nil
 }
@@ -135,14 +135,14 @@ func (ns *Netns) ServeHTTP(port uint16, handle func(http.ResponseWriter, *http.R
 				return
 			}
 			w.Header().Set("Content-Type", "application/json")
-			json.NewEncoder(w).Encode(HTTPSeen{
+			_ = json.NewEncoder(w).Encode(HTTPSeen{
 				Peer: r.RemoteAddr, Method: r.Method, Host: r.Host, URI: r.RequestURI, Header: r.Header,
 				Length: n, SHA256: hex.EncodeToString(sum.Sum(nil)), Conn: c.conn, Count: c.requests,
 			})
 		}),
 	}
 	ns.keep(s)
-	go s.Serve(l)
+	go func() { _ = s.Serve(l) }()
 	return nil
 }
 
@@ -165,7 +165,7 @@ func (ns *Netns) AskTCP(ctx context.Context, to netip.AddrPort, text string) (se
 	}
 	defer c.Close()
 	if deadline, ok := ctx.Deadline(); ok {
-		c.SetDeadline(deadline)
+		_ = c.SetDeadline(deadline)
 	}
 	r := bufio.NewReader(c)
 	line, err := r.ReadString('\n')
@@ -193,7 +193,7 @@ func (ns *Netns) AskUDP(ctx context.Context, to netip.AddrPort, text string) (se
 	}
 	defer c.Close()
 	if deadline, ok := ctx.Deadline(); ok {
-		c.SetDeadline(deadline)
+		_ = c.SetDeadline(deadline)
 	}
 	if _, err := io.WriteString(c, text); err != nil {
 		return seen, err
