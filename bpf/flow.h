@@ -204,6 +204,18 @@ SUBPROGRAM int judge_late(struct __sk_buff *skb, struct packet *p, struct conntr
 	return stateless(skb, p);
 }
 
+/* Takes from the proxy what it knows of the packet's tuple. A function for the
+ * sake of its stack. */
+SUBPROGRAM int forget_conn(struct packet *p, bool reply)
+{
+	struct tuple t;
+
+	if (!p)
+		return 0;
+	ct_forward(p, reply, &t);
+	return bpf_map_delete_elem(&conns, &t);
+}
+
 /* A SYN begins anew, whatever was known of its tuple; only one that is repeated
  * before any answer belongs to what the first one began. */
 SUBPROGRAM int syn(struct __sk_buff *skb, struct packet *p)
@@ -211,8 +223,7 @@ SUBPROGRAM int syn(struct __sk_buff *skb, struct packet *p)
 	const __u32 over =
 		CT_REPLIED | CT_CUT | CT_RST | CT_FIN_FORWARD | CT_FIN_REPLY | CT_MIDSTREAM;
 	struct conntrack *ct;
-	bool again, redirected;
-	struct tuple old;
+	bool again, redirected, reply;
 	int act;
 
 	if (!p)
@@ -220,9 +231,9 @@ SUBPROGRAM int syn(struct __sk_buff *skb, struct packet *p)
 	ct = ct_find(&p->key, p->now);
 	if (!ct)
 		return begin(skb, p, false);
-	again = !ct_is_reply(ct, p->swapped) && !(ct->flags & over);
+	reply = ct_is_reply(ct, p->swapped);
+	again = !reply && !(ct->flags & over);
 	redirected = ct->flags & CT_REDIRECTED;
-	ct_forward(p, ct_is_reply(ct, p->swapped), &old);
 	if (again && !redirected) {
 		act = judge_again(skb, p, ct);
 		if (act != GO_ON)
@@ -233,7 +244,7 @@ SUBPROGRAM int syn(struct __sk_buff *skb, struct packet *p)
 	act = begin(skb, p, again);
 	/* Now a direct flow: what the proxy knows of its tuple is another's. */
 	if (redirected && act == TC_ACT_UNSPEC)
-		bpf_map_delete_elem(&conns, &old);
+		forget_conn(p, reply);
 	return act;
 }
 
