@@ -173,7 +173,7 @@ func (e *Engine) settle() error {
 	changed, err := e.settlePrefixes()
 	note(err)
 	e.servicesBehind(changed)
-	e.servicesOfPods()
+	e.servicesOfPods(changed)
 	for s := range e.dirty.services {
 		s.peer = e.peers.held(newServicePeer(s.object))
 		e.lookBehind(s)
@@ -219,17 +219,13 @@ func (e *Engine) servicesBehind(changed []netip.Prefix) {
 }
 
 // servicesOfPods notes the services that find their pods by selector, where
-// pods came, went or changed.
-func (e *Engine) servicesOfPods() {
-	namespaces := map[string]struct{}{}
-	for p := range e.dirty.pods {
-		namespaces[p.object.Namespace] = struct{}{}
-	}
-	if len(namespaces) == 0 {
+// pods changed, or addresses that some pod of them may have.
+func (e *Engine) servicesOfPods(changed []netip.Prefix) {
+	if len(e.dirty.pods)+len(changed) == 0 {
 		return
 	}
 	for _, s := range e.services {
-		if _, ok := namespaces[s.object.Namespace]; ok && s.bySelector() {
+		if s.bySelector() {
 			e.dirty.services[s] = struct{}{}
 		}
 	}

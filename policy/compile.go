@@ -20,7 +20,8 @@ type grant struct {
 	names  []portName
 	number uint32 // of the rule
 	http   []httprules.Rule
-	serial uint32 // in its enforcement, in order within a policy
+	serial uint32 // tells it apart in its enforcement
+	place  int    // among the grants of its policy
 }
 
 func (g *grant) l7() l7Kind {
@@ -226,7 +227,7 @@ func (g *grant) compare(o *grant) int {
 	case o.rule == nil:
 		return -1
 	}
-	return cmp.Or(g.rule.compare(o.rule), cmp.Compare(g.serial, o.serial))
+	return cmp.Or(g.rule.compare(o.rule), cmp.Compare(g.place, o.place))
 }
 
 // distinct leaves out rules that ask the same as an earlier one.

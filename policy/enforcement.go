@@ -69,9 +69,9 @@ func (e *Engine) contribution(f *enforcement, p *policyObject) (*contribution, e
 			}
 			for _, g := range grants {
 				f.serial++
-				g.serial = f.serial
+				g.serial, g.place = f.serial, len(c.grants)
+				c.grants = append(c.grants, g)
 			}
-			c.grants = append(c.grants, grants...)
 		}
 	}
 	if len(c.rules) == 0 {

@@ -164,6 +164,9 @@ func TestTablesSayWhatRulesSay(t *testing.T) {
 					c = r.pod(r.IntN(14))
 				case 1:
 					c = r.policy(r.IntN(12))
+					if old, ok := objects[c.Object]; ok && r.some(70) {
+						c = r.vary(old)
+					}
 				default:
 					c = r.other(r.IntN(7))
 				}

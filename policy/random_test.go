@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"net/netip"
+	"slices"
 
 	networkingv1 "k8s.io/api/networking/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -276,6 +277,26 @@ func (r random) policy(i int) Change {
 		p.Rules, p.NetworkPolicy = nil, nil
 	}
 	return Change{Object{p.Kind, p.Namespace, p.Name}, p}
+}
+
+// vary changes one rule of a policy.
+func (r random) vary(c Change) Change {
+	p := *c.Value.(*api.Policy)
+	if len(p.Rules) == 0 {
+		return r.policy(r.IntN(12))
+	}
+	p.Rules = slices.Clone(p.Rules)
+	i := r.IntN(len(p.Rules))
+	changed, other := *p.Rules[i], r.rule()
+	if r.some(50) && len(changed.Ingress) > 0 {
+		changed.Ingress = slices.Clone(changed.Ingress)
+		changed.Ingress[r.IntN(len(changed.Ingress))].ToPorts = r.ports(true)
+		changed.Ingress[0].ICMPs = nil
+	} else {
+		changed.Egress = other.Egress
+	}
+	p.Rules[i] = &changed
+	return Change{c.Object, &p}
 }
 
 // other makes one of the objects that are neither pod nor policy.

@@ -263,7 +263,8 @@ func newCIDRGroup(g *api.CIDRGroup) *cidrGroup {
 }
 
 // parsePrefix reads a prefix, or an address as one of full length. Host bits
-// do not count; IPv4 mapped into IPv6 is IPv4.
+// do not count. IPv4 mapped into IPv6 is no prefix: no packet has such an
+// address, and to take it for IPv4 would select what the policy does not name.
 func parsePrefix(s string) (netip.Prefix, bool) {
 	p, err := netip.ParsePrefix(s)
 	if err != nil {
@@ -274,7 +275,7 @@ func parsePrefix(s string) (netip.Prefix, bool) {
 		p = netip.PrefixFrom(a, a.BitLen())
 	}
 	if p.Addr().Is4In6() && p.Bits() >= 96 {
-		p = netip.PrefixFrom(p.Addr().Unmap(), p.Bits()-96)
+		return netip.Prefix{}, false
 	}
 	return p.Masked(), true
 }

@@ -104,7 +104,7 @@ func groupSelector(s identity.Selector, groups []*cidrGroup, except []netip.Pref
 				return len(in) > 0
 			}
 			for i := range s {
-				if !groupsMeet(&s[i], in) {
+				if !groupsMeet(&s[i], in, p.labels) {
 					return false
 				}
 			}
@@ -112,7 +112,14 @@ func groupSelector(s identity.Selector, groups []*cidrGroup, except []netip.Pref
 		}}
 }
 
-func groupsMeet(r *identity.Requirement, groups []*cidrGroup) bool {
+// groupsMeet tells whether an address in these groups meets a requirement. One
+// that asks for labels of another source is about the address's own.
+func groupsMeet(r *identity.Requirement, groups []*cidrGroup, own identity.Labels) bool {
+	switch r.Source {
+	case identity.SourceAny, api.SourceCIDRGroup, "unspec":
+	default:
+		return r.Matches(own)
+	}
 	has := slices.ContainsFunc(groups, func(g *cidrGroup) bool {
 		v, ok := g.labels[r.Key]
 		if r.Operator == identity.In || r.Operator == identity.NotIn {

@@ -287,9 +287,10 @@ func (e *Engine) judgeCluster(s *subject, svc *service, ed *edit) error {
 	if err != nil || len(t)+len(old) == 0 {
 		return err
 	}
-	// Denies that name the service itself stay in place.
+	// Denies that name the service itself stay in place. Where they went, they
+	// took along what stood at the same place.
 	named := s.directions[Egress].perPeer[p]
-	if len(named) == 0 && slices.Equal(old, t) {
+	if len(named) == 0 && slices.Equal(old, t) && t.in(ed.current(), Egress, p.id) {
 		return nil
 	}
 	m := ed.writable()

@@ -70,6 +70,18 @@ func (t template) write(m map[Key]Entry, d Direction, id identity.ID) {
 	}
 }
 
+// in tells whether all of it stands there.
+func (t template) in(m map[Key]Entry, d Direction, id identity.ID) bool {
+	for _, e := range t {
+		k := e.ports.key(d)
+		k.Identity = id
+		if m[k] != e.entry {
+			return false
+		}
+	}
+	return true
+}
+
 func (t template) erase(m map[Key]Entry, d Direction, id identity.ID) {
 	for _, e := range t {
 		k := e.ports.key(d)

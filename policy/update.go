@@ -1,6 +1,9 @@
 package policy
 
-import "slices"
+import (
+	"reflect"
+	"slices"
+)
 
 // updated is what an update of an enforcement left to be done.
 type updated struct {
@@ -18,12 +21,27 @@ func (e *Engine) update(f *enforcement, olds, news []*policyObject) (updated, er
 	f.pending = map[*peer]struct{}{}
 	anyChanged, l7Changed := false, false
 	var released []*selector
+	coming := make([]*contribution, 0, len(news))
+	for _, p := range news {
+		c, err := e.contribution(f, p)
+		if err != nil {
+			return u, err
+		}
+		if c != nil {
+			coming = append(coming, c)
+		}
+	}
+	kept := map[*grant]struct{}{}
 	for _, p := range olds {
 		i := slices.IndexFunc(f.list, func(c *contribution) bool { return c.policy == p })
 		if i < 0 {
 			continue
 		}
+		f.list[i].keep(coming, kept)
 		for _, g := range f.list[i].grants {
+			if _, ok := kept[g]; ok {
+				continue
+			}
 			f.count(g, -1)
 			anyChanged = anyChanged || g.any
 			l7Changed = l7Changed || g.l7() != 0
@@ -32,17 +50,13 @@ func (e *Engine) update(f *enforcement, olds, news []*policyObject) (updated, er
 		}
 		f.list = slices.Delete(f.list, i, i+1)
 	}
-	for _, p := range news {
-		c, err := e.contribution(f, p)
-		if err != nil {
-			return u, err
-		}
-		if c == nil {
-			continue
-		}
+	for _, c := range coming {
 		i, _ := slices.BinarySearchFunc(f.list, c, func(a, b *contribution) int { return a.policy.compare(b.policy) })
 		f.list = slices.Insert(f.list, i, c)
 		for _, g := range c.grants {
+			if _, ok := kept[g]; ok {
+				continue
+			}
 			f.count(g, 1)
 			anyChanged = anyChanged || g.any
 			l7Changed = l7Changed || g.l7() != 0
@@ -75,6 +89,33 @@ func (e *Engine) update(f *enforcement, olds, news []*policyObject) (updated, er
 		}
 	}
 	return u, nil
+}
+
+// keep leaves in place the grants that another version of the policy has at
+// the same place, so that peers they name need not be looked at.
+func (c *contribution) keep(coming []*contribution, kept map[*grant]struct{}) {
+	for _, n := range coming {
+		if n.policy.object != c.policy.object {
+			continue
+		}
+		for i := range min(len(c.grants), len(n.grants)) {
+			if g, o := c.grants[i], n.grants[i]; g.same(o) {
+				g.rule, g.from = o.rule, o.from
+				n.grants[i] = g
+				kept[g] = struct{}{}
+			}
+		}
+	}
+}
+
+// same tells whether two grants, at one place of two versions of a policy, say
+// the same and stand in the same order among others.
+func (g *grant) same(o *grant) bool {
+	return g.rule.index == o.rule.index && g.rule.deny == o.rule.deny && g.any == o.any && g.number == o.number && g.l7() == o.l7() &&
+		slices.EqualFunc(g.peers, o.peers, func(a, b *selector) bool { return a.key == b.key }) &&
+		slices.Equal(g.ports, o.ports) &&
+		slices.EqualFunc(g.names, o.names, func(a, b portName) bool { return a.name == b.name && slices.Equal(a.protos, b.protos) }) &&
+		reflect.DeepEqual(g.http, o.http)
 }
 
 // register enters a grant for the peers it names, now and as they come.
