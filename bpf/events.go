@@ -2,7 +2,6 @@ package bpf
 
 import (
 	"context"
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"iter"
@@ -88,9 +87,8 @@ func decodeEvent(b []byte, c clock) (Event, error) {
 		return Event{}, fmt.Errorf("event of %d bytes, want %d", len(b), size)
 	}
 	var raw datapathEvent
-	if n, err := binary.Decode(b, binary.NativeEndian, &raw); err != nil || n != size {
-		return Event{}, fmt.Errorf("decode event: %d bytes: %w", n, err)
-	}
+	// Reading it field by field, by reflection, took a third of the reader's time.
+	copy(unsafe.Slice((*byte)(unsafe.Pointer(&raw)), size), b)
 	e := Event{
 		Time:   c.at(raw.Time),
 		Source: raw.Tuple.Source(), Dest: raw.Tuple.Destination(), Protocol: raw.Tuple.Proto,
