@@ -9,7 +9,7 @@
  * only on whether that pod is the initiator: see ct_role. */
 #pragma once
 #include "maps.h"
-#include "parse.h"
+#include "packet.h"
 
 #define SECOND 1000000000ull
 

@@ -13,7 +13,8 @@
 //
 // A packet is parsed (parse.h), found in conntrack (conntrack.h), or else judged
 // by the pod's policy (policy.h); it then goes on, is dropped, or goes into the
-// proxy's namespace (redirect.h). flow.h is where these meet: read it first.
+// proxy's namespace (redirect.h). flow.h is where these meet (begin.h for packets of no known flow): read it
+// first.
 // types.h has the tables' layouts, which the Go types are generated from, and
 // maps.h says what each table is for. A verdict is told once, by an event
 // (events.h), and counted.

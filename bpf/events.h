@@ -2,7 +2,7 @@
 /* What was decided, told and counted. */
 #pragma once
 #include "maps.h"
-#include "parse.h"
+#include "packet.h"
 #include "policy.h"
 
 /* Events of either sort (drops, others) per CPU and window. */

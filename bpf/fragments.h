@@ -2,7 +2,7 @@
 /* Ports of datagrams that come in parts: only the first part has them. */
 #pragma once
 #include "maps.h"
-#include "parse.h"
+#include "packet.h"
 
 /* Remembers a first part, or gives a later one what it lacks; returns false if
  * the first was not seen. A pod can't teach ports for another's datagram: its

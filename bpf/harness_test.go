@@ -6,7 +6,6 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
-	"runtime"
 	"testing"
 	"time"
 	"unsafe"
@@ -32,87 +31,6 @@ func needRoot(t testing.TB) {
 		t.Fatal("needs root, which CI must give")
 	}
 	t.Skip("needs root to load eBPF programs")
-}
-
-// namespace is a network namespace of the test's own. Functions run in it one
-// at a time.
-type namespace struct {
-	calls chan func()
-	file  *os.File
-}
-
-func newNamespace(t testing.TB) *namespace {
-	t.Helper()
-	ns := &namespace{calls: make(chan func())}
-	ready := make(chan error)
-	go func() {
-		runtime.LockOSThread() // for good: the thread ends with the goroutine
-		err := unix.Unshare(unix.CLONE_NEWNET)
-		if err == nil {
-			ns.file, err = os.Open(fmt.Sprintf("/proc/self/task/%d/ns/net", unix.Gettid()))
-		}
-		ready <- err
-		for f := range ns.calls {
-			f()
-		}
-	}()
-	if err := <-ready; err != nil {
-		t.Fatalf("make a network namespace: %v", err)
-	}
-	t.Cleanup(func() {
-		close(ns.calls)
-		ns.file.Close()
-	})
-	return ns
-}
-
-// do runs f in the namespace.
-func (ns *namespace) do(f func()) {
-	done := make(chan struct{})
-	ns.calls <- func() { defer close(done); f() }
-	<-done
-}
-
-// quiet keeps the kernel from sending anything of its own in ns.
-func (ns *namespace) quiet(t testing.TB) {
-	t.Helper()
-	var err error
-	ns.do(func() {
-		// /proc/sys/net is that of the thread that opens it.
-		err = os.WriteFile("/proc/sys/net/ipv6/conf/default/disable_ipv6", []byte("1"), 0)
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
-}
-
-// veth makes a pair with this side up in ns and the other in peer, and returns
-// the index of this side.
-func (ns *namespace) veth(t testing.TB, name string, peer *namespace, peerName string) (index int) {
-	t.Helper()
-	ns.do(func() {
-		err := netlink.LinkAdd(&netlink.Veth{
-			LinkAttrs: netlink.LinkAttrs{Name: name, MTU: 1500},
-			PeerName:  peerName, PeerNamespace: netlink.NsFd(int(peer.file.Fd())),
-		})
-		if err != nil {
-			t.Errorf("make veth %s: %v", name, err)
-			return
-		}
-		l, err := netlink.LinkByName(name)
-		if err != nil {
-			t.Errorf("find veth %s: %v", name, err)
-			return
-		}
-		if err := netlink.LinkSetUp(l); err != nil {
-			t.Errorf("set veth %s up: %v", name, err)
-		}
-		index = l.Attrs().Index
-	})
-	if t.Failed() {
-		t.FailNow()
-	}
-	return index
 }
 
 // mountPins gives the test a bpffs.
@@ -224,14 +142,6 @@ func newKernelOf(t testing.TB, sizes Sizes, limit uint32) *kernel {
 	})
 	k.reset()
 	return k
-}
-
-func setUp(name string) error {
-	l, err := netlink.LinkByName(name)
-	if err != nil {
-		return err
-	}
-	return netlink.LinkSetUp(l)
 }
 
 // rx counts the packets that came into the proxy's namespace, but for its own

@@ -3,7 +3,7 @@
  * policy.Lookup in Go, step by step. */
 #pragma once
 #include "maps.h"
-#include "parse.h"
+#include "packet.h"
 
 enum outcome { PASS, DROP, REDIRECT };
 

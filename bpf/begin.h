@@ -1,0 +1,122 @@
+/* SPDX-License-Identifier: Apache-2.0 OR GPL-2.0 */
+/* Packets that no entry is known for: the first of a flow, one in the middle of
+ * a flow that began unseen, and those that have none. */
+#pragma once
+#include "conntrack.h"
+#include "events.h"
+#include "policy.h"
+#include "redirect.h"
+
+/* Lets the packet pass and makes its entry. reply: as a reply of a flow whose
+ * start was not seen. */
+SUBPROGRAM int create(struct __sk_buff *skb, struct packet *p, __u32 flags, bool reply)
+{
+	struct conntrack ct = {};
+	__u8 role;
+
+	if (!p)
+		return TC_ACT_SHOT;
+	role = ct_role(p->direction, reply);
+	ct.last_seen = p->now;
+	ct.flags = flags | ct_judged(role) | ct_seen(p->tcp_flags, reply) |
+		   (p->swapped != reply ? CT_SWAPPED : 0);
+	/* Two branches: for one index the compiler computes the address in a way
+	 * the verifier refuses. */
+	if (role == DIRECTION_EGRESS) {
+		ct.revision[1] = p->revision;
+		ct.rule[1] = p->found[1].rule;
+		ct.veth[1] = skb->ifindex;
+	} else {
+		ct.revision[0] = p->revision;
+		ct.rule[0] = p->found[0].rule;
+		ct.veth[0] = skb->ifindex;
+	}
+	if (reply) {
+		ct.packets[1] = 1;
+		ct.bytes[1] = p->bytes;
+	} else {
+		ct.packets[0] = 1;
+		ct.bytes[0] = p->bytes;
+	}
+	if (bpf_map_update_elem(&conntrack, &p->key, &ct, BPF_ANY))
+		return drop_for(skb, p, REASON_CONNTRACK_FULL);
+	tell(skb, p, VERDICT_FORWARDED);
+	return TC_ACT_UNSPEC;
+}
+
+/* The node reaches its own pods, whatever their policy. */
+static __always_inline void settle_host(struct packet *p)
+{
+	find_peer(p);
+	p->reason = REASON_HOST;
+	p->reason_direction = p->direction;
+	p->judge = p->policy;
+	p->found[DIRECTION_INGRESS].rule = 0;
+}
+
+/* A packet that is judged alone: nothing is remembered of it. */
+SUBPROGRAM int stateless(struct __sk_buff *skb, struct packet *p)
+{
+	if (!p)
+		return TC_ACT_SHOT;
+	if (p->host)
+		return TC_ACT_UNSPEC;
+	switch (judge_forward(p, false)) {
+	case PASS:
+		tell(skb, p, VERDICT_FORWARDED);
+		return TC_ACT_UNSPEC;
+	case REDIRECT:
+		p->reason = REASON_L7_UNSUPPORTED;
+	}
+	return drop(skb, p);
+}
+
+/* The first packet of a flow. again: a SYN repeated before any answer. */
+SUBPROGRAM int begin(struct __sk_buff *skb, struct packet *p, bool again)
+{
+	if (!p)
+		return TC_ACT_SHOT;
+	if (p->host) {
+		settle_host(p);
+		return create(skb, p, 0, false);
+	}
+	switch (judge_forward(p, false)) {
+	case PASS:
+		return create(skb, p, 0, false);
+	case REDIRECT:
+		return redirect_new(skb, p, again);
+	}
+	return drop(skb, p);
+}
+
+/* TCP without a start: the connection is older than Weir, or its entry had to
+ * make room. It may be going either way. */
+SUBPROGRAM int midstream(struct __sk_buff *skb, struct packet *p)
+{
+	__u8 reason, direction;
+	int outcome, other;
+	__u32 rule;
+
+	if (!p)
+		return TC_ACT_SHOT;
+	if (p->host) {
+		settle_host(p);
+		return p->tcp_flags & TCP_RST ? TC_ACT_UNSPEC : create(skb, p, CT_MIDSTREAM, false);
+	}
+	outcome = judge_forward(p, false);
+	if (outcome == PASS)
+		return p->tcp_flags & TCP_RST ? TC_ACT_UNSPEC : create(skb, p, CT_MIDSTREAM, false);
+	reason = p->reason;
+	direction = p->reason_direction;
+	rule = p->found[direction & 1].rule;
+	other = judge_reply(p);
+	if (other == PASS)
+		return p->tcp_flags & TCP_RST ? TC_ACT_UNSPEC : create(skb, p, CT_MIDSTREAM, true);
+	if (other == REDIRECT)
+		return cut(skb, p, REASON_MIDSTREAM_L7);
+	p->reason = reason;
+	p->reason_direction = direction;
+	p->judge = p->policy;
+	p->found[direction & 1].rule = rule;
+	return outcome == REDIRECT ? cut(skb, p, REASON_MIDSTREAM_L7) : drop(skb, p);
+}

@@ -1,0 +1,127 @@
+/* SPDX-License-Identifier: Apache-2.0 OR GPL-2.0 */
+/* A packet as the programs see it, and what can be said of it at a glance. */
+#pragma once
+#include "net.h"
+#include "types.h"
+
+enum kind {
+	KIND_FLOW,	 /* belongs to a flow that conntrack can hold */
+	KIND_NEIGHBOR,	 /* ARP, or neighbor discovery as it must look */
+	KIND_ICMP,	 /* ICMP without a flow */
+	KIND_ICMP_ERROR, /* about a packet that is quoted */
+};
+enum fragment_part { FRAGMENT_NONE, FRAGMENT_FIRST, FRAGMENT_LATER };
+
+/* What one search in a policy gave, see policy.h. */
+struct finding {
+	__u8 reason;
+	__u8 pad[3];
+	__u32 rule;
+	__u32 rule_set;
+};
+
+/* One packet on its way through a program: what parse found, then who it
+ * concerns, then what was decided. */
+struct packet {
+	struct tuple tuple;
+	struct tuple key; /* in conntrack */
+	__u32 bytes;	  /* of the IP packet */
+	__u32 frag_id;
+	__u16 port; /* what policy asks for: destination port, or ICMP type */
+	__u16 l4;   /* offset of the transport header */
+	__u16 l4_len;
+	__u8 kind;
+	__u8 part;	 /* enum fragment_part */
+	__u8 frag_proto; /* as the fragment header has it */
+	__u8 tcp_flags;
+	__u8 icmp_type, icmp_code;
+	__u8 hop_limit;
+	__u8 swapped;	/* tuple is the reverse of key */
+	__u8 direction; /* of the pod at this veth: DIRECTION_EGRESS in from_pod */
+	__u8 host;	/* sent by a socket of this node */
+
+	__u64 now;
+	__u32 revision;	     /* of policy, read before it is asked */
+	__u32 policy;	     /* of the pod at this veth */
+	__u32 identity;	     /* of the pod at this veth */
+	__u32 peer[2];	     /* identities of the other end; 0: not looked up, none */
+	__u32 local_ifindex; /* of the destination, where it is a pod of this node */
+	__u32 local_policy;
+
+	struct finding found[2]; /* by direction */
+	__u32 judge;		 /* policy id that decided */
+	__u8 reason;
+	__u8 reason_direction;
+	__u8 l7; /* bit (1 << direction): goes to the proxy because of it */
+	__u8 pad;
+};
+
+static __always_inline bool is_tcp(const struct packet *p)
+{
+	return p->tuple.proto == IPPROTO_TCP;
+}
+
+static __always_inline bool is_icmp(const struct packet *p)
+{
+	return p->tuple.proto == IPPROTO_ICMP || p->tuple.proto == IPPROTO_ICMPV6;
+}
+
+/* The start of a connection. (A SYN with FIN or RST was refused by parse.) */
+static __always_inline bool is_syn(const struct packet *p)
+{
+	return (p->tcp_flags & (TCP_SYN | TCP_ACK)) == TCP_SYN;
+}
+
+static __always_inline bool is_echo_reply(const struct packet *p)
+{
+	return (p->tuple.proto == IPPROTO_ICMP && p->icmp_type == ICMP_ECHO_REPLY) ||
+	       (p->tuple.proto == IPPROTO_ICMPV6 && p->icmp_type == ICMPV6_ECHO_REPLY);
+}
+
+static __always_inline bool is_ipv4(const struct addr *a)
+{
+	return a->word[0] == 0 && a->word[1] == 0 && a->word[2] == htonl(0xffff);
+}
+
+static __always_inline bool is_link_local6(const struct addr *a)
+{
+	return (a->word[0] & htonl(0xffc00000)) == htonl(0xfe800000);
+}
+
+static __always_inline bool is_unspecified(const struct addr *a)
+{
+	return a->word[0] == 0 && a->word[1] == 0 && a->word[3] == 0 &&
+	       (a->word[2] == 0 || a->word[2] == htonl(0xffff));
+}
+
+static __always_inline bool same_addr(const struct addr *a, const struct addr *b)
+{
+	return a->word[0] == b->word[0] && a->word[1] == b->word[1] && a->word[2] == b->word[2] &&
+	       a->word[3] == b->word[3];
+}
+
+static __always_inline void addr4(struct addr *a, __be32 ip)
+{
+	a->word[0] = 0;
+	a->word[1] = 0;
+	a->word[2] = htonl(0xffff);
+	a->word[3] = ip;
+}
+
+static __always_inline void addr6(struct addr *a, const __be32 *ip)
+{
+	a->word[0] = ip[0];
+	a->word[1] = ip[1];
+	a->word[2] = ip[2];
+	a->word[3] = ip[3];
+}
+
+/* DHCP and DHCPv6, as a pod without an address needs them. */
+static __always_inline bool is_dhcp(const struct packet *p, bool request)
+{
+	__u16 client = ntohs(request ? p->tuple.sport : p->tuple.dport);
+	__u16 server = ntohs(request ? p->tuple.dport : p->tuple.sport);
+
+	return p->kind == KIND_FLOW && p->tuple.proto == IPPROTO_UDP && p->part == FRAGMENT_NONE &&
+	       ((client == 68 && server == 67) || (client == 546 && server == 547));
+}
