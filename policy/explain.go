@@ -103,6 +103,9 @@ func (x *explanation) noPolicy(at, other end) *Side {
 	if at.isNode {
 		return &Side{Verdict: NotApplicable, Reason: "another node, no policy is enforced there"}
 	}
+	if at.other != nil && at.other.kind == unknownPeer {
+		return &Side{Verdict: NotApplicable, Reason: at.name + " is not known, nor are its policies"}
+	}
 	return &Side{Verdict: NotApplicable, Reason: at.name + " is no pod, no policy is enforced there"}
 }
 

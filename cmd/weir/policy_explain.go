@@ -132,6 +132,9 @@ func (f *explainFlags) load(ctx context.Context, warnings io.Writer) (*policy.En
 		}
 		fmt.Fprintln(warnings, "weir: "+text)
 	}
+	if !report.Complete {
+		fmt.Fprintln(warnings, "weir: some objects could not be read: what is answered may not hold")
+	}
 	engine, err := policy.NewEngine(policy.Options{NodeName: f.node})
 	if err != nil {
 		return nil, err
