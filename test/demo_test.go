@@ -3,6 +3,7 @@ package test
 import (
 	"bytes"
 	"context"
+	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -88,15 +89,32 @@ func TestDemo(t *testing.T) {
 // TestDemoInterrupted: at whatever moment, nothing is left.
 func TestDemoInterrupted(t *testing.T) {
 	t.Parallel()
-	for _, after := range []time.Duration{50 * time.Millisecond, 300 * time.Millisecond, 1500 * time.Millisecond} {
+	for _, after := range []time.Duration{0, 50 * time.Millisecond, 300 * time.Millisecond, 1500 * time.Millisecond} {
 		name := node.UniqueName(prefix, int(stories.Add(1)))
 		cmd, out := demoCommand(t, name)
+		cmd.Stdout = nil
+		pipe, err := cmd.StdoutPipe()
+		if err != nil {
+			t.Fatal(err)
+		}
 		if err := cmd.Start(); err != nil {
 			t.Fatal(err)
 		}
+		// It has begun when it speaks.
+		if _, err := pipe.Read(make([]byte, 1)); err != nil {
+			t.Fatal(err)
+		}
+		copied := make(chan error, 1)
+		go func() {
+			_, err := io.Copy(io.Discard, pipe)
+			copied <- err
+		}()
 		time.Sleep(after)
 		_ = cmd.Process.Signal(syscall.SIGINT)
-		err := cmd.Wait()
+		if err := <-copied; err != nil {
+			t.Error(err)
+		}
+		err = cmd.Wait()
 		if err == nil || !strings.Contains(out.String(), "interrupted") {
 			t.Errorf("interrupted after %v: %v\n%s", after, err, out)
 		}
