@@ -5,10 +5,11 @@ import (
 	"strings"
 )
 
-// Sources of labels. SourceAny is not a source: a selector's key with it asks
-// for the key of any source.
+// Sources of labels. SourceAny and SourceUnspec are not sources: a selector's
+// key with either asks for the key of any source.
 const (
 	SourceAny      = "any"
+	SourceUnspec   = "unspec"
 	SourceK8s      = "k8s"
 	SourceReserved = "reserved"
 	SourceCIDR     = "cidr"
@@ -43,14 +44,14 @@ func NewLabels(labels ...Label) Labels {
 	return slices.CompactFunc(out, func(a, b Label) bool { return a.Key == b.Key && a.Source == b.Source })
 }
 
-// Get returns the value of a key; source may be SourceAny.
+// Get returns the value of a key; source may be SourceAny or SourceUnspec.
 func (ls Labels) Get(source, key string) (value string, ok bool) {
 	for i := range ls {
 		switch {
 		case ls[i].Key < key:
 		case ls[i].Key > key:
 			return "", false
-		case source == SourceAny || ls[i].Source == source:
+		case source == SourceAny || source == SourceUnspec || ls[i].Source == source:
 			return ls[i].Value, true
 		}
 	}

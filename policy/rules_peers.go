@@ -96,7 +96,7 @@ func (t *translator) endpoints(s *api.EndpointSelector) *selector {
 		}
 		if r.Source == identity.SourceAny || r.Source == identity.SourceK8s {
 			namespace = namespace || r.Key == identity.KeyNamespace
-			namespaceLabels = namespaceLabels || strings.HasPrefix(r.Key, identity.KeyNamespaceLabels)
+			namespaceLabels = namespaceLabels || strings.HasPrefix(r.Key, identity.KeyNamespaceLabels+".")
 		}
 	}
 	text := "endpoints " + describe(s)
@@ -110,7 +110,7 @@ func (t *translator) endpoints(s *api.EndpointSelector) *selector {
 // nodeKeys notes the labels that nodes must be told apart by.
 func (t *translator) nodeKeys(s identity.Selector) {
 	for _, r := range s {
-		if r.Source == identity.SourceAny || r.Source == identity.SourceNode || r.Key == identity.KeyCluster {
+		if r.Source == identity.SourceAny || r.Source == identity.SourceUnspec || r.Source == identity.SourceNode || r.Key == identity.KeyCluster {
 			t.policy.nodeKeys = append(t.policy.nodeKeys, r.Key)
 		}
 	}

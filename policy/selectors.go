@@ -116,7 +116,7 @@ func groupSelector(s identity.Selector, groups []*cidrGroup, except []netip.Pref
 // that asks for labels of another source is about the address's own.
 func groupsMeet(r *identity.Requirement, groups []*cidrGroup, own identity.Labels) bool {
 	switch r.Source {
-	case identity.SourceAny, api.SourceCIDRGroup, "unspec":
+	case identity.SourceAny, identity.SourceUnspec, api.SourceCIDRGroup:
 	default:
 		return r.Matches(own)
 	}

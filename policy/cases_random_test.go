@@ -1,0 +1,110 @@
+package policy
+
+import (
+	"bufio"
+	"compress/gzip"
+	"encoding/json"
+	"fmt"
+	"os"
+	"strings"
+	"testing"
+)
+
+// randomCase is random policies over one set of pods, nodes, services and CIDR
+// groups, and what Cilium's own policy code answered. A flow is
+// "from to protocol/port egress ingress". An end's answer is - (no policy is
+// enforced at that end), n (none selects it), A (allowed), W (allowed, through
+// the proxy), D (denied), or R and for each request 1 (allowed) or 0.
+type randomCase struct {
+	ID       string
+	Objects  []string // the first case's are those of all others, too
+	Requests [][3]string
+	Flows    []string
+}
+
+// TestCiliumRandom holds the evaluator to Cilium's answers about policies that
+// nobody would write on purpose.
+func TestCiliumRandom(t *testing.T) {
+	f, err := os.Open("testdata/random.jsonl.gz")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	z, err := gzip.NewReader(f)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := bufio.NewScanner(z)
+	s.Buffer(nil, 16<<20)
+	var base []string
+	flows := 0
+	for s.Scan() {
+		var c randomCase
+		if err := json.Unmarshal(s.Bytes(), &c); err != nil {
+			t.Fatal(err)
+		}
+		if base == nil {
+			base = c.Objects
+			continue
+		}
+		e := newEngine(t, "node-1", strings.Join(append(base[:len(base):len(base)], c.Objects...), "\n---\n"))
+		for _, flow := range c.Flows {
+			flows++
+			c.check(t, e, flow)
+		}
+	}
+	if err := s.Err(); err != nil {
+		t.Fatal(err)
+	}
+	if flows < 20000 {
+		t.Errorf("only %d flows were asked about", flows)
+	}
+}
+
+func (c *randomCase) check(t *testing.T, e *Engine, flow string) {
+	t.Helper()
+	var q Question
+	var target, egress, ingress string
+	if _, err := fmt.Sscan(flow, &q.From, &q.To, &target, &egress, &ingress); err != nil {
+		t.Fatalf("%s: flow %q: %v", c.ID, flow, err)
+	}
+	q.Protocol, q.Port, _ = strings.Cut(target, "/")
+	if strings.HasPrefix(q.Protocol, "ICMP") {
+		q.ICMPType = new(int)
+		fmt.Sscan(q.Port, q.ICMPType)
+		q.Port = ""
+	}
+	a := e.Explain(q)
+	if a.Verdict == Failed {
+		t.Errorf("%s: %s: %s", c.ID, flow, a.Error)
+		return
+	}
+	for _, end := range [...]struct {
+		name, want string
+		got        func(*Answer) *Side
+	}{
+		{"egress", egress, func(a *Answer) *Side { return a.Egress }},
+		{"ingress", ingress, func(a *Answer) *Side { return a.Ingress }},
+	} {
+		want := map[byte]Verdict{'-': NotApplicable, 'n': Allowed, 'A': Allowed, 'W': Allowed, 'D': Denied, 'R': NeedsRequest}[end.want[0]]
+		got := end.got(&a)
+		if got.Verdict != want {
+			t.Errorf("%s: %s: %s is %s (%s %s: %s), want %s", c.ID, flow, end.name, got.Verdict, got.Policy, got.Rule, got.Reason, want)
+			continue
+		}
+		if proxied := strings.Contains(got.Reason, "proxy"); want == Allowed && proxied != (end.want == "W") {
+			t.Errorf("%s: %s: %s goes through the proxy: %t (%s)", c.ID, flow, end.name, proxied, got.Reason)
+		}
+		if want != NeedsRequest {
+			continue
+		}
+		for i, r := range c.Requests {
+			q.HTTP = &HTTPRequest{Method: r[0], Path: r[1], Host: r[2]}
+			a := e.Explain(q)
+			if got := end.got(&a); (got.Verdict == Allowed) != (end.want[1+i] == '1') {
+				t.Errorf("%s: %s: %s of %v is %s (%s)", c.ID, flow, end.name, r, got.Verdict, got.Reason)
+			}
+		}
+		q.HTTP = nil
+	}
+}
