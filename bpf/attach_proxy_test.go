@@ -35,7 +35,11 @@ func TestAttachProxy(t *testing.T) {
 	files, err := d.ProxyMaps(3)
 	check(t, err)
 	for name, f := range files {
-		m, err := ebpf.NewMapFromFD(int(f.Fd()))
+		// A copy: two owners would close the number twice, the second time
+		// under whoever has it by then.
+		fd, err := unix.FcntlInt(f.Fd(), unix.F_DUPFD_CLOEXEC, 3)
+		check(t, err)
+		m, err := ebpf.NewMapFromFD(fd)
 		check(t, err)
 		defer letGo(m)
 		write := name == "conns" || name == "fqdn" || name == "listeners" || name == revisionTable
