@@ -18,9 +18,11 @@ type owner struct{ namespace, name, uid string }
 //   - of several veths with an address of one pod (a namespace left over from
 //     before), the one it was before, else the youngest, counts,
 //   - an address that no veth's peer has is looked for on the other interfaces
-//     of the namespaces.
+//     of the namespaces,
+//   - an address that is nowhere any more stays at the veth where it was: whoever
+//     takes it off must not take off the pod's policy with it.
 //
-// before is what was found last; veths that are gone don't count.
+// before is what was found last for these pods; veths that are gone don't count.
 func match(pods map[netip.Addr]owner, veths map[int]Veth, before map[netip.Addr]int) map[netip.Addr]int {
 	claims := map[int][]owner{} // pods behind a veth
 	behind := map[netip.Addr][]int{}
@@ -48,6 +50,12 @@ func match(pods map[netip.Addr]owner, veths map[int]Veth, before map[netip.Addr]
 			if !direct[a] {
 				claim(index, a)
 			}
+		}
+	}
+
+	for a, index := range before {
+		if _, there := veths[index]; there && len(behind[a]) == 0 {
+			claim(index, a)
 		}
 	}
 

@@ -18,11 +18,20 @@ func (r *realiser) place() {
 	for a, e := range r.pods {
 		owners[a] = owner{e.Namespace, e.Name, e.UID}
 	}
+	for a, o := range r.owners {
+		if owners[a] != o {
+			delete(r.placed, a) // it was another pod's
+		}
+	}
+	r.owners = owners
 	r.placed = match(owners, r.veths, r.placed)
 	rows := make(map[bpf.Addr]bpf.Endpoint, len(r.placed))
 	devices := make(map[uint32]bpf.Device, len(r.placed))
 	for a, index := range r.placed {
 		e, v := r.pods[a], r.veths[index]
+		if old, ok := r.endpoints.have[bpf.AddrOf(a)]; ok && v.PodMAC == [6]byte{} && old.Ifindex == uint32(index) {
+			v.PodMAC = old.PodMac // its namespace could not be read
+		}
 		rows[bpf.AddrOf(a)] = bpf.Endpoint{
 			Ifindex: uint32(index), Policy: e.Policy, Identity: uint32(e.Identity),
 			PodMac: v.PodMAC, HostMac: v.HostMAC,

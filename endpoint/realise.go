@@ -44,6 +44,7 @@ type realiser struct {
 
 	pods     map[netip.Addr]*policy.Endpoint
 	veths    map[int]Veth
+	owners   map[netip.Addr]owner // of pods, as of the last place
 	placed   map[netip.Addr]int
 	cleared  map[bpf.Addr]bool // flows forgotten, row not written yet
 	attached map[int]bool

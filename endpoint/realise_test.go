@@ -93,6 +93,36 @@ func TestRealiseAddressChangesHands(t *testing.T) {
 	}
 }
 
+// A pod that takes its address off, or a namespace that can't be read for a
+// moment, keeps programs and policy; a successor of the pod doesn't get its veth.
+func TestRealiseAddressTakenOff(t *testing.T) {
+	f := newFakeKernel()
+	r := newRealiser(f.kernel(), f)
+	r.fold(delta("10.0.0.1", "1", 5, resolved(true, allow80)))
+	r.veths = testVeths(testVeth(3, "10.0.0.1"))
+	pass(t, r)
+	f.steps()
+	row := f.endpoints.m[bpf.AddrOf(netip.MustParseAddr("10.0.0.1"))]
+	bare := testVeth(3)
+	bare.PodMAC = [6]byte{}
+	r.veths = testVeths(bare)
+	pass(t, r)
+	wantSteps(t, f)
+	if got := f.endpoints.m[bpf.AddrOf(netip.MustParseAddr("10.0.0.1"))]; got != row || !f.programs[3] {
+		t.Errorf("row %+v, was %+v; programs %v", got, row, f.programs)
+	}
+	r.fold(delta("10.0.0.1", "2", 6, resolved(true, allow80)))
+	pass(t, r)
+	if len(f.endpoints.m) != 0 || len(f.programs) != 0 {
+		t.Errorf("the successor has %v, programs %v", f.endpoints.m, f.programs)
+	}
+	r.veths = testVeths(testVeth(3, "10.0.0.1"), testVeth(4, "10.0.0.1"))
+	pass(t, r)
+	if got := f.endpoints.m[bpf.AddrOf(netip.MustParseAddr("10.0.0.1"))]; got.Ifindex != 4 {
+		t.Errorf("the successor is at %d", got.Ifindex)
+	}
+}
+
 func TestRealiseAdoptsWithoutInterrupting(t *testing.T) {
 	f := newFakeKernel()
 	r := newRealiser(f.kernel(), f)

@@ -26,6 +26,8 @@ type Allocator struct {
 
 // NewAllocator hands out numbers from first on. The seed is what a
 // predecessor had given out (nil for none); entries below first are ignored.
+// The next number is one beyond the seed's: what of it is released may stand
+// in tables for a while, and must not come to mean something else there.
 func NewAllocator(first uint32, seed map[uint32]Digest) *Allocator {
 	a := &Allocator{first: first, next: first, byDigest: map[Digest]uint32{}, byID: map[uint32]Digest{}}
 	for id, d := range seed {
@@ -33,6 +35,7 @@ func NewAllocator(first uint32, seed map[uint32]Digest) *Allocator {
 			continue
 		}
 		a.byDigest[d], a.byID[id] = id, d
+		a.next = max(a.next, id+1) // 0 behind the last: then they begin anew
 	}
 	return a
 }
