@@ -30,7 +30,15 @@ func compile(t testing.TB, rules ...Rule) *Set {
 // naive is what Match must say, rule by rule with package regexp.
 func naive(rules []Rule, req *Request) (indexes []int) {
 	full := func(expr string, v []byte) bool {
-		return expr == "" || regexp.MustCompile(`\A(?:`+expr+`)\z`).Match(v)
+		if expr == "" {
+			return true
+		}
+		// Not wrapped in \A(?:...)\z: an expression may end in the middle of a
+		// quote. The longest of the leftmost matches is the whole, if any is.
+		re := regexp.MustCompile(expr)
+		re.Longest()
+		at := re.FindIndex(v)
+		return at != nil && at[0] == 0 && at[1] == len(v)
 	}
 	for i, r := range rules {
 		ok := full(r.Path, req.Path) && full(r.Method, req.Method) && full(r.Host, req.Host)
