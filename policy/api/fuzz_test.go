@@ -32,7 +32,10 @@ func FuzzRead(f *testing.F) {
 		if len(data) > 1<<16 {
 			return
 		}
-		lines := strings.Count(string(data), "\n") + 1
+		lines := 1 // YAML breaks lines at each of these
+		for _, end := range []string{"\n", "\r", "\u0085", "\u2028", "\u2029"} {
+			lines += strings.Count(string(data), end)
+		}
 		place := func(errs []*Error) {
 			for _, e := range errs {
 				if e.File != "f" || e.Line < 0 || e.Line > lines+1 || e.Message == "" {
