@@ -55,11 +55,13 @@ func (d *Datapath) Events(ctx context.Context) iter.Seq2[Event, error] {
 			rec   ringbuf.Record
 			clock = newClock()
 		)
+		// At the deadline the reader first yields all there is.
+		r.SetDeadline(time.Now().Add(pollEvery))
 		for ctx.Err() == nil {
-			r.SetDeadline(time.Now().Add(pollEvery))
 			switch err := r.ReadInto(&rec); {
 			case errors.Is(err, os.ErrDeadlineExceeded):
 				clock = newClock() // the wall clock may have been set
+				r.SetDeadline(time.Now().Add(pollEvery))
 				continue
 			case errors.Is(err, ringbuf.ErrClosed):
 				return
