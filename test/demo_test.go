@@ -125,6 +125,31 @@ func TestDemoInterrupted(t *testing.T) {
 }
 
 // TestDemoKept runs on after the command has ended, until it is stopped.
+// Whoever pipes the demo into head closes the pipe under it.
+func TestDemoUnread(t *testing.T) {
+	t.Parallel()
+	name := node.UniqueName(prefix, int(stories.Add(1)))
+	cmd, errs := demoCommand(t, name)
+	cmd.Stdout = nil
+	pipe, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := pipe.Read(make([]byte, 1)); err != nil {
+		t.Fatal(err)
+	}
+	_ = pipe.Close()
+	if err := cmd.Wait(); err == nil {
+		t.Error("a demo that nobody could read succeeded")
+	}
+	if left := demoTraces(t, name); len(left) > 0 {
+		t.Errorf("left behind: %q\n%s", left, errs)
+	}
+}
+
 func TestDemoKept(t *testing.T) {
 	t.Parallel()
 	name := node.UniqueName(prefix, int(stories.Add(1)))

@@ -41,6 +41,7 @@ say (they are in examples/shop of the source).`,
 			ctx, cancel := signal.NotifyContext(cmd.Context(), os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
 			defer cancel()
 			context.AfterFunc(ctx, cancel) // gives the signals back
+			defer cancelOnBrokenPipe(cancel)()
 			return d.run(ctx)
 		},
 	}
@@ -48,6 +49,23 @@ say (they are in examples/shop of the source).`,
 	cmd.Flags().BoolVar(&stop, "stop", false, "remove what --keep left running")
 	cmd.Flags().StringVar(&d.name, "name", "weir-demo", "begins the names of all it makes: another name is another demo")
 	return cmd
+}
+
+// cancelOnBrokenPipe calls cancel when nobody reads what is printed any more
+// (`weir demo | head`), where the program would else die and leave everything
+// standing. What it returns ends the watch.
+func cancelOnBrokenPipe(cancel func()) (stop func()) {
+	broken := make(chan os.Signal, 1)
+	done := make(chan struct{})
+	signal.Notify(broken, syscall.SIGPIPE)
+	go func() {
+		select {
+		case <-broken:
+			cancel()
+		case <-done:
+		}
+	}()
+	return func() { signal.Stop(broken); close(done) }
 }
 
 // demo is one run.
