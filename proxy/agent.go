@@ -101,9 +101,13 @@ func (s *service) Records(_ *control.RecordsRequest, stream control.Proxy_Record
 	}
 }
 
-// Status implements control.ProxyServer.
-func (s *service) Status(context.Context, *control.StatusRequest) (*control.StatusResponse, error) {
+// Status implements control.ProxyServer. That it answers says that connections
+// are being served.
+func (s *service) Status(ctx context.Context, _ *control.StatusRequest) (*control.StatusResponse, error) {
 	p := s.process
+	if err := p.server.Ping(ctx); err != nil {
+		return nil, err
+	}
 	r := &control.StatusResponse{
 		Boot: p.boot, Version: p.opts.Version, Uptime: uint64(time.Since(p.started)),
 		ConnectionsTotal: p.counters.connections.Load(),

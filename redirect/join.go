@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"slices"
+	"time"
 
 	"github.com/weirnet/weir/bpf"
 	"github.com/weirnet/weir/proxy/control"
@@ -52,6 +53,9 @@ func (m *Manager) wire(s *session) error {
 		files = append(files, f)
 	}
 	defer control.Close(files)
+	if err := s.conn.SetDeadline(time.Now().Add(connectTimeout)); err != nil {
+		return err
+	}
 	if err := control.Send(s.conn, wiring, files...); err != nil {
 		return err
 	}
@@ -202,7 +206,7 @@ func (m *Manager) forgetOthers(keep uint8) {
 // replace ends the proxy, so that its launcher starts another.
 func (m *Manager) replace(ctx context.Context, s *session) error {
 	_ = s.conn.Close() // its preface may have gone any way
-	fresh, err := dial(ctx, m.opts.RunDir)
+	fresh, err := dial(ctx, m.opts.RunDir, greetTimeout)
 	if err != nil {
 		return err
 	}

@@ -10,7 +10,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"strconv"
 	"syscall"
 	"time"
 
@@ -145,6 +144,9 @@ func (o *LauncherOptions) life(ctx context.Context, listener, lock, root *os.Fil
 	} else if err != nil {
 		return true, fmt.Errorf("start the proxy: %w", err)
 	}
+	if err := writeHolders(lock, os.Getpid(), cmd.Process.Pid); err != nil {
+		o.Logger.Error("an agent will not find the proxy should it hang", "error", err)
+	}
 	o.Logger.Info("proxy started", "pid", cmd.Process.Pid)
 	ended := make(chan error, 1)
 	go func() { ended <- cmd.Wait() }()
@@ -191,7 +193,7 @@ func takeLock(ctx context.Context, path string) (*os.File, error) {
 	}
 	err = f.Truncate(0)
 	if err == nil {
-		_, err = f.WriteAt([]byte(strconv.Itoa(os.Getpid())+"\n"), 0)
+		err = writeHolders(f, os.Getpid(), 0)
 	}
 	if err != nil {
 		f.Close()

@@ -130,10 +130,14 @@ func (m *Manager) live(ctx context.Context) error {
 	}
 	defer s.close()
 	if err := m.join(ctx, s); err != nil {
+		if hangs(err) {
+			m.endHanging()
+		}
 		return err
 	}
 	ended := make(chan error, 1)
 	go func() { ended <- m.receive(ctx, s) }()
+	go m.guard(ctx, s)
 	defer m.setSession(nil)
 	if err := m.makeCurrent(ctx, s, ended); err != nil {
 		return err

@@ -61,15 +61,16 @@ func (s *session) ended() bool {
 	}
 }
 
-// dial connects to the control socket and hears the proxy's welcome.
-func dial(ctx context.Context, runDir string) (*session, error) {
+// dial connects to the control socket and hears the proxy's welcome, which may
+// take that long.
+func dial(ctx context.Context, runDir string, timeout time.Duration) (*session, error) {
 	d := net.Dialer{}
 	nc, err := d.DialContext(ctx, "unix", filepath.Join(runDir, socketName))
 	if err != nil {
 		return nil, fmt.Errorf("connect to the proxy: %w", err)
 	}
 	c := nc.(*net.UnixConn)
-	s, err := greet(c)
+	s, err := greet(c, timeout)
 	if err != nil {
 		_ = c.Close()
 		return nil, fmt.Errorf("connect to the proxy: %w", err)
@@ -77,11 +78,11 @@ func dial(ctx context.Context, runDir string) (*session, error) {
 	return s, nil
 }
 
-func greet(c *net.UnixConn) (*session, error) {
+func greet(c *net.UnixConn, timeout time.Duration) (*session, error) {
 	if err := checkLauncher(c); err != nil {
 		return nil, err
 	}
-	if err := c.SetDeadline(time.Now().Add(connectTimeout)); err != nil {
+	if err := c.SetDeadline(time.Now().Add(timeout)); err != nil {
 		return nil, err
 	}
 	s := &session{conn: c, welcome: &control.Welcome{}, done: make(chan struct{})}
@@ -121,7 +122,11 @@ func checkLauncher(c *net.UnixConn) error {
 
 // connect finds the running proxy, or starts one.
 func (m *Manager) connect(ctx context.Context) (*session, error) {
-	s, err := dial(ctx, m.opts.RunDir)
+	s, err := dial(ctx, m.opts.RunDir, greetTimeout)
+	if err != nil && hangs(err) {
+		m.log.Error("the proxy does not say who it is", "error", err)
+		m.endHanging()
+	}
 	if err == nil || !nobodyListens(err) {
 		return s, err
 	}
@@ -135,7 +140,7 @@ func (m *Manager) connect(ctx context.Context) (*session, error) {
 	ctx, cancel := context.WithTimeout(ctx, connectTimeout)
 	defer cancel()
 	for {
-		if s, err = dial(ctx, m.opts.RunDir); err == nil || !nobodyListens(err) {
+		if s, err = dial(ctx, m.opts.RunDir, connectTimeout); err == nil || !nobodyListens(err) {
 			return s, err
 		}
 		select {

@@ -31,11 +31,41 @@ func Remove(ctx context.Context, state, runDir string, drain time.Duration) erro
 	return failed
 }
 
-// stopRunning ends the proxy and returns when it and its launcher are gone.
+// stopRunning ends the proxy and returns when it and its launcher are gone. They
+// are killed if they can't be asked, or don't go.
 func stopRunning(ctx context.Context, runDir string, drain time.Duration) error {
-	ctx, cancel := context.WithTimeout(ctx, drain+connectTimeout)
+	err := askToEnd(ctx, runDir, drain)
+	if err == nil || ctx.Err() != nil {
+		return err
+	}
+	h, readErr := readHolders(runDir)
+	if readErr != nil {
+		return errors.Join(err, readErr)
+	}
+	// The launcher first: it would start another.
+	for _, pid := range []int{h.launcher, h.child} {
+		if _, killErr := h.kill(pid); killErr != nil {
+			return errors.Join(err, killErr)
+		}
+	}
+	if waitErr := waitUnlocked(ctx, runDir, time.Second); waitErr != nil {
+		return errors.Join(err, waitErr)
+	}
+	return nil
+}
+
+// How long a proxy may take to hear that it is to go, and, beyond the drain, to
+// do so.
+const (
+	askTimeout = 3 * time.Second
+	endTimeout = 5 * time.Second
+)
+
+// askToEnd tells the proxy to go, and returns when it and its launcher are gone.
+func askToEnd(ctx context.Context, runDir string, drain time.Duration) error {
+	limited, cancel := context.WithTimeout(ctx, askTimeout)
 	defer cancel()
-	s, err := dial(ctx, runDir)
+	s, err := dial(limited, runDir, askTimeout)
 	if err == nil {
 		err = s.stop(&control.Wiring{Stop: true, Drain: int64(drain)})
 		s.close()
@@ -45,7 +75,14 @@ func stopRunning(ctx context.Context, runDir string, drain time.Duration) error 
 	if err != nil {
 		return err
 	}
-	// The lock is held until both are gone.
+	return waitUnlocked(ctx, runDir, drain+endTimeout)
+}
+
+// waitUnlocked waits until nobody holds the run directory: the proxy and its
+// launcher hold the lock until both are gone.
+func waitUnlocked(ctx context.Context, runDir string, limit time.Duration) error {
+	ctx, cancel := context.WithTimeout(ctx, limit)
+	defer cancel()
 	f, err := os.Open(filepath.Join(runDir, lockName))
 	if errors.Is(err, os.ErrNotExist) {
 		return nil

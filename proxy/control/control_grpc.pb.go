@@ -40,6 +40,8 @@ type ProxyClient interface {
 	// Records streams what was decided from now on. One stream at a time gets
 	// them; what comes while there is none is kept up to a bound.
 	Records(ctx context.Context, in *RecordsRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[RecordBatch], error)
+	// Status answers when every event loop has come round: no answer means that
+	// the proxy hangs.
 	Status(ctx context.Context, in *StatusRequest, opts ...grpc.CallOption) (*StatusResponse, error)
 	// Drain ends the process: no new connections, idle ones are closed, the
 	// others get until the deadline. It answers at once.
@@ -112,6 +114,8 @@ type ProxyServer interface {
 	// Records streams what was decided from now on. One stream at a time gets
 	// them; what comes while there is none is kept up to a bound.
 	Records(*RecordsRequest, grpc.ServerStreamingServer[RecordBatch]) error
+	// Status answers when every event loop has come round: no answer means that
+	// the proxy hangs.
 	Status(context.Context, *StatusRequest) (*StatusResponse, error)
 	// Drain ends the process: no new connections, idle ones are closed, the
 	// others get until the deadline. It answers at once.

@@ -55,6 +55,7 @@ const (
 	postDialed                 // its upstream's socket, or an error
 	postAbort
 	postStop
+	postPing // to hear that the loop goes round
 )
 
 // posted is something another goroutine wants done by the loop.
@@ -63,6 +64,7 @@ type posted struct {
 	pair *pair
 	fd   int
 	err  error
+	pong chan<- struct{} // has room
 }
 
 func newLoop(s *Server) (*loop, error) {
@@ -187,6 +189,8 @@ func (l *loop) takePosts() {
 			post.pair.dialed(post.fd, post.err)
 		case postAbort:
 			post.pair.fail(ReasonAborted)
+		case postPing:
+			post.pong <- struct{}{}
 		case postStop:
 			l.mu.Lock()
 			l.stopping = true

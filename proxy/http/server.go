@@ -206,6 +206,25 @@ func (s *Server) Start(c Conn) *Pair {
 	return p
 }
 
+// Ping returns when every loop has come round once, or with ctx: then one of
+// them is stuck, and its connections with it.
+func (s *Server) Ping(ctx context.Context) error {
+	pong := make(chan struct{}, len(s.loops))
+	for _, l := range s.loops {
+		if !l.post(posted{kind: postPing, pong: pong}) {
+			pong <- struct{}{} // it has ended
+		}
+	}
+	for range s.loops {
+		select {
+		case <-pong:
+		case <-ctx.Done():
+			return fmt.Errorf("an event loop does not come round: %w", ctx.Err())
+		}
+	}
+	return nil
+}
+
 // Pair is a connection being served.
 type Pair struct {
 	pair   *pair

@@ -1,0 +1,145 @@
+package redirect
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/weirnet/weir/policy"
+)
+
+// hang stops a process: it keeps all it has, and answers nobody.
+func hang(t *testing.T, pid int) {
+	t.Helper()
+	if err := syscall.Kill(pid, syscall.SIGSTOP); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// TestProxyHangs: one that stands still is replaced, whoever of the two it is
+// that does, and whether an agent saw it begin.
+func TestProxyHangs(t *testing.T) {
+	inNamespace(t, func() {
+		dir, d := setUpAgent(t)
+		start := func() *agent {
+			a := startAgent(t, dir, d)
+			if err := a.SetRuleSets(t.Context(), []*policy.RuleSet{{ID: 1}}, nil); err != nil {
+				t.Fatal(err)
+			}
+			if err := a.Synced(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			return a
+		}
+		a := start()
+		g := current(t, d, 0)
+		replaced := func(what string, limit time.Duration) {
+			t.Helper()
+			old, began := g, time.Now()
+			waitFor(t, what+": a new proxy", limit, func() bool {
+				p, _, err := d.Proxies.Lookup(uint32(d.Generation()))
+				return err == nil && d.Generation() != old && p.Alive == 1
+			})
+			g = d.Generation()
+			t.Logf("%s: generation %d after %v", what, g, time.Since(began))
+		}
+		_, child := pids(t, dir)
+		hang(t, child)
+		replaced("the proxy hangs", 8*time.Second)
+
+		_, child = pids(t, dir)
+		a.stop()
+		hang(t, child)
+		start()
+		replaced("it hung before the agent came", greetTimeout+5*time.Second)
+
+		launcher, child := pids(t, dir)
+		hang(t, launcher)
+		hang(t, child)
+		replaced("both hang", 8*time.Second+greetTimeout+5*time.Second)
+	})
+}
+
+// TestRemoveWhatHangs: a proxy that does not hear that it is to go, and a
+// launcher that does not see it end, are killed.
+func TestRemoveWhatHangs(t *testing.T) {
+	for name, which := range map[string]func(launcher, child int) []int{
+		"proxy":    func(_, child int) []int { return []int{child} },
+		"launcher": func(launcher, _ int) []int { return []int{launcher} },
+		"both":     func(launcher, child int) []int { return []int{launcher, child} },
+	} {
+		t.Run(name, func(t *testing.T) {
+			inNamespace(t, func() {
+				dir, d := setUpAgent(t)
+				a := startAgent(t, dir, d)
+				if err := a.Synced(t.Context()); err != nil {
+					t.Fatal(err)
+				}
+				current(t, d, 0)
+				launcher, child := pids(t, dir)
+				a.stop()
+				for _, pid := range which(launcher, child) {
+					hang(t, pid)
+				}
+				ctx, cancel := context.WithTimeout(t.Context(), 15*time.Second)
+				defer cancel()
+				if err := Remove(ctx, "test", dir, 0); err != nil {
+					t.Error(err)
+				}
+				for _, pid := range []int{launcher, child} {
+					if stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid)); err == nil && !bytes.Contains(stat, []byte(") Z ")) {
+						t.Errorf("process %d is left: %s", pid, stat)
+					}
+				}
+				if left, _ := os.ReadDir(dir); len(left) > 0 {
+					t.Errorf("left: %v", left)
+				}
+			})
+		})
+	}
+}
+
+// TestNoOtherIsKilled: a number in the lock file may be another process's by
+// the time it is read.
+func TestNoOtherIsKilled(t *testing.T) {
+	dir := t.TempDir()
+	lock, err := takeLock(t.Context(), filepath.Join(dir, lockName))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer lock.Close()
+	sleep := exec.Command("sleep", "60")
+	if err := sleep.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		_ = sleep.Process.Kill()
+		_ = sleep.Wait()
+	}()
+	stranger := sleep.Process.Pid
+	if err := writeHolders(lock, stranger, os.Getpid()); err != nil {
+		t.Fatal(err)
+	}
+	h, err := readHolders(dir)
+	if err != nil || h.launcher != stranger || h.child != os.Getpid() {
+		t.Fatalf("%+v, %v", h, err)
+	}
+	if did, err := h.kill(stranger); did || err != nil {
+		t.Errorf("killed a stranger: %v, %v", did, err)
+	}
+	if err := syscall.Kill(stranger, 0); err != nil {
+		t.Errorf("the stranger: %v", err)
+	}
+	if has, err := h.open(os.Getpid()); !has || err != nil {
+		t.Errorf("this process has the lock: %v, %v", has, err)
+	}
+	if did, err := h.kill(0); did || err != nil {
+		t.Errorf("nobody: %v, %v", did, err)
+	}
+}
