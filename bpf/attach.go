@@ -138,11 +138,15 @@ func (d *Datapath) Activate() error {
 	if err := d.renewProxies(); err != nil {
 		return err
 	}
-	current := map[string]bool{}
-	for _, path := range d.paths {
-		current[path] = true
+	stale, err := staleMaps(d.opts.Pins, d.paths)
+	if err != nil {
+		return err
 	}
-	return dropStaleMaps(d.opts.Pins, current)
+	if len(stale) > 0 {
+		// Until now flows were judged by those, also at revisions of ours.
+		d.BumpRevision()
+	}
+	return dropMaps(stale)
 }
 
 // attach puts one program on an interface, pinned at path where it is a link.

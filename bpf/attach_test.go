@@ -278,6 +278,29 @@ func TestLoadAdopts(t *testing.T) {
 	if count() != before-1 {
 		t.Errorf("%d tables pinned, then %d", before, count())
 	}
+	// What the programs of before have judged since is judged again, once.
+	if got := d.Revision(); got <= revision {
+		t.Errorf("revision %d after other tables took over, %d before", got, revision)
+	}
+	revision = d.Revision()
+	check(t, d.Activate())
+	if got := d.Revision(); got != revision {
+		t.Errorf("revision %d after a second time, %d before", got, revision)
+	}
+	check(t, d.Close())
+
+	// A new state begins above the old one, by the copy or, without, by the clock.
+	for _, anew := range [][]string{{"state"}, {"state", revisionTable}} {
+		for _, name := range anew {
+			check(t, os.Rename(d.paths[name], filepath.Join(pins, mapsDir, name+"@other")))
+		}
+		d = load(t, pins, func(o *Options) { o.Sizes.IPCache = 2048 })
+		if got := d.Revision(); got <= revision || *d.revision.word != got {
+			t.Errorf("%v made anew: revision %d, the copy says %d, %d before", anew, got, *d.revision.word, revision)
+		}
+		revision = d.Revision()
+		check(t, d.Close())
+	}
 
 	if _, err := Load(Options{Pins: t.TempDir()}); err == nil {
 		t.Error("loaded without a bpffs")

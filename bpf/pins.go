@@ -131,21 +131,33 @@ func adoptMap(pins string, spec *ebpf.MapSpec) (_ *ebpf.Map, err error) {
 	return m, nil
 }
 
-// dropStaleMaps unpins the tables of other layouts. The kernel frees each when
-// the last program and process lets go of it.
-func dropStaleMaps(pins string, current map[string]bool) error {
+// staleMaps lists the pinned tables of other layouts: programs of another
+// version may still judge by them.
+func staleMaps(pins string, current map[string]string) ([]string, error) {
 	dir := filepath.Join(pins, mapsDir)
 	entries, err := os.ReadDir(dir)
 	if err != nil {
-		return fmt.Errorf("list pinned tables: %w", err)
+		return nil, fmt.Errorf("list pinned tables: %w", err)
 	}
+	ours := map[string]bool{}
+	for _, path := range current {
+		ours[path] = true
+	}
+	var stale []string
 	for _, e := range entries {
-		path := filepath.Join(dir, e.Name())
-		if current[path] {
-			continue
+		if path := filepath.Join(dir, e.Name()); !ours[path] {
+			stale = append(stale, path)
 		}
+	}
+	return stale, nil
+}
+
+// dropMaps unpins tables. The kernel frees each when the last program and
+// process lets go of it.
+func dropMaps(paths []string) error {
+	for _, path := range paths {
 		if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
-			return fmt.Errorf("unpin table %s: %w", e.Name(), err)
+			return fmt.Errorf("unpin table %s: %w", filepath.Base(path), err)
 		}
 	}
 	return nil

@@ -5,6 +5,7 @@ import (
 	"os"
 	"sync"
 	"sync/atomic"
+	"time"
 	"unsafe"
 
 	"github.com/cilium/ebpf"
@@ -46,8 +47,30 @@ func (d *Datapath) mapRevision() (err error) {
 		return fmt.Errorf("map table %s: %w", revisionTable, err)
 	}
 	c.word = (*uint32)(unsafe.Pointer(&c.mapped[0]))
-	atomic.StoreUint32(c.word, d.Revision())
+	first, err := d.firstRevision(atomic.LoadUint32(c.word))
+	if err != nil {
+		return err
+	}
+	atomic.StoreUint32(c.word, first)
+	atomic.StoreUint32(&d.state.Revision, first)
 	return nil
+}
+
+// firstRevision is where to go on from. A state that was made anew must begin
+// above all that flows were judged at before: copied is the last of it.
+func (d *Datapath) firstRevision(copied uint32) (uint32, error) {
+	revision := d.Revision()
+	if copied > revision {
+		return copied + 1, nil
+	}
+	if revision > 0 {
+		return revision, nil
+	}
+	stale, err := staleMaps(d.opts.Pins, d.paths)
+	if err != nil || len(stale) == 0 {
+		return 0, err
+	}
+	return uint32(time.Now().Unix()), nil // the copy is new as well
 }
 
 // bump raises both. The proxy's goes first: a proxy that is ahead asks conns
