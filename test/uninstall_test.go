@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 
 	"github.com/vishvananda/netlink"
@@ -94,7 +95,7 @@ func TestUninstallLeavesNothing(t *testing.T) {
 	n := s.nodes[0]
 	w := n.NewWeir(program, s.objects, s)
 	before := inventory(t, s)
-	for _, end := range []string{"stopped", "killed", "killed with the proxy", "killed, with clsact", "never started"} {
+	for _, end := range []string{"stopped", "killed", "killed with the proxy", "killed, and the proxy hangs", "killed, with clsact", "never started"} {
 		if end != "never started" {
 			var args []string
 			if strings.HasSuffix(end, "clsact") {
@@ -128,6 +129,13 @@ func TestUninstallLeavesNothing(t *testing.T) {
 			w.Agent().Kill()
 			for _, pid := range w.ProxyPids() {
 				kill(pid)
+			}
+		case "killed, and the proxy hangs":
+			w.Agent().Kill()
+			for _, pid := range w.ProxyPids() {
+				if err := syscall.Kill(pid, syscall.SIGSTOP); err != nil {
+					t.Fatal(err)
+				}
 			}
 		}
 		if out, err := w.Command(t.Context(), "uninstall"); err != nil {
