@@ -36,7 +36,7 @@ func manyEntries(dir policy.Direction, more rules) rules {
 //	             entered, counted, told
 func BenchmarkPrograms(b *testing.B) {
 	k := newKernelOf(b, Sizes{}, 0)
-	always := alwaysJudging(b, k)
+	always := variant(b, k, "always_judge", uint8(1))
 	for i := range 20000 {
 		a := netip.AddrFrom4([4]byte{10, 9, byte(i >> 8), byte(i)})
 		k.prefix(netip.PrefixFrom(a, 32), identity.ID(10000+i%5000))
@@ -148,12 +148,12 @@ func (k *kernel) benchNew(b *testing.B, ip addresses) {
 	b.ReportMetric(0, "ns/op")
 }
 
-// alwaysJudging loads the programs with always_judge set, over the same tables.
-func alwaysJudging(b *testing.B, k *kernel) map[string]*ebpf.Program {
-	b.Helper()
+// variant loads the programs with a constant set, over the same tables.
+func variant(t testing.TB, k *kernel, constant string, value any) map[string]*ebpf.Program {
+	t.Helper()
 	spec, err := loadDatapath()
 	k.must(err)
-	k.must(spec.Variables["always_judge"].Set(uint8(1)))
+	k.must(spec.Variables[constant].Set(value))
 	shared := map[string]*ebpf.Map{}
 	for name, path := range k.paths {
 		if spec.Maps[name] == nil {
@@ -166,7 +166,7 @@ func alwaysJudging(b *testing.B, k *kernel) map[string]*ebpf.Program {
 	}
 	c, err := ebpf.NewCollectionWithOptions(spec, ebpf.CollectionOptions{MapReplacements: shared})
 	k.must(err)
-	b.Cleanup(func() {
+	t.Cleanup(func() {
 		c.Close()
 		for _, m := range shared {
 			letGo(m)

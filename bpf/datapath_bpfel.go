@@ -295,6 +295,7 @@ const (
 	datapathVarEventWindow    = "event_window"
 	datapathVarNumberKindType = "number_kind_type"
 	datapathVarReasonType     = "reason_type"
+	datapathVarRenewError     = "renew_error"
 	datapathVarVerdictType    = "verdict_type"
 )
 
@@ -379,6 +380,7 @@ type datapathVariableSpecs struct {
 	EventWindow    *ebpf.VariableSpec `ebpf:"event_window"`
 	NumberKindType *ebpf.VariableSpec `ebpf:"number_kind_type"`
 	ReasonType     *ebpf.VariableSpec `ebpf:"reason_type"`
+	RenewError     *ebpf.VariableSpec `ebpf:"renew_error"`
 	VerdictType    *ebpf.VariableSpec `ebpf:"verdict_type"`
 }
 
@@ -452,6 +454,7 @@ type datapathVariables struct {
 	EventWindow    *ebpf.Variable `ebpf:"event_window"`
 	NumberKindType *ebpf.Variable `ebpf:"number_kind_type"`
 	ReasonType     *ebpf.Variable `ebpf:"reason_type"`
+	RenewError     *ebpf.Variable `ebpf:"renew_error"`
 	VerdictType    *ebpf.Variable `ebpf:"verdict_type"`
 }
 

@@ -36,14 +36,25 @@
 //   - ICMP other than echo is judged packet by packet. With one entry for all of
 //     it between two addresses, one allowed type would let in every other.
 //   - An ICMP error passes with its flow only where the flow was judged by the
-//     end that the error comes to, and only to the sender of what it quotes.
+//     end that the error comes to, and only to the sender of what it quotes. A
+//     pod's own is about packets to that pod: pods have no say in others' flows.
+//   - Answers of TCP end soon after what they answer is revoked; those of other
+//     protocols may go on by themselves and are judged when policy has moved.
 //   - A packet for an address that is not the pod's (multicast, link-local) is
 //     judged by the policy of the pod behind the veth, since sockets bound to
 //     every address take it. A neighbor's link-local address is not the world.
-//   - A pod without a policy may not use another pod's address either: it would
-//     be taken for that pod where one is allowed.
+//   - A pod without a policy may not use an address either that the cluster knows
+//     as another pod's or a node's: it would be taken for that where one is
+//     allowed. An outside address it may: it may be a router.
+//   - DHCP passes unjudged only as a pod without an address needs it: from the
+//     unspecified or a link-local address to the link, and back to the link.
+//     To a lease's server at its own address a pod needs a rule.
 //   - Router advertisements and redirects are neighbor discovery only towards a
 //     pod: from one they are an attack on its neighbors.
+//   - Neighbor discovery from a pod passes unjudged only where it stays on the
+//     link, and no longer than hosts make it: to link-local addresses and groups,
+//     to the node's addresses, and as an answer to a pod of this node, which may
+//     be on the same bridge. The kernel would route the rest like any packet.
 //   - IPv6 packets with IPv4 addresses in IPv6 form, those with a routing header
 //     that has segments left, SYN with FIN or RST, and parts of a TCP segment
 //     that begin within its header are refused: each is seen otherwise by who

@@ -46,8 +46,10 @@ SUBPROGRAM int judge_again(struct __sk_buff *skb, struct packet *p, struct connt
 		return drop(skb, p);
 	}
 	if (flags & CT_REDIRECTED) {
+		/* The proxy first: once stamped nobody tells it any more. */
+		if (renew_conn(p, &p->tuple))
+			return drop_for(skb, p, REASON_CONNS_FULL);
 		stamp(p, ct, p->direction);
-		renew_conn(p, &p->tuple);
 		return GO_ON;
 	}
 	if (outcome == REDIRECT && is_syn(p))
@@ -64,23 +66,32 @@ SUBPROGRAM int judge_again(struct __sk_buff *skb, struct packet *p, struct connt
 	return GO_ON;
 }
 
-/* A reply of a flow that this pod's end has not judged, or allows no more: it
+/* A reply of a flow that this pod's end has not judged, allows no more, or may
+ * have to revoke: it
  * passes if the flow would be allowed now, or the packet as one of its own. */
 SUBPROGRAM int judge_late(struct __sk_buff *skb, struct packet *p, struct conntrack *ct)
 {
 	int outcome;
 	__u32 flags;
+	__u8 role;
 
 	if (!p || !ct)
 		return TC_ACT_SHOT;
 	flags = ct->flags;
+	role = ct_role(p->direction, true);
 	if (p->host)
 		return GO_ON;
 	outcome = judge_reply(p);
-	if (outcome == PASS || (outcome == REDIRECT && flags & CT_REDIRECTED)) {
-		stamp(p, ct, ct_role(p->direction, true));
+	if (flags & CT_REDIRECTED && outcome != DROP) {
+		/* Not stamped: only a forward packet tells the proxy what holds. */
+		__sync_fetch_and_or(&ct->flags, ct_judged(role));
 		return GO_ON;
 	}
+	if (outcome == PASS) {
+		stamp(p, ct, role);
+		return GO_ON;
+	}
+	__sync_fetch_and_and(&ct->flags, ~ct_judged(role));
 	if (outcome == REDIRECT && p->part != FRAGMENT_LATER)
 		return cut(skb, p, REASON_MIDSTREAM_L7);
 	if (flags & CT_REDIRECTED)
@@ -142,8 +153,10 @@ SUBPROGRAM int icmp_error(struct __sk_buff *skb, struct packet *p)
 
 	if (!p)
 		return TC_ACT_SHOT;
-	/* It is sent to where the quoted packet came from. */
-	if (parse_quoted(skb, p, &quoted) && same_addr(&quoted.saddr, &p->tuple.daddr)) {
+	/* It is sent to where the quoted packet came from; by a pod, about what came
+	 * to that pod: it is no router, and has no say in others' flows. */
+	if (parse_quoted(skb, p, &quoted) && same_addr(&quoted.saddr, &p->tuple.daddr) &&
+	    (p->direction == DIRECTION_INGRESS || same_addr(&quoted.daddr, &p->tuple.saddr))) {
 		p->swapped = ct_key(&quoted, &p->key);
 		ct = ct_find(&p->key, p->now);
 	}
@@ -177,6 +190,14 @@ SUBPROGRAM int unknown(struct __sk_buff *skb, struct packet *p)
 	return is_tcp(p) ? midstream(skb, p) : begin(skb, p, false);
 }
 
+/* Whether a packet is judged anew once policy has moved on. Replies of TCP are
+ * not: the next forward packet comes soon, or they end. Those of other protocols
+ * may go on without one. */
+static __always_inline bool goes_stale(const struct packet *p, bool reply)
+{
+	return !p->host && (!reply || !is_tcp(p));
+}
+
 /* The shortest way: a packet of a flow that was judged at this veth, at the
  * current revision. That it came by this veth then makes its addresses the
  * pod's, and nothing else has to be asked. GO_ON if it is another case. */
@@ -200,7 +221,7 @@ static __always_inline int pass_known(struct __sk_buff *skb, struct packet *p)
 	if ((flags & (CT_CUT | ct_judged(role))) != ct_judged(role) ||
 	    ct->veth[role & 1] != skb->ifindex)
 		return GO_ON;
-	if (!reply && !p->host && (ct->revision[role & 1] != p->revision || always_judge))
+	if (goes_stale(p, reply) && (ct->revision[role & 1] != p->revision || always_judge))
 		return GO_ON;
 	if (flags & CT_REDIRECTED) {
 		px = find_proxy(ct->generation);
@@ -249,9 +270,8 @@ SUBPROGRAM int decide(struct __sk_buff *skb, struct packet *p)
 	judged = ct_judged(role);
 	if (!(flags & judged))
 		act = reply ? judge_late(skb, p, ct) : judge_again(skb, p, ct);
-	else if (!reply && !p->host &&
-		 (ct->revision[p->direction & 1] != p->revision || always_judge))
-		act = judge_again(skb, p, ct);
+	else if (goes_stale(p, reply) && (ct->revision[role & 1] != p->revision || always_judge))
+		act = reply ? judge_late(skb, p, ct) : judge_again(skb, p, ct);
 	if (unlikely(act != GO_ON))
 		return act;
 	ct->veth[role & 1] = skb->ifindex;
@@ -270,6 +290,45 @@ static __always_inline void look_at_clock(struct packet *p)
 	p->now = bpf_ktime_get_coarse_ns();
 	if (s)
 		p->revision = s->revision;
+}
+
+/* Whether the source of a packet, which is not one of the pod's at this veth, is
+ * one that the cluster knows as somebody's. A veth that is no pod's may be a
+ * router's. */
+SUBPROGRAM int is_anothers(struct __sk_buff *skb, struct packet *p)
+{
+	struct prefix key = {.bits = 128};
+	__u32 ifindex = skb->ifindex;
+	struct peer *owner;
+
+	if (!p)
+		return true;
+	if (is_unspecified(&p->tuple.saddr) || is_link_local6(&p->tuple.saddr) ||
+	    !bpf_map_lookup_elem(&devices, &ifindex))
+		return false;
+	key.addr = p->tuple.saddr;
+	owner = bpf_map_lookup_elem(&ipcache, &key);
+	return owner && owner->identity && !(owner->flags & PEER_WORLD);
+}
+
+/* Discovery that a pod sends to one global address: probes of a gateway that it
+ * knows already, and answers to other pods on its link. */
+static __always_inline bool to_neighbor(struct packet *p)
+{
+	struct prefix key = {.bits = 128};
+	struct endpoint *ep;
+	struct peer *peer;
+
+	if (p->kind != KIND_ICMP || p->tuple.proto != IPPROTO_ICMPV6 || p->hop_limit != 255 ||
+	    p->part != FRAGMENT_NONE || p->bytes > NEIGHBOR_MAX ||
+	    (p->icmp_type != ICMPV6_NEIGHBOR_SOLICIT && p->icmp_type != ICMPV6_NEIGHBOR_ADVERT))
+		return false;
+	key.addr = p->tuple.daddr;
+	peer = bpf_map_lookup_elem(&ipcache, &key);
+	if (peer && peer->identity == IDENTITY_HOST)
+		return true;
+	ep = bpf_map_lookup_elem(&endpoints, &key.addr);
+	return ep && p->icmp_type == ICMPV6_NEIGHBOR_ADVERT;
 }
 
 /* The pod behind this veth, for a packet that is not of one of its addresses.

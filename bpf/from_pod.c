@@ -19,7 +19,7 @@ int from_pod(struct __sk_buff *skb)
 	if (unlikely(reason))
 		return device_enforces(skb, &p, 1 << DIRECTION_EGRESS) ? drop_for(skb, &p, reason)
 								       : TC_ACT_UNSPEC;
-	if (unlikely(p.kind == KIND_NEIGHBOR))
+	if (unlikely(p.kind == KIND_NEIGHBOR || to_neighbor(&p)))
 		return TC_ACT_UNSPEC;
 	act = pass_known(skb, &p);
 	if (likely(act != GO_ON))
@@ -30,8 +30,8 @@ int from_pod(struct __sk_buff *skb)
 		bool enforced =
 			device_enforces(skb, &p, 1 << DIRECTION_EGRESS | 1 << DIRECTION_INGRESS);
 
-		/* Another pod's address would be taken for that pod. */
-		if (self && self->ifindex)
+		/* The address of another pod, or of a node, would be taken for that. */
+		if ((self && self->ifindex) || is_anothers(skb, &p))
 			return drop_for(skb, &p, REASON_INVALID_SOURCE);
 		if (!enforced || is_dhcp(&p, true))
 			return TC_ACT_UNSPEC;

@@ -88,6 +88,19 @@ static __always_inline bool is_link_local6(const struct addr *a)
 	return (a->word[0] & htonl(0xffc00000)) == htonl(0xfe800000);
 }
 
+/* A group on the link: ff02::/16. */
+static __always_inline bool is_link_multicast6(const struct addr *a)
+{
+	return (a->word[0] & htonl(0xffff0000)) == htonl(0xff020000);
+}
+
+/* The group ff02::N. */
+static __always_inline bool is_link_group(const struct addr *a, __u32 n)
+{
+	return a->word[0] == htonl(0xff020000) && a->word[1] == 0 && a->word[2] == 0 &&
+	       a->word[3] == htonl(n);
+}
+
 static __always_inline bool is_unspecified(const struct addr *a)
 {
 	return a->word[0] == 0 && a->word[1] == 0 && a->word[3] == 0 &&
@@ -116,12 +129,21 @@ static __always_inline void addr6(struct addr *a, const __be32 *ip)
 	a->word[3] = ip[3];
 }
 
-/* DHCP and DHCPv6, as a pod without an address needs them. */
+/* DHCP and DHCPv6, as a pod without an address needs them: asked from no address
+ * to whoever is on the link, and answered on the link. All else between these
+ * ports is judged, or it would be a tunnel. */
 static __always_inline bool is_dhcp(const struct packet *p, bool request)
 {
 	__u16 client = ntohs(request ? p->tuple.sport : p->tuple.dport);
 	__u16 server = ntohs(request ? p->tuple.dport : p->tuple.sport);
+	const struct addr *from = &p->tuple.saddr, *to = &p->tuple.daddr;
 
-	return p->kind == KIND_FLOW && p->tuple.proto == IPPROTO_UDP && p->part == FRAGMENT_NONE &&
-	       ((client == 68 && server == 67) || (client == 546 && server == 547));
+	if (p->kind != KIND_FLOW || p->tuple.proto != IPPROTO_UDP || p->part != FRAGMENT_NONE)
+		return false;
+	if (is_ipv4(to))
+		return client == 68 && server == 67 && to->word[3] == ~0u &&
+		       (!request || is_unspecified(from));
+	return client == 546 && server == 547 &&
+	       (is_link_local6(to) || (request && is_link_group(to, 0x00010002))) &&
+	       (!request || is_link_local6(from));
 }

@@ -82,17 +82,28 @@ SUBPROGRAM int skip_ipv6_headers(struct __sk_buff *skb, struct cursor *c)
 	return REASON_IPV6_HEADERS;
 }
 
+/* The longest that discovery by a host gets with the options that hosts send:
+ * more would carry something else. */
+#define NEIGHBOR_MAX 96
+
 /* The shape ND and MLD must have: from the link, not from beyond a router.
- * A pod that advertises routes or redirects is an attack on its neighbors. */
+ * A pod that advertises routes or redirects is an attack on its neighbors. What
+ * a pod sends must also stay on the link, see to_neighbor: the kernel routes a
+ * solicitation to a global address like any packet. */
 static __always_inline bool is_neighbor(const struct packet *p)
 {
 	bool link = is_link_local6(&p->tuple.saddr);
+	bool sent = p->direction == DIRECTION_EGRESS;
+	bool near = is_link_local6(&p->tuple.daddr);
 
 	switch (p->icmp_type) {
 	case ICMPV6_ROUTER_SOLICIT:
+		near |= is_link_group(&p->tuple.daddr, 2);
+		return p->hop_limit == 255 && p->bytes <= NEIGHBOR_MAX && (near || !sent);
 	case ICMPV6_NEIGHBOR_SOLICIT:
 	case ICMPV6_NEIGHBOR_ADVERT:
-		return p->hop_limit == 255;
+		near |= is_link_multicast6(&p->tuple.daddr);
+		return p->hop_limit == 255 && p->bytes <= NEIGHBOR_MAX && (near || !sent);
 	case ICMPV6_ROUTER_ADVERT:
 	case ICMPV6_REDIRECT:
 		return p->hop_limit == 255 && link && p->direction == DIRECTION_INGRESS;

@@ -15,7 +15,8 @@ var (
 	linkLocal  = netip.MustParseAddr("fe80::2")
 	otherLocal = netip.MustParseAddr("fe80::3")
 	allNodes   = netip.MustParseAddr("ff02::1")
-	allRouters = netip.MustParseAddr("ff02::16")
+	allRouters = netip.MustParseAddr("ff02::16") // that speak MLDv2
+	routers    = netip.MustParseAddr("ff02::2")
 )
 
 // A pod under a policy speaks with its own addresses, and otherwise only to
@@ -49,7 +50,8 @@ func TestSource(t *testing.T) {
 		{"neighbor solicitation", neighbor(135, 255, linkLocal), true, false},
 		{"neighbor solicitation for itself", neighbor(135, 255, netip.IPv6Unspecified()), true, false},
 		{"neighbor advertisement", neighbor(136, 255, linkLocal), true, false},
-		{"router solicitation", neighbor(133, 255, linkLocal), true, false},
+		{"router solicitation", packet{src: linkLocal, dst: routers, proto: unix.IPPROTO_ICMPV6, icmp: 133, ttl: 255}, true, false},
+		{"router solicitation to hosts", neighbor(133, 255, linkLocal), false, false},
 		{"neighbor solicitation that was routed", neighbor(135, 254, linkLocal), false, false},
 		{"router advertisement", neighbor(134, 255, linkLocal), false, false},
 		{"redirect", neighbor(137, 255, linkLocal), false, false},

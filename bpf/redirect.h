@@ -75,17 +75,21 @@ static __always_inline void pod_l2(struct __sk_buff *skb, struct packet *p, __u8
 	}
 }
 
-/* Tells the proxy what now holds for a flow it has. Returns false if the proxy
- * doesn't have it. */
+/* What renew_conn's write of conns fails with: for tests. */
+volatile const __s32 renew_error = 0;
+
+/* Tells the proxy what now holds for a flow it has. Returns an error if the
+ * proxy has the flow and can't be told. */
 SUBPROGRAM int renew_conn(struct packet *p, const struct tuple *forward)
 {
 	struct conn *old, new;
+	long err;
 
 	if (!p || !forward)
-		return false;
+		return -EINVAL;
 	old = bpf_map_lookup_elem(&conns, forward);
 	if (!old)
-		return false;
+		return 0;
 	new = *old;
 	new.revision = p->revision;
 	new.l7 = p->l7;
@@ -93,9 +97,12 @@ SUBPROGRAM int renew_conn(struct packet *p, const struct tuple *forward)
 	new.rule_set[1] = p->l7 & 2 ? p->found[1].rule_set : 0;
 	new.rule[0] = p->found[0].rule;
 	new.rule[1] = p->found[1].rule;
-	/* A new element, so that the proxy never reads half of each. */
-	bpf_map_update_elem(&conns, forward, &new, BPF_ANY);
-	return true;
+	if (renew_error)
+		return renew_error;
+	/* A new element, so that the proxy never reads half of each; but none if
+	 * the proxy has just let go of the flow. */
+	err = bpf_map_update_elem(&conns, forward, &new, BPF_EXIST);
+	return err == -ENOENT ? 0 : err;
 }
 
 /* Writes what the proxy must know, then the flow's entry, and only then lets

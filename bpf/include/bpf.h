@@ -52,6 +52,11 @@ enum {
 enum {
 	BPF_ANY = 0,
 	BPF_NOEXIST = 1,
+	BPF_EXIST = 2,
+};
+enum {
+	ENOENT = 2,
+	EINVAL = 22,
 };
 enum {
 	TC_ACT_UNSPEC = -1,
