@@ -21,7 +21,9 @@ type Options struct {
 	// MTU is told the largest of the pods' veths, whenever it changes.
 	MTU func(int) error
 	// Complete tells whether the source has everything it was given: until
-	// then nothing that a predecessor left is taken away. nil: always.
+	// then nothing that a predecessor left is taken away. It is asked at every
+	// Submit, which may be empty to say that the answer is another now. nil:
+	// always.
 	Complete func() bool
 	Log      *slog.Logger
 	Metrics  *Metrics
@@ -46,8 +48,14 @@ type Manager struct {
 	mtuTurn sync.Mutex
 	started bool // the first changes are in
 	passes  int
+	// whole: the source had everything when it last submitted; seedless: the
+	// numbers that nothing stands for were taken from the engine then.
+	whole, seedless bool
+	// checked is when the kernel was asked last which programs are attached.
+	checked time.Time
 	// applyErr is what of the last changes made no sense.
 	applyErr error
+	lost     LostPrograms
 
 	// mu guards what readers of flows and status see: these, and of r what
 	// fold writes.
@@ -72,6 +80,8 @@ const (
 	activateAfter = 5
 	// rescan finds veths whose events were missed: often while a pod waits.
 	rescan, rescanWaiting = 30 * time.Second, time.Second
+	// recheck is how long programs are taken to be where they were put.
+	recheck = rescan / 2
 )
 
 // New adopts what is pinned; nothing is changed before the first Submit.
@@ -149,7 +159,7 @@ func (m *Manager) Run(ctx context.Context) error {
 			m.apply(s)
 		case w := <-m.waits:
 			waiting = append(waiting, w)
-			m.veths.Invalidate()
+			m.lookAgain()
 		case <-m.veths.Changed():
 			time.Sleep(settle)
 		case <-again.C:
@@ -191,7 +201,7 @@ func (m *Manager) takeMore(waiting *[]chan error) {
 			m.apply(s)
 		case w := <-m.waits:
 			*waiting = append(*waiting, w)
-			m.veths.Invalidate()
+			m.lookAgain()
 		case <-m.veths.Changed():
 		default:
 			return
@@ -205,8 +215,14 @@ func (m *Manager) apply(s submit) {
 	delta, err := m.engine.Apply(s.changes)
 	// With an error, too: only what made no sense is left out.
 	m.r.fold(delta)
-	if !m.started {
+	// Asked now: it speaks of what has just been taken over.
+	m.whole = m.complete()
+	if m.whole && !m.seedless {
+		// Before, what is read yet may be what a predecessor's number stands for.
 		m.engine.DropUnusedSeeds()
+		delta, dropErr := m.engine.Apply(nil)
+		m.r.fold(delta)
+		m.seedless, err = true, errors.Join(err, dropErr)
 	}
 	m.names.apply(s.changes)
 	clear(m.labels)
@@ -225,13 +241,24 @@ func (m *Manager) apply(s submit) {
 // pass looks at the veths and brings the kernel up to date.
 func (m *Manager) pass(ctx context.Context) error {
 	start := time.Now()
+	// Before the veths are listed: programs that go with theirs are not missed.
+	var attached map[int]bool
+	var checkErr error
+	if start.Sub(m.checked) >= recheck {
+		if attached, checkErr = m.r.readAttached(); checkErr == nil {
+			m.checked = start
+		}
+	}
 	veths, scanErr := m.veths.Scan()
 	if veths != nil {
 		m.r.veths = veths
 	}
 	m.r.place()
+	if attached != nil && veths != nil {
+		m.noteLost(m.r.dropLost(attached))
+	}
 	m.updateMTU()
-	err := m.r.realise(ctx, m.complete())
+	err := errors.Join(checkErr, m.r.realise(ctx, m.whole))
 	// What can't be written or attached for long must not keep the rest with a
 	// predecessor's programs.
 	if m.passes++; err == nil || m.passes > activateAfter {
@@ -250,6 +277,25 @@ func (m *Manager) pass(ctx context.Context) error {
 	m.log.Debug("realised", "took", took, "revision", m.r.k.revision())
 	m.show(errors.Join(m.applyErr, err), took)
 	return err
+}
+
+// lookAgain makes the next pass trust nothing it saw before.
+func (m *Manager) lookAgain() {
+	m.veths.Invalidate()
+	m.checked = time.Time{}
+}
+
+// noteLost tells of programs that are not where they were put. They are attached
+// again in this pass; until then nothing was enforced there.
+func (m *Manager) noteLost(lost []int) {
+	for _, index := range lost {
+		name := m.r.veths[index].Name
+		m.lost.Count++
+		m.lost.At, m.lost.Interface = time.Now(), name
+		m.metrics.lost.Inc()
+		m.log.Error("somebody took Weir's programs off a pod's interface: nothing was enforced there; attaching them again",
+			"interface", name, "ifindex", index)
+	}
 }
 
 func (m *Manager) updateMTU() {

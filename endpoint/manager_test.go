@@ -2,10 +2,13 @@ package endpoint
 
 import (
 	"context"
+	"log/slog"
 	"net/netip"
 	"slices"
 	"testing"
 	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/weirnet/weir/bpf"
 	"github.com/weirnet/weir/flow"
@@ -164,5 +167,69 @@ func TestManagerNamesWhatItSees(t *testing.T) {
 		!slices.Equal(got.Policies, []string{"NetworkPolicy shop/b"}) || !slices.Contains(got.Source.Labels, "k8s:app=a") ||
 		time.Since(got.Time).Abs() > 10*time.Second {
 		t.Errorf("record %+v", got)
+	}
+}
+
+// TestNumbersWaitForTheWholeSource: what is not read yet keeps the number that a
+// predecessor gave it, and none of its numbers becomes another's.
+func TestNumbersWaitForTheWholeSource(t *testing.T) {
+	f := newFakeKernel()
+	whole := true
+	var m *Manager
+	begin := func() {
+		t.Helper()
+		var err error
+		m, err = newManager(Options{
+			Node: "n1", RuleSets: f, Complete: func() bool { return whole },
+			Log: slog.New(slog.DiscardHandler), Metrics: NewMetrics(prometheus.NewRegistry()),
+		}, f.kernel())
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	give := func(objects ...policy.Change) {
+		t.Helper()
+		answer := make(chan error, 1)
+		m.apply(submit{objects, answer})
+		if err := <-answer; err != nil {
+			t.Fatal(err)
+		}
+		m.r.place()
+		if err := m.r.realise(t.Context(), m.whole); err != nil {
+			t.Fatal(err)
+		}
+	}
+	identity := func(addr string) uint32 { return f.ipcache.m[bpf.PrefixOf(netip.MustParsePrefix(addr+"/32"))].Identity }
+	a, b, c := podObject("a", "1", "10.9.0.1"), podObject("b", "2", "10.9.0.2"), podObject("c", "3", "10.9.0.3")
+	begin()
+	give(a, b, onlyFrom("a", "b"))
+	of := identity("10.9.0.2")
+
+	whole = false // b can't be read at the restart
+	begin()
+	give(a, c)
+	if got := identity("10.9.0.3"); got == 0 || got == of {
+		t.Errorf("c is %d, b was %d", got, of)
+	}
+	give(b)
+	if got := identity("10.9.0.2"); got != of {
+		t.Errorf("b is %d, was %d", got, of)
+	}
+	give(onlyFrom("a", "b"))
+	held := len(f.numbers.m)
+	whole = true
+	give()
+	if got := len(f.numbers.m); got != held {
+		t.Errorf("%d numbers, %d of them in use", got, held)
+	}
+
+	whole = false
+	begin()
+	give(a, onlyFrom("a", "b"))
+	before := len(f.numbers.m)
+	whole = true // b is gone for good: the source says so without a change
+	give()
+	if got := len(f.numbers.m); got >= before || got == 0 {
+		t.Errorf("%d numbers are kept, %d before it was known that b is gone", got, before)
 	}
 }

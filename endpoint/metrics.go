@@ -10,6 +10,7 @@ import (
 type Metrics struct {
 	realise prometheus.Histogram
 	errors  *prometheus.CounterVec
+	lost    prometheus.Counter
 }
 
 // NewMetrics registers them with reg. What can be read off a status is added
@@ -25,8 +26,12 @@ func NewMetrics(reg prometheus.Registerer) *Metrics {
 			Name: "weir_errors_total",
 			Help: "Failures while computing (\"policy\") or writing (\"realise\") policy; each is retried.",
 		}, []string{"doing"}),
+		lost: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "weir_programs_lost_total",
+			Help: "Times that somebody else took Weir's programs off a pod's interface. They were attached again.",
+		}),
 	}
-	reg.MustRegister(m.realise, m.errors)
+	reg.MustRegister(m.realise, m.errors, m.lost)
 	for _, doing := range []string{"policy", "realise"} {
 		m.errors.WithLabelValues(doing) // so that 0 is shown
 	}

@@ -26,6 +26,8 @@ type node struct {
 	t    *testing.T
 	pins string
 	rule *fakeKernel // takes the rule sets
+	// clsact attaches as a kernel without tcx does.
+	clsact bool
 
 	datapath *bpf.Datapath
 	m        *Manager
@@ -62,7 +64,7 @@ func (n *node) start(objects ...policy.Change) {
 
 func (n *node) prepare() {
 	n.t.Helper()
-	d, err := bpf.Load(bpf.Options{Pins: n.pins, Sizes: bpf.Sizes{Conntrack: 4096, Conns: 1024, Policy: 4096, Numbers: 4096, IPCache: 4096}})
+	d, err := bpf.Load(bpf.Options{Pins: n.pins, ForceClsact: n.clsact, Sizes: bpf.Sizes{Conntrack: 4096, Conns: 1024, Policy: 4096, Numbers: 4096, IPCache: 4096}})
 	if err != nil {
 		n.t.Fatal(err)
 	}

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"maps"
 	"net/netip"
+	"slices"
 	"time"
 
 	"github.com/weirnet/weir/bpf"
@@ -84,6 +85,33 @@ func (r *realiser) attachAll() (written int, err error) {
 		}
 	}
 	return written, errors.Join(errs...)
+}
+
+// readAttached asks the kernel which interfaces have the programs.
+func (r *realiser) readAttached() (map[int]bool, error) {
+	list, err := r.k.attached()
+	if err != nil {
+		return nil, fmt.Errorf("which programs are attached: %w", err)
+	}
+	on := make(map[int]bool, len(list))
+	for _, index := range list {
+		on[index] = true
+	}
+	return on, nil
+}
+
+// dropLost returns the pods' interfaces that are to have the programs and are
+// not among those that do, and leaves them to attachAll.
+func (r *realiser) dropLost(on map[int]bool) (lost []int) {
+	for index := range r.attached {
+		_, wanted := r.devices.want[uint32(index)]
+		if wanted && !on[index] {
+			lost = append(lost, index)
+			delete(r.attached, index)
+		}
+	}
+	slices.Sort(lost)
+	return lost
 }
 
 // activate replaces a predecessor's programs, once the tables that ours look

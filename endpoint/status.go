@@ -21,6 +21,15 @@ type Status struct {
 	Endpoints []EndpointStatus `json:"endpoints"`
 	Tables    []TableStatus    `json:"tables"`
 	Errors    []string         `json:"errors,omitempty"`
+	Lost      LostPrograms     `json:"lostPrograms,omitzero"`
+}
+
+// LostPrograms counts how often programs were not on a pod's interface where
+// they had been put: somebody took them off. They were attached again.
+type LostPrograms struct {
+	Count     int       `json:"count"`
+	At        time.Time `json:"at"` // noticed last
+	Interface string    `json:"interface"`
 }
 
 // EndpointStatus is one pod of this node.
@@ -68,7 +77,7 @@ func (m *Manager) Status() Status {
 
 // show keeps a status for readers; it is called by Run after each pass.
 func (m *Manager) show(err error, took time.Duration) {
-	s := Status{Started: m.started, TookNs: took, Tables: m.r.tables()}
+	s := Status{Started: m.started, TookNs: took, Tables: m.r.tables(), Lost: m.lost}
 	if m.started {
 		s.At = time.Now()
 		s.Realised = err == nil && m.r.unattached == 0

@@ -14,8 +14,9 @@ import (
 )
 
 // Sink takes the changes of a source: everything there is with the first
-// call, then differences. When it returns the changes are accepted; it is
-// asked again with the same ones if it fails.
+// call, then differences; none, where Report.Complete is another than at the
+// last call. When it returns the changes are accepted; it is asked again with
+// the same ones if it fails.
 type Sink interface {
 	Submit(ctx context.Context, changes []policy.Change) error
 }
@@ -109,6 +110,7 @@ func (d *Dir) Run(ctx context.Context, sink Sink) error {
 		resync = retry
 	}
 	var asked []chan error
+	complete := false // as the sink was told last
 	round := func() error {
 		start := time.Now()
 		err := d.settle(ctx)
@@ -120,11 +122,12 @@ func (d *Dir) Run(ctx context.Context, sink Sink) error {
 			}
 		}
 		if err == nil {
-			changes := d.tree.changes()
-			if len(changes) > 0 || !d.tree.delivered {
+			changes, now := d.tree.changes(), d.Report().Complete
+			if len(changes) > 0 || !d.tree.delivered || now != complete {
 				d.log.Debug("read objects", "changes", len(changes), "took", time.Since(start))
 				if err = sink.Submit(ctx, changes); err == nil {
 					d.tree.accept()
+					complete = now
 				}
 			}
 		}

@@ -308,3 +308,26 @@ func TestReadDir(t *testing.T) {
 		t.Error("a directory that is not there is followed")
 	}
 }
+
+// TestDirTellsWhenItIsComplete: the sink takes nothing away before, so it has to
+// hear of it, also where no object changes.
+func TestDirTellsWhenItIsComplete(t *testing.T) {
+	s := follow(t, map[string]string{"a.yaml": podYAML("a", "10.0.0.1"), "bad.yaml": "kind: [Pod\n"})
+	s.want("Pod shop/a")
+	calls := func() int {
+		s.sink.mu.Lock()
+		defer s.sink.mu.Unlock()
+		return s.sink.calls
+	}
+	before := calls()
+	s.sync()
+	if got := calls(); got != before {
+		t.Errorf("%d calls, %d before; nothing is new", got, before)
+	}
+	s.remove("bad.yaml")
+	s.sync()
+	if got := calls(); got != before+1 || !s.d.Report().Complete {
+		t.Errorf("%d calls, %d before; report %+v", got, before, s.d.Report())
+	}
+	s.want("Pod shop/a")
+}

@@ -37,6 +37,10 @@ func (s *agentStatus) print(out io.Writer) error {
 		w.printf("records  %d lost: %d over the limit on drops, %d for a full ring, %d by slow readers, %d by the proxy\n",
 			n, s.Lost.Limited, s.Lost.Full, s.Lost.Readers, s.Lost.Proxy)
 	}
+	if lost := s.Policy.Lost; lost.Count > 0 {
+		w.printf("PROGRAMS WERE TAKEN OFF pods' interfaces by others, %s, last noticed %s on %s; they are attached again\n",
+			plural(lost.Count, "time", "times"), lost.At.Local().Format(time.DateTime), lost.Interface)
+	}
 	printProblems(w, s.Objects.Problems)
 	printEndpoints(w, s.Policy.Endpoints)
 	printDrops(w, s.Kernel)
