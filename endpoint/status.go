@@ -42,7 +42,8 @@ type EndpointStatus struct {
 	Policy    uint32       `json:"policy"`
 	Ingress   bool         `json:"ingress"` // under default deny
 	Egress    bool         `json:"egress"`
-	// Policies that select the pod, by direction.
+	// Policies that select the pod, by direction; with none of them under default
+	// deny, what their rules don't deny is allowed.
 	IngressPolicies []string `json:"ingressPolicies,omitempty"`
 	EgressPolicies  []string `json:"egressPolicies,omitempty"`
 	Veth            string   `json:"veth,omitempty"`
@@ -98,8 +99,8 @@ func (m *Manager) show(err error, took time.Duration) {
 				Labels: m.engine.IdentityLabels(e.Identity), State: EndpointWaiting,
 			}
 			if r := m.r.policies.want[e.Policy]; r != nil {
-				p.Ingress, p.Egress = r.Enforced[policy.Ingress], r.Enforced[policy.Egress]
-				p.IngressPolicies, p.EgressPolicies = r.Selecting[policy.Ingress], r.Selecting[policy.Egress]
+				p.Ingress, p.IngressPolicies = holds(r, policy.Ingress)
+				p.Egress, p.EgressPolicies = holds(r, policy.Egress)
 			}
 			pods[k] = p
 		}
@@ -124,6 +125,11 @@ func (m *Manager) show(err error, took time.Duration) {
 		return cmp.Or(cmp.Compare(a.Namespace, b.Namespace), cmp.Compare(a.Pod, b.Pod))
 	})
 	m.shown = s
+}
+
+// holds tells whether default deny holds in a direction, and whose rules count.
+func holds(r *policy.Resolved, d policy.Direction) (deny bool, policies []string) {
+	return r.Enforced[d] && !r.Open[d], slices.Concat(r.Selecting[d], r.Adding[d])
 }
 
 func unjoin(err error) []error {

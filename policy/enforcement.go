@@ -14,6 +14,7 @@ type enforcement struct {
 
 	list      []*contribution // by policy, in order
 	selecting []string        // policies that put it under default deny
+	adding    []string        // the others whose rules count
 	enforced  bool
 	closed    *rule // of a refused policy
 	open      bool  // not under default deny: what no rule denies is allowed
@@ -143,7 +144,7 @@ func (f *enforcement) count(g *grant, by int) {
 
 // weigh works out what the rules that are there say as a whole.
 func (f *enforcement) weigh() {
-	f.enforced, f.closed, f.selecting = f.alwaysDeny, nil, nil
+	f.enforced, f.closed, f.selecting, f.adding = f.alwaysDeny, nil, nil, nil
 	defaultDeny := f.alwaysDeny
 	for _, c := range f.list {
 		selects := false
@@ -157,6 +158,8 @@ func (f *enforcement) weigh() {
 		if selects {
 			defaultDeny = true
 			f.selecting = append(f.selecting, c.policy.name)
+		} else if len(c.rules) > 0 {
+			f.adding = append(f.adding, c.policy.name)
 		}
 	}
 	f.open = f.enforced && !defaultDeny

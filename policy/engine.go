@@ -136,9 +136,13 @@ type Resolved struct {
 	// everything passes.
 	Enforced [2]bool
 	Entries  map[Key]Entry
-	// Selecting names the policies that select the subject, per direction:
-	// what a default deny is explained with.
+	// Selecting names the policies that put the subject under default deny, per
+	// direction: what that is explained with.
 	Selecting [2][]string
+	// Adding names the policies whose rules count though they put nothing under
+	// default deny; Open tells that no policy does: what no rule denies passes.
+	Adding [2][]string
+	Open   [2]bool
 }
 
 // RuleRef names the rule behind a number.

@@ -133,15 +133,24 @@ func (e *Engine) follow(s *subject, change policyChange, removed []*peer, servic
 		r.Entries = map[Key]Entry{}
 	}
 	for d, f := range s.directions {
-		r.Enforced[d], r.Selecting[d] = f.enforced, f.selecting
+		r.Enforced[d], r.Open[d], r.Selecting[d], r.Adding[d] = f.enforced, f.open, f.selecting, f.adding
 		e.holdUsed(f)
 	}
-	if old := s.resolved; old == nil || ed.now != nil || old.Enforced != r.Enforced ||
-		!slices.Equal(old.Selecting[0], r.Selecting[0]) || !slices.Equal(old.Selecting[1], r.Selecting[1]) {
+	if old := s.resolved; old == nil || ed.now != nil || !old.sameAround(r) {
 		s.resolved = r
 		e.delta.Policies[s.id] = r
 	}
 	return nil
+}
+
+// sameAround tells whether two policies differ in their entries at most.
+func (r *Resolved) sameAround(o *Resolved) bool {
+	for d := range r.Enforced {
+		if !slices.Equal(r.Selecting[d], o.Selecting[d]) || !slices.Equal(r.Adding[d], o.Adding[d]) {
+			return false
+		}
+	}
+	return r.Enforced == o.Enforced && r.Open == o.Open
 }
 
 // forgetPeers takes out what is said about peers that are gone.

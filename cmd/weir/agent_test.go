@@ -67,8 +67,9 @@ func TestStatusText(t *testing.T) {
 				{Namespace: "shop", Pod: "cart", Addresses: []netip.Addr{ip("10.0.0.2"), ip("fd00::2")}, Identity: 257, State: endpoint.EndpointWaiting},
 				{Namespace: "shop", Pod: "web", Addresses: []netip.Addr{ip("10.0.0.1")}, Identity: 256, Ingress: true, IngressPolicies: []string{"a", "b"},
 					EgressPolicies: []string{"c"}, Veth: "veth1", Ifindex: 4, State: endpoint.EndpointReady},
-				{Namespace: "shop", Pod: "x", Addresses: []netip.Addr{ip("10.0.0.3")}, Identity: 258, Veth: "veth2", Ifindex: 5, State: endpoint.EndpointPending, Error: "write policy: table full"},
+				{Namespace: "shop", Pod: "x", Addresses: []netip.Addr{ip("10.0.0.3")}, Identity: 258, Ingress: true, Veth: "veth2", Ifindex: 5, State: endpoint.EndpointPending, Error: "write policy: table full"},
 			},
+			Lost:   endpoint.LostPrograms{Count: 2, At: at, Interface: "veth1"},
 			Tables: []endpoint.TableStatus{{Name: "endpoints", Entries: 1}, {Name: "policy", Entries: 30, Pending: 2, Error: "full"}},
 		},
 		Proxy: proxyStatus{Error: "no proxy is running"},
@@ -87,7 +88,7 @@ func TestStatusText(t *testing.T) {
 
 	st.Ready, st.Reasons, st.Objects.Problems, st.Kernel, st.Lost = true, nil, nil, nil, lostStatus{}
 	st.Proxy = proxyStatus{Up: true, Generation: 2, Connections: 1, Requests: 100, Denied: map[string]uint64{"http-denied": 3, "bad-request": 1}}
-	st.Policy.Endpoints = nil
+	st.Policy.Endpoints, st.Policy.Lost = nil, endpoint.LostPrograms{}
 	out.Reset()
 	if err := st.print(&out); err != nil {
 		t.Fatal(err)

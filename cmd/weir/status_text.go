@@ -122,6 +122,8 @@ func enforcement(on bool, policies []string) string {
 		return "open"
 	case !on:
 		return "open, " + plural(len(policies), "policy", "policies")
+	case len(policies) == 0:
+		return "closed"
 	}
 	return plural(len(policies), "policy", "policies")
 }
