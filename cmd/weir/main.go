@@ -17,13 +17,7 @@ func main() { os.Exit(run(os.Args[1:])) }
 // run returns the exit status: 0 done, 1 the answer is no (a policy is
 // refused, the agent is not ready), 2 the call itself was wrong or failed.
 func run(args []string) int {
-	root := &cobra.Command{
-		Use:           "weir",
-		Short:         "Network policy for Kubernetes: L3/L4 in the kernel, L7 in one proxy per node",
-		SilenceUsage:  true,
-		SilenceErrors: true,
-	}
-	root.AddCommand(commands()...)
+	root := newRoot()
 	root.SetArgs(args)
 	if err := root.Execute(); err != nil {
 		if code := exitCode(0); errors.As(err, &code) {
@@ -33,6 +27,34 @@ func run(args []string) int {
 		return 2
 	}
 	return 0
+}
+
+func newRoot() *cobra.Command {
+	root := &cobra.Command{
+		Use:           "weir",
+		Short:         "Network policy for Kubernetes: L3/L4 in the kernel, L7 in one proxy per node",
+		Version:       version,
+		SilenceUsage:  true,
+		SilenceErrors: true,
+		// It works, and is no verb of Weir's.
+		CompletionOptions: cobra.CompletionOptions{HiddenDefaultCmd: true},
+	}
+	root.SetVersionTemplate("weir {{.Version}}\n")
+	root.AddCommand(commands()...)
+	return root
+}
+
+// newVersionCommand is `weir version`.
+func newVersionCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:   "version",
+		Short: "Print the version",
+		Args:  cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			_, err := fmt.Fprintln(cmd.OutOrStdout(), "weir", version)
+			return err
+		},
+	}
 }
 
 // exitCode ends the program with that status; what there was to say is said.
@@ -50,5 +72,6 @@ func commands() []*cobra.Command {
 		newProxyCommand(),
 		newPolicyCommand(),
 		newDemoCommand(),
+		newVersionCommand(),
 	}
 }
