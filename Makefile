@@ -17,8 +17,9 @@ GOLANGCI := $(GO) run github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.
 # What each target needs from Debian.
 NEED_GENERATE := clang-14 llvm-14 clang-format-14 protobuf-compiler
 NEED_TEST     := iproute2 nftables nginx-light procps
+NEED_RACE     := $(NEED_TEST) gcc libc6-dev
 NEED_DEMO     := iproute2 nftables nginx-light curl procps
-NEED_BENCH    := $(NEED_TEST) haproxy wrk iperf3 python3-pip
+NEED_BENCH    := $(NEED_TEST) curl haproxy wrk python3-pip
 
 .PHONY: help
 help: ## This list
@@ -40,7 +41,7 @@ test: build ## Every test, on this kernel (root or sudo)
 
 .PHONY: race
 race: ## The pure and the concurrent packages under the race detector
-	@./deploy/debian $(NEED_TEST)
+	@./deploy/debian $(NEED_RACE)
 	$(GO) test $(EXEC) -race -timeout 20m ./identity/... ./policy/... ./flow/... ./kube/... ./proxy/... ./endpoint/...
 
 .PHONY: lint
