@@ -38,14 +38,14 @@ func TestConfinement(t *testing.T) {
 				t.Fatal(err)
 			}
 			defer func() { _ = table.Close() }()
-			readOnly, readWrite := descriptors(t, table)
+			readOnly, readWrite, pin := descriptors(t, table)
 
 			dir := t.TempDir()
 			if err := os.Chmod(dir, 0o700); err != nil {
 				t.Fatal(err)
 			}
 			showLog(t, dir)
-			launcher := exec.Command("/proc/self/exe", "proxy", "launch", dir, "proxy", "confine", "probe", mode, strconv.Itoa(victim.Process.Pid))
+			launcher := exec.Command("/proc/self/exe", "proxy", "launch", dir, "proxy", "confine", "probe", mode, strconv.Itoa(victim.Process.Pid), pin)
 			launcher.Env = append(os.Environ(), "SECRET=token")
 			if err := launcher.Start(); err != nil {
 				t.Fatal(err)
@@ -78,8 +78,9 @@ func TestConfinement(t *testing.T) {
 	}
 }
 
-// descriptors returns one for reading and one for all.
-func descriptors(t *testing.T, m *ebpf.Map) (readOnly, readWrite *os.File) {
+// descriptors returns one for reading and one for all, and where the map is
+// pinned.
+func descriptors(t *testing.T, m *ebpf.Map) (readOnly, readWrite *os.File, pin string) {
 	t.Helper()
 	fs := filepath.Join(t.TempDir(), "bpf")
 	if err := os.Mkdir(fs, 0o700); err != nil {
@@ -89,7 +90,7 @@ func descriptors(t *testing.T, m *ebpf.Map) (readOnly, readWrite *os.File) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = unix.Unmount(fs, unix.MNT_DETACH) })
-	pin := filepath.Join(fs, "table")
+	pin = filepath.Join(fs, "table")
 	if err := m.Pin(pin); err != nil {
 		t.Fatal(err)
 	}
@@ -107,7 +108,7 @@ func descriptors(t *testing.T, m *ebpf.Map) (readOnly, readWrite *os.File) {
 		t.Cleanup(func() { f.Close() })
 		return f
 	}
-	return file(ro), file(m)
+	return file(ro), file(m), pin
 }
 
 // dialRaw connects to the control socket as soon as it is there.

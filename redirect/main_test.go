@@ -66,8 +66,8 @@ func subprocess(verb string, args []string) error {
 		return miniAgent(ctx, args[0], args[1])
 	case "die": // at once
 		return errors.New("died at once")
-	case "probe": // sealed|unsealed VICTIM
-		return prisoner(args[0], args[1])
+	case "probe": // sealed|unsealed VICTIM PIN
+		return prisoner(args[0], args[1], args[2])
 	}
 	return fmt.Errorf("no verb %q", verb)
 }

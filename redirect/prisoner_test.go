@@ -29,7 +29,7 @@ type attempt struct {
 
 // prisoner is a proxy that was taken over: it tries all it can think of and
 // tells the test, over the control socket.
-func prisoner(mode, victim string) error {
+func prisoner(mode, victim, pin string) error {
 	in, err := Inherit()
 	if err != nil {
 		return err
@@ -53,7 +53,7 @@ func prisoner(mode, victim string) error {
 		return err
 	}
 	results := map[string]string{}
-	for _, a := range attempts(mode == "sealed", pid, files[0], files[1]) {
+	for _, a := range attempts(mode == "sealed", pid, pin, files[0], files[1]) {
 		switch err := a.try(); {
 		case err == nil && !a.may:
 			results[a.name] = "it can"
@@ -68,7 +68,7 @@ func prisoner(mode, victim string) error {
 	return control.Send(c, &control.Wired{Error: string(b)})
 }
 
-func attempts(sealed bool, victim int, readOnly, readWrite *os.File) []attempt {
+func attempts(sealed bool, victim int, pin string, readOnly, readWrite *os.File) []attempt {
 	mapOf := func(f *os.File) (*ebpf.Map, error) {
 		fd, err := unix.Dup(int(f.Fd()))
 		if err != nil {
@@ -115,13 +115,29 @@ func attempts(sealed bool, victim int, readOnly, readWrite *os.File) []attempt {
 			return err
 		}},
 		{name: "open a map by number", try: func() error {
-			for id := ebpf.MapID(1); id < 4096; id++ {
+			m, err := mapOf(readWrite)
+			if err != nil {
+				return fmt.Errorf("%w: its own table", err)
+			}
+			defer func() { _ = m.Close() }()
+			own, err := numberOf(m)
+			if err != nil {
+				return err
+			}
+			for id := max(own, 1024) - 1023; id < own+1024; id++ {
 				if m, err := ebpf.NewMapFromID(id); err == nil {
 					_ = m.Close()
 					return nil
 				}
 			}
 			return unix.EPERM
+		}},
+		{name: "open a pinned map", try: func() error {
+			m, err := ebpf.LoadPinnedMap(pin, nil)
+			if err == nil {
+				_ = m.Close()
+			}
+			return err
 		}},
 		{name: "read a table", may: true, try: func() error {
 			m, err := mapOf(readOnly)
@@ -273,4 +289,19 @@ func onThread(f func() error) func() error {
 		go func() { runtime.LockOSThread(); result <- f() }()
 		return <-result
 	}
+}
+
+// numberOf is a map's number, which the kernel tells without /proc.
+func numberOf(m *ebpf.Map) (ebpf.MapID, error) {
+	var info struct{ kind, id uint32 }
+	attr := struct {
+		fd, size uint32
+		info     uint64
+	}{uint32(m.FD()), uint32(unsafe.Sizeof(info)), uint64(uintptr(unsafe.Pointer(&info)))}
+	_, _, errno := unix.Syscall(unix.SYS_BPF, unix.BPF_OBJ_GET_INFO_BY_FD, uintptr(unsafe.Pointer(&attr)), unsafe.Sizeof(attr))
+	runtime.KeepAlive(&info)
+	if errno != 0 {
+		return 0, errno
+	}
+	return ebpf.MapID(info.id), nil
 }
