@@ -143,8 +143,8 @@ func (m *Manager) nextGeneration() (uint8, error) {
 	return 0, errors.New("255 generations of the proxy are attached")
 }
 
-// retireAll takes away what is left of every generation but keep: first the
-// kernel learns that it is gone, so that nothing more is sent to it.
+// retireAll tells the kernel that every generation but keep is gone, so that
+// nothing more is sent to it.
 func (m *Manager) retireAll(keep uint8) error {
 	dp := m.opts.Datapath
 	var failed error
@@ -158,13 +158,18 @@ func (m *Manager) retireAll(keep uint8) error {
 		}
 		m.log.Info("proxy is gone", "generation", g)
 	}
-	if failed != nil {
-		return failed
-	}
+	return failed
+}
+
+// removeOthers takes away what is left of every generation but keep. They are
+// retired; it takes its time, and flows wait for a new proxy: that one first.
+func (m *Manager) removeOthers(keep uint8) error {
+	dp := m.opts.Datapath
 	attached, err := dp.AttachedProxies()
 	if err != nil {
 		return err
 	}
+	var failed error
 	for _, g := range attached {
 		if g == keep {
 			continue

@@ -87,7 +87,7 @@ func Launch(ctx context.Context, o LauncherOptions) error {
 	if err := raiseFiles(); err != nil {
 		return err
 	}
-	delay := firstDelay
+	delay := time.Duration(0) // flows wait: the first death is answered at once
 	for {
 		began := time.Now()
 		done, err := o.life(ctx, listener, lock, root)
@@ -98,7 +98,7 @@ func Launch(ctx context.Context, o LauncherOptions) error {
 			return err
 		}
 		if time.Since(began) > quickDeath {
-			delay = firstDelay
+			delay = 0
 		}
 		o.Logger.Error("proxy died, starting a new one", "error", err, "lived", time.Since(began), "delay", delay)
 		select {
@@ -107,9 +107,7 @@ func Launch(ctx context.Context, o LauncherOptions) error {
 			return nil
 		case <-time.After(delay):
 		}
-		if delay = delay * 2; delay > longestWait {
-			delay = longestWait
-		}
+		delay = min(max(delay*2, firstDelay), longestWait)
 	}
 }
 

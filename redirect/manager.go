@@ -202,6 +202,9 @@ func (m *Manager) makeCurrent(ctx context.Context, s *session, ended <-chan erro
 	if !s.adopted {
 		m.forgetOthers(s.generation)
 	}
+	if err := m.removeOthers(s.generation); err != nil {
+		m.log.Error("remove what is left of dead proxies", "error", err)
+	}
 	return nil
 }
 

@@ -368,12 +368,11 @@ func TestProxyDies(t *testing.T) {
 				_, ok, err := d.Conns.Lookup(bpf.Tuple{Sport: uint16(old)})
 				return !ok && err == nil
 			})
-			if attached, err := d.AttachedProxies(); err != nil || !slices.Equal(attached, []uint8{g}) {
-				t.Errorf("attached: %v, %v", attached, err)
-			}
-			if _, err := netlink.LinkByName(interfaceName("test", old)); !errors.As(err, &netlink.LinkNotFoundError{}) {
-				t.Errorf("the old interface: %v", err)
-			}
+			waitFor(t, "the end of the old programs and interface", time.Second, func() bool {
+				attached, err := d.AttachedProxies()
+				_, gone := netlink.LinkByName(interfaceName("test", old))
+				return err == nil && slices.Equal(attached, []uint8{g}) && errors.As(gone, &netlink.LinkNotFoundError{})
+			})
 		}
 	})
 }
