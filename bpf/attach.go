@@ -146,6 +146,10 @@ func (d *Datapath) Activate() error {
 		// Until now flows were judged by those, also at revisions of ours.
 		d.BumpRevision()
 	}
+	if d.emptyConntrack {
+		// Until now a predecessor may have had connections in its own.
+		d.beLenient()
+	}
 	return dropMaps(stale)
 }
 
@@ -173,7 +177,10 @@ func (d *Datapath) attachLink(h hook, ifindex int, path string) error {
 	if err != nil || done {
 		return err
 	}
-	l, err := link.AttachTCX(link.TCXOptions{Interface: ifindex, Program: h.program, Attach: h.attach})
+	// First of all: an earlier program could let a packet pass unjudged.
+	l, err := link.AttachTCX(link.TCXOptions{
+		Interface: ifindex, Program: h.program, Attach: h.attach, Anchor: link.Head(),
+	})
 	if err != nil {
 		return fmt.Errorf("attach %s to interface %d: %w", h.name, ifindex, err)
 	}

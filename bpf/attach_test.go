@@ -9,6 +9,7 @@ import (
 	"testing"
 
 	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/asm"
 	"github.com/cilium/ebpf/link"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -333,4 +334,34 @@ func TestMountPins(t *testing.T) {
 		t.Errorf("still on a bpffs: %v, %v", on, err)
 	}
 	check(t, UnmountPins(filepath.Join(dir, "nothing")))
+}
+
+// A program that was there before, and lets everything pass, does not keep
+// packets from being judged.
+func TestAttachComesFirst(t *testing.T) {
+	pins := mountPins(t)
+	ns, pod := newNamespace(t), newNamespace(t)
+	one := ns.veth(t, "one", pod, "one")
+	other, err := ebpf.NewProgram(&ebpf.ProgramSpec{
+		Type:         ebpf.SchedCLS,
+		Instructions: asm.Instructions{asm.Mov.Imm(asm.R0, 0 /* TC_ACT_OK */), asm.Return()},
+		License:      "GPL",
+	})
+	check(t, err)
+	defer letGo(other)
+	sides := []ebpf.AttachType{ebpf.AttachTCXIngress, ebpf.AttachTCXEgress}
+	for _, a := range sides {
+		var l link.Link
+		ns.do(func() { l, err = link.AttachTCX(link.TCXOptions{Interface: one, Program: other, Attach: a}) })
+		check(t, err)
+		defer letGo(l)
+	}
+	d := load(t, pins, nil)
+	ns.do(func() { err = d.AttachPod(one) })
+	check(t, err)
+	for i, first := range []*ebpf.Program{d.objects.FromPod, d.objects.ToPod} {
+		if got, _ := ns.programs(t, one, sides[i]); !slices.Equal(got, []int{id(t, first), id(t, other)}) {
+			t.Errorf("programs %v, want %d and then %d", got, id(t, first), id(t, other))
+		}
+	}
 }

@@ -89,34 +89,54 @@ SUBPROGRAM int begin(struct __sk_buff *skb, struct packet *p, bool again)
 	return drop(skb, p);
 }
 
+/* Whether connections that are older than conntrack still are what is to be
+ * expected. */
+static __always_inline bool is_lenient(const struct packet *p)
+{
+	__u32 zero = 0;
+	struct state *s = bpf_map_lookup_elem(&state, &zero);
+
+	return s && p->now < s->midstream_until;
+}
+
 /* TCP without a start: the connection is older than Weir, or its entry had to
- * make room. It may be going either way. */
+ * make room. It may be going either way, so each of the pod's two directions is
+ * asked about it. What an entry allows, one way or the other, passes. That a
+ * direction is not enforced says little: it does not outweigh that the other one
+ * needs the proxy, nor, but for a while, that the other one denies the packet. */
 SUBPROGRAM int midstream(struct __sk_buff *skb, struct packet *p)
 {
+	bool open, reset;
 	__u8 reason, direction;
 	int outcome, other;
-	__u32 rule;
+	__u32 rule, judge;
 
 	if (!p)
 		return TC_ACT_SHOT;
+	reset = p->tcp_flags & TCP_RST;
 	if (p->host) {
 		settle_host(p);
-		return p->tcp_flags & TCP_RST ? TC_ACT_UNSPEC : create(skb, p, CT_MIDSTREAM, false);
+		return reset ? TC_ACT_UNSPEC : create(skb, p, CT_MIDSTREAM, false);
 	}
 	outcome = judge_forward(p, false);
-	if (outcome == PASS)
-		return p->tcp_flags & TCP_RST ? TC_ACT_UNSPEC : create(skb, p, CT_MIDSTREAM, false);
+	open = p->reason == REASON_NOT_ENFORCED;
+	if (outcome == PASS && !open)
+		return reset ? TC_ACT_UNSPEC : create(skb, p, CT_MIDSTREAM, false);
 	reason = p->reason;
 	direction = p->reason_direction;
+	judge = p->judge;
 	rule = p->found[direction & 1].rule;
 	other = judge_reply(p);
-	if (other == PASS)
-		return p->tcp_flags & TCP_RST ? TC_ACT_UNSPEC : create(skb, p, CT_MIDSTREAM, true);
 	if (other == REDIRECT)
 		return cut(skb, p, REASON_MIDSTREAM_L7);
+	if (other == PASS &&
+	    (p->reason != REASON_NOT_ENFORCED || (outcome == DROP && is_lenient(p))))
+		return reset ? TC_ACT_UNSPEC : create(skb, p, CT_MIDSTREAM, true);
 	p->reason = reason;
 	p->reason_direction = direction;
-	p->judge = p->policy;
+	p->judge = judge;
 	p->found[direction & 1].rule = rule;
+	if (outcome == PASS)
+		return reset ? TC_ACT_UNSPEC : create(skb, p, CT_MIDSTREAM, false);
 	return outcome == REDIRECT ? cut(skb, p, REASON_MIDSTREAM_L7) : drop(skb, p);
 }

@@ -144,36 +144,3 @@ static __always_inline void ct_forward(const struct packet *p, bool reply, struc
 		t->dport = p->tuple.sport;
 	}
 }
-
-/* A redirected flow that conntrack let go of, or whose entry ran out, while the
- * proxy still has it: made again from conns. Returns whether it is one. */
-SUBPROGRAM int ct_recover(struct packet *p)
-{
-	struct conntrack new = {};
-	struct tuple t;
-	struct conn *conn;
-	bool reply = false;
-
-	if (!p)
-		return false;
-	ct_forward(p, false, &t);
-	conn = bpf_map_lookup_elem(&conns, &t);
-	if (!conn) {
-		reply = true;
-		ct_forward(p, true, &t);
-		conn = bpf_map_lookup_elem(&conns, &t);
-		if (!conn)
-			return false;
-	}
-	new.flags = CT_REDIRECTED | CT_JUDGED_INGRESS | CT_JUDGED_EGRESS | CT_REPLIED;
-	if (p->swapped != reply)
-		new.flags |= CT_SWAPPED;
-	new.last_seen = p->now;
-	new.revision[0] = new.revision[1] = conn->revision;
-	new.rule[0] = conn->rule[0];
-	new.rule[1] = conn->rule[1];
-	new.ifindex = conn->ifindex;
-	new.generation = conn->generation;
-	__builtin_memcpy(new.l2, conn->l2, sizeof(new.l2));
-	return !bpf_map_update_elem(&conntrack, &p->key, &new, BPF_ANY);
-}

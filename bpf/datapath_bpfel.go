@@ -241,9 +241,10 @@ const (
 )
 
 type datapathState struct {
-	_          structs.HostLayout
-	Revision   uint32
-	Generation uint32
+	_              structs.HostLayout
+	Revision       uint32
+	Generation     uint32
+	MidstreamUntil uint64
 }
 
 type datapathTuple struct {
@@ -278,6 +279,7 @@ const (
 	datapathMapFragments      = "fragments"
 	datapathMapIpcache        = "ipcache"
 	datapathMapMetrics        = "metrics"
+	datapathMapNames          = "names"
 	datapathMapNumbers        = "numbers"
 	datapathMapPolicies       = "policies"
 	datapathMapPolicy         = "policy"
@@ -360,6 +362,7 @@ type datapathMapSpecs struct {
 	Fragments *ebpf.MapSpec `ebpf:"fragments"`
 	Ipcache   *ebpf.MapSpec `ebpf:"ipcache"`
 	Metrics   *ebpf.MapSpec `ebpf:"metrics"`
+	Names     *ebpf.MapSpec `ebpf:"names"`
 	Numbers   *ebpf.MapSpec `ebpf:"numbers"`
 	Policies  *ebpf.MapSpec `ebpf:"policies"`
 	Policy    *ebpf.MapSpec `ebpf:"policy"`
@@ -414,6 +417,7 @@ type datapathMaps struct {
 	Fragments *ebpf.Map `ebpf:"fragments"`
 	Ipcache   *ebpf.Map `ebpf:"ipcache"`
 	Metrics   *ebpf.Map `ebpf:"metrics"`
+	Names     *ebpf.Map `ebpf:"names"`
 	Numbers   *ebpf.Map `ebpf:"numbers"`
 	Policies  *ebpf.Map `ebpf:"policies"`
 	Policy    *ebpf.Map `ebpf:"policy"`
@@ -433,6 +437,7 @@ func (m *datapathMaps) Close() error {
 		m.Fragments,
 		m.Ipcache,
 		m.Metrics,
+		m.Names,
 		m.Numbers,
 		m.Policies,
 		m.Policy,

@@ -27,6 +27,8 @@ func TestKernelAgreesWithLookup(t *testing.T) {
 	k.must(k.FQDN.Update(AddrOf(ipv4.world), uint32(name)))
 	k.must(k.FQDN.Update(AddrOf(ipv6.world), uint32(name)))
 
+	k.must(k.Names.Update(uint32(name), 1))
+
 	const seed = 20240614
 	r := rand.New(rand.NewPCG(seed, 1))
 	pick := func(from ...uint8) uint8 { return from[r.IntN(len(from))] }
@@ -74,7 +76,10 @@ func TestKernelAgreesWithLookup(t *testing.T) {
 			peer, peers := ip.peer, []identity.ID{idPeer}
 			switch r.IntN(3) {
 			case 0:
-				peer, peers = ip.world, []identity.ID{cidr, name}
+				peer, peers = ip.world, []identity.ID{cidr}
+				if dir == out { // names are where a pod goes to
+					peers = append(peers, name)
+				}
 			case 1:
 				if dir == out {
 					peer, peers = ip.b, []identity.ID{idB}

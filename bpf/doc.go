@@ -26,7 +26,8 @@
 // brings the tables up to date, and calls [Datapath.Activate]: until then what
 // was attached goes on with the programs and tables it has. A table's pin is
 // named after its layout, so another version of Weir shares those that mean the
-// same to it and makes the others anew.
+// same to it and makes the others anew. On an interface with tcx the programs
+// come first, since one before them could let packets pass unjudged.
 //
 // # Where the kernel or an attacker asked for more than was planned
 //
@@ -70,6 +71,24 @@
 //   - A flow through the proxy to a pod of this node passes by that pod's to_pod,
 //     so from_pod asks the policy of both ends each time that policy moves.
 //   - RST of a flow that is being cut passes: it would go round in circles.
+//   - TCP in mid-stream, whose connection is older than Weir or lost its entry,
+//     may be going either way, so both of the pod's directions are asked. Only an
+//     entry that allows it, one way or the other, lets it pass for sure. If one
+//     direction wants the proxy and the other is merely not enforced, it is cut.
+//     If one denies the packet and the other is not enforced, it passes until
+//     state.midstream_until: five minutes from when an agent found no conntrack
+//     and made it, and again from its Activate. An agent that adopts conntrack
+//     leaves that time as it is. Later such a packet is dropped, or any pod that
+//     is closed in one direction could send by leaving out the SYN; a connection
+//     that lost its entry then goes on with the next packet of the other end.
+//   - conns is written by the proxy, too, so the kernel takes nothing from it but
+//     that a pod's packet goes to the proxy: a flow that conntrack lost is judged
+//     again, in the name of the pod at this veth. from_proxy doesn't ask it.
+//   - A SYN on a connection that the proxy has goes to the proxy. If it made the
+//     entry anew, the responder, or anyone in the name of the initiator, could
+//     take a connection out of the proxy or abort it.
+//   - What fqdn says of an address counts for egress only, and only if the agent
+//     has the identity down as a name's (names).
 //
 // # What it costs
 //

@@ -6,6 +6,7 @@
 #include "begin.h"
 #include "fragments.h"
 #include "parse.h"
+#include "source.h"
 
 /* Judge every forward packet by policy, as if that moved all the time: for
  * benchmarks. */
@@ -109,6 +110,36 @@ SUBPROGRAM int forget_conn(struct packet *p, bool reply)
 		return 0;
 	ct_forward(p, reply, &t);
 	return bpf_map_delete_elem(&conns, &t);
+}
+
+/* Whether a packet's flow is a connection that the proxy still has. A SYN on one
+ * goes there like its other packets: TCP itself asks the sender, if it has no such
+ * connection any more, to say so by a RST, and then its next SYN begins anew. For
+ * if that could be had for a SYN, anyone could make the flow a direct one, or
+ * another. */
+SUBPROGRAM int proxy_has(struct packet *p, struct conntrack *ct)
+{
+	const __u32 closed = CT_FIN_FORWARD | CT_FIN_REPLY;
+	struct proxy *px;
+	struct tuple t;
+	__u32 flags, key;
+	bool reply;
+
+	if (!p || !ct)
+		return false;
+	flags = ct->flags;
+	if (!(flags & CT_REDIRECTED) || flags & CT_CUT)
+		return false;
+	reply = ct_is_reply(ct, p->swapped);
+	/* The initiator may use its port anew once it is done with the last use. */
+	if (!reply && (!(flags & CT_REPLIED) || flags & CT_RST || (flags & closed) == closed))
+		return false;
+	key = ct->generation;
+	px = bpf_map_lookup_elem(&proxies, &key);
+	if (!px || !px->alive)
+		return false;
+	ct_forward(p, reply, &t);
+	return bpf_map_lookup_elem(&conns, &t) != NULL;
 }
 
 /* A SYN begins anew, whatever was known of its tuple; only one that is repeated
@@ -248,10 +279,10 @@ SUBPROGRAM int decide(struct __sk_buff *skb, struct packet *p)
 	if (unlikely(p->kind != KIND_FLOW))
 		return stateless(skb, p);
 	p->swapped = ct_key(&p->tuple, &p->key);
-	if (is_syn(p))
-		return syn(skb, p);
 	ct = ct_find(&p->key, p->now);
-	if (!ct && is_tcp(p) && ct_recover(p))
+	if (is_syn(p) && !(ct && proxy_has(p, ct)))
+		return syn(skb, p);
+	if (!ct && is_tcp(p) && ct_recover(skb, p))
 		ct = ct_find(&p->key, p->now);
 	if (!ct)
 		return unknown(skb, p);
@@ -290,65 +321,4 @@ static __always_inline void look_at_clock(struct packet *p)
 	p->now = bpf_ktime_get_coarse_ns();
 	if (s)
 		p->revision = s->revision;
-}
-
-/* Whether the source of a packet, which is not one of the pod's at this veth, is
- * one that the cluster knows as somebody's. A veth that is no pod's may be a
- * router's. */
-SUBPROGRAM int is_anothers(struct __sk_buff *skb, struct packet *p)
-{
-	struct prefix key = {.bits = 128};
-	__u32 ifindex = skb->ifindex;
-	struct peer *owner;
-
-	if (!p)
-		return true;
-	if (is_unspecified(&p->tuple.saddr) || is_link_local6(&p->tuple.saddr) ||
-	    !bpf_map_lookup_elem(&devices, &ifindex))
-		return false;
-	key.addr = p->tuple.saddr;
-	owner = bpf_map_lookup_elem(&ipcache, &key);
-	return owner && owner->identity && !(owner->flags & PEER_WORLD);
-}
-
-/* Discovery that a pod sends to one global address: probes of a gateway that it
- * knows already, and answers to other pods on its link. */
-static __always_inline bool to_neighbor(struct packet *p)
-{
-	struct prefix key = {.bits = 128};
-	struct endpoint *ep;
-	struct peer *peer;
-
-	if (p->kind != KIND_ICMP || p->tuple.proto != IPPROTO_ICMPV6 || p->hop_limit != 255 ||
-	    p->part != FRAGMENT_NONE || p->bytes > NEIGHBOR_MAX ||
-	    (p->icmp_type != ICMPV6_NEIGHBOR_SOLICIT && p->icmp_type != ICMPV6_NEIGHBOR_ADVERT))
-		return false;
-	key.addr = p->tuple.daddr;
-	peer = bpf_map_lookup_elem(&ipcache, &key);
-	if (peer && peer->identity == IDENTITY_HOST)
-		return true;
-	ep = bpf_map_lookup_elem(&endpoints, &key.addr);
-	return ep && p->icmp_type == ICMPV6_NEIGHBOR_ADVERT;
-}
-
-/* The pod behind this veth, for a packet that is not of one of its addresses.
- * Returns false if no policy holds for it in the directions of mask. */
-SUBPROGRAM int device_enforces(struct __sk_buff *skb, struct packet *p, __u32 mask)
-{
-	__u32 key = skb->ifindex;
-	struct policy_info *info;
-	struct device *dev;
-
-	if (!p)
-		return true;
-	dev = bpf_map_lookup_elem(&devices, &key);
-	if (!dev)
-		return false;
-	p->policy = dev->policy;
-	p->identity = dev->identity;
-	info = bpf_map_lookup_elem(&policies, &dev->policy);
-	if (!info)
-		return true;
-	return (mask & 1 << DIRECTION_INGRESS && info->enforced[DIRECTION_INGRESS]) ||
-	       (mask & 1 << DIRECTION_EGRESS && info->enforced[DIRECTION_EGRESS]);
 }

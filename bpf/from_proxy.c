@@ -58,8 +58,7 @@ int from_proxy(struct __sk_buff *skb)
 		p.swapped = ct_key(&p.tuple, &p.key);
 	}
 	ct = ct_find(&p.key, p.now);
-	if (!ct && !error && is_tcp(&p) && ct_recover(&p))
-		ct = ct_find(&p.key, p.now);
+	/* conns has no say here: the proxy itself may have written it. */
 	if (!ct || !(ct->flags & (CT_REDIRECTED | CT_CUT)))
 		return drop_for(skb, &p, REASON_PROXY_UNKNOWN_FLOW);
 	reply = ct_is_reply(ct, p.swapped);

@@ -179,6 +179,8 @@ func (k *kernel) reset() {
 	empty(k, k.Devices)
 	empty(k, k.IPCache)
 	empty(k, k.FQDN)
+	empty(k, k.Names)
+	k.state.MidstreamUntil = 0
 	empty(k, k.Policies)
 	empty(k, k.Policy)
 	empty(k, k.Conntrack)

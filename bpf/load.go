@@ -9,6 +9,7 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"time"
 	"unsafe"
 
 	"github.com/cilium/ebpf"
@@ -55,7 +56,8 @@ type Datapath struct {
 	Endpoints Table[Addr, Endpoint]
 	Devices   Table[uint32, Device] // by ifindex of the host side
 	IPCache   Table[Prefix, Peer]
-	FQDN      Table[Addr, uint32] // identity
+	FQDN      Table[Addr, uint32]   // identity; believed if it is in Names
+	Names     Table[uint32, uint32] // identities of names; any value
 	Policies  Table[uint32, PolicyInfo]
 	Policy    Table[PolicyKey, PolicyEntry]
 	Conntrack Table[Tuple, Conntrack]
@@ -63,14 +65,16 @@ type Datapath struct {
 	Proxies   Table[uint32, Proxy] // by generation, 0 to 255; an array: all keys are always there
 	Numbers   Table[Number, Digest]
 
-	opts     Options
-	log      *slog.Logger
-	objects  datapathObjects
-	paths    map[string]string // table name to pin
-	state    *State            // mapped
-	mapped   []byte
-	revision revisionCopy
-	mu       sync.Mutex // attachments
+	opts    Options
+	log     *slog.Logger
+	objects datapathObjects
+	paths   map[string]string // table name to pin
+	// conntrack was made by this Load, so all connections are unknown to it.
+	emptyConntrack bool
+	state          *State // mapped
+	mapped         []byte
+	revision       revisionCopy
+	mu             sync.Mutex // attachments
 }
 
 // Load opens the tables pinned below Options.Pins, making those that are not
@@ -121,8 +125,12 @@ func Load(o Options) (_ *Datapath, err error) {
 		if d.paths[name], err = mapPath(o.Pins, ms); err != nil {
 			return nil, err
 		}
-		if shared[name], err = adoptMap(o.Pins, ms); err != nil {
+		var made bool
+		if shared[name], made, err = adoptMap(o.Pins, ms); err != nil {
 			return nil, err
+		}
+		if name == "conntrack" {
+			d.emptyConntrack = made
 		}
 	}
 	if err := spec.LoadAndAssign(&d.objects, &ebpf.CollectionOptions{MapReplacements: shared}); err != nil {
@@ -142,6 +150,7 @@ func Load(o Options) (_ *Datapath, err error) {
 	d.Devices = Table[uint32, Device]{"devices", d.objects.Devices}
 	d.IPCache = Table[Prefix, Peer]{"ipcache", d.objects.Ipcache}
 	d.FQDN = Table[Addr, uint32]{"fqdn", d.objects.Fqdn}
+	d.Names = Table[uint32, uint32]{"names", d.objects.Names}
 	d.Policies = Table[uint32, PolicyInfo]{"policies", d.objects.Policies}
 	d.Policy = Table[PolicyKey, PolicyEntry]{"policy", d.objects.Policy}
 	d.Conntrack = Table[Tuple, Conntrack]{"conntrack", d.objects.Conntrack}
@@ -188,7 +197,22 @@ func (d *Datapath) mapState() error {
 	}
 	d.mapped = mem
 	d.state = (*State)(unsafe.Pointer(&mem[0]))
+	if d.emptyConntrack {
+		d.beLenient()
+	}
 	return nil
+}
+
+// midstreamGrace is how long connections that are older than conntrack have to
+// show themselves, see State.MidstreamUntil.
+const midstreamGrace = 5 * time.Minute
+
+// beLenient begins that time.
+func (d *Datapath) beLenient() {
+	var now unix.Timespec
+	// Can't fail: there is such a clock, and room for its answer.
+	_ = unix.ClockGettime(unix.CLOCK_MONOTONIC, &now)
+	atomic.StoreUint64(&d.state.MidstreamUntil, uint64(now.Nano())+uint64(midstreamGrace))
 }
 
 // Revision is the policy revision that packets are judged at.

@@ -103,32 +103,33 @@ func mapPath(pins string, spec *ebpf.MapSpec) (string, error) {
 	return filepath.Join(pins, mapsDir, spec.Name+"@"+l), nil
 }
 
-// adoptMap opens the pinned table of this layout, or makes and pins it.
-func adoptMap(pins string, spec *ebpf.MapSpec) (_ *ebpf.Map, err error) {
+// adoptMap opens the pinned table of this layout, or makes and pins it
+// and tells so.
+func adoptMap(pins string, spec *ebpf.MapSpec) (_ *ebpf.Map, made bool, err error) {
 	path, err := mapPath(pins, spec)
 	if err != nil {
-		return nil, err
+		return nil, false, err
 	}
 	m, err := ebpf.LoadPinnedMap(path, nil)
 	if err == nil {
 		if err := spec.Compatible(m); err != nil {
 			letGo(m)
-			return nil, fmt.Errorf("adopt table %s: %w", spec.Name, err)
+			return nil, false, fmt.Errorf("adopt table %s: %w", spec.Name, err)
 		}
-		return m, nil
+		return m, false, nil
 	}
 	if !errors.Is(err, os.ErrNotExist) {
-		return nil, fmt.Errorf("open pinned table %s: %w", spec.Name, err)
+		return nil, false, fmt.Errorf("open pinned table %s: %w", spec.Name, err)
 	}
 	m, err = ebpf.NewMap(spec)
 	if err != nil {
-		return nil, fmt.Errorf("make table %s: %w", spec.Name, err)
+		return nil, false, fmt.Errorf("make table %s: %w", spec.Name, err)
 	}
 	if err := m.Pin(path); err != nil {
 		letGo(m)
-		return nil, fmt.Errorf("pin table %s: %w", spec.Name, err)
+		return nil, false, fmt.Errorf("pin table %s: %w", spec.Name, err)
 	}
-	return m, nil
+	return m, true, nil
 }
 
 // staleMaps lists the pinned tables of other layouts: programs of another

@@ -22,7 +22,7 @@ SUBPROGRAM int find_peer(struct packet *p)
 	struct prefix key = {.bits = 128};
 	struct endpoint *ep;
 	struct peer *peer;
-	__u32 *name;
+	__u32 *name, id;
 
 	if (!p || p->peer[0])
 		return 0;
@@ -54,8 +54,12 @@ SUBPROGRAM int find_peer(struct packet *p)
 		p->peer[0] = is_ipv4(&key.addr) ? IDENTITY_WORLD_IPV4 : IDENTITY_WORLD_IPV6;
 	}
 	name = bpf_map_lookup_elem(&fqdn, &key.addr);
-	if (name)
-		p->peer[1] = *name;
+	if (!name)
+		return 0;
+	/* A copy: the proxy may write another one after it was looked up. */
+	id = *name;
+	if (bpf_map_lookup_elem(&names, &id))
+		p->peer[1] = id;
 	return 0;
 }
 
@@ -155,7 +159,9 @@ SUBPROGRAM int judge(struct packet *p, __u32 id, __u32 direction, __u32 known)
 	if (!known) {
 		find_peer(p);
 		peers[0] = p->peer[0];
-		peers[1] = p->peer[1];
+		/* Names are where a pod goes to, not where something comes from. */
+		if (direction & 1)
+			peers[1] = p->peer[1];
 	}
 	switch (p->tuple.proto) {
 	case IPPROTO_TCP:

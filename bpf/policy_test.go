@@ -108,6 +108,7 @@ func TestPolicyOfTheWorld(t *testing.T) {
 	deny := policy.Entry{Action: policy.Deny}
 	k := newKernel(t)
 	bothFamilies(t, k, func(t *testing.T, k *kernel, ip addresses) {
+		k.must(k.Names.Update(uint32(name), 1))
 		world := identity.WorldIPv6
 		if ip.v4 {
 			world = identity.WorldIPv4
@@ -147,6 +148,17 @@ func TestPolicyOfTheWorld(t *testing.T) {
 			}
 			k.drain()
 		}
+		// A name is where a pod goes to: nobody comes in by it. And nothing but a
+		// name can be learnt.
+		in53 := packet{src: ip.world, dst: ip.a, proto: tcp, sport: 1000, dport: 53, flags: syn}
+		k.must(k.FQDN.Update(AddrOf(ip.world), uint32(name)))
+		k.policy(policyA, rules{port(in, name, tcp, 53): allow(1)})
+		k.want(k.toA(), in53, dropped, droppedFor(flow.ReasonPolicyDenied, in))
+		k.must(k.FQDN.Update(AddrOf(ip.world), idB))
+		k.policy(policyA, rules{port(out, idB, tcp, 443): allow(1), port(in, idB, tcp, 53): allow(1)})
+		k.want(k.toA(), in53, dropped, droppedFor(flow.ReasonPolicyDenied, in))
+		empty(k, k.Conntrack)
+		k.want(k.fromA(), p, dropped, droppedFor(flow.ReasonPolicyDenied, out))
 		// A name can't be claimed for an address that is no outside one.
 		k.must(k.FQDN.Update(AddrOf(ip.peer), uint32(name)))
 		k.policy(policyA, rules{port(out, name, tcp, 443): allow(1)})

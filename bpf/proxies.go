@@ -76,9 +76,9 @@ func (d *Datapath) AttachedProxies() ([]uint8, error) {
 	return out, nil
 }
 
-// ProxyMaps opens the tables a proxy of that generation needs, by name. It may
-// write fqdn, conns, its listeners and revision, which only proxies read; the
-// other descriptors can only read.
+// ProxyMaps opens the tables a proxy of that generation needs, by name: conns,
+// its listeners, and revision, which only proxies read. It may write them, and
+// gets no others: nothing it could write makes the programs let a packet pass.
 // The caller closes them.
 func (d *Datapath) ProxyMaps(generation uint8) (_ map[string]*os.File, err error) {
 	files := map[string]*os.File{}
@@ -89,8 +89,8 @@ func (d *Datapath) ProxyMaps(generation uint8) (_ map[string]*os.File, err error
 			}
 		}
 	}()
-	open := func(name, path string, write bool) error {
-		m, err := ebpf.LoadPinnedMap(path, &ebpf.LoadPinOptions{ReadOnly: !write})
+	open := func(name, path string) error {
+		m, err := ebpf.LoadPinnedMap(path, nil)
 		if err != nil {
 			return fmt.Errorf("open table %s for the proxy: %w", name, err)
 		}
@@ -102,19 +102,12 @@ func (d *Datapath) ProxyMaps(generation uint8) (_ map[string]*os.File, err error
 		files[name] = os.NewFile(uintptr(fd), name)
 		return nil
 	}
-	for _, t := range []struct {
-		name  string
-		write bool
-	}{
-		{"conns", true}, {"fqdn", true}, {revisionTable, true},
-		{"state", false}, {"conntrack", false}, {"endpoints", false}, {"ipcache", false},
-		{"policies", false}, {"policy", false}, {"proxies", false},
-	} {
-		if err := open(t.name, d.paths[t.name], t.write); err != nil {
+	for _, name := range []string{"conns", revisionTable} {
+		if err := open(name, d.paths[name]); err != nil {
 			return nil, err
 		}
 	}
-	if err := open(listenersPin, filepath.Join(proxyDir(d.opts.Pins, generation), listenersPin), true); err != nil {
+	if err := open(listenersPin, filepath.Join(proxyDir(d.opts.Pins, generation), listenersPin)); err != nil {
 		return nil, err
 	}
 	return files, nil

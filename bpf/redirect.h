@@ -75,6 +75,53 @@ static __always_inline void pod_l2(struct __sk_buff *skb, struct packet *p, __u8
 	}
 }
 
+/* A redirected flow that conntrack let go of, or whose entry ran out, while the
+ * proxy still has it: made again at a packet of one of its ends. The proxy can
+ * write conns, so that is believed for nothing but that the packet goes there: the
+ * flow is to be judged again, and speaks for the pod at this veth or, where both
+ * are pods of this node, for the one it names. Returns whether it is one. */
+SUBPROGRAM int ct_recover(struct __sk_buff *skb, struct packet *p)
+{
+	struct conntrack ct = {};
+	struct endpoint *other;
+	struct conn *conn;
+	struct tuple t;
+	bool reply = false;
+	__be16 protocol;
+
+	if (!p)
+		return false;
+	ct_forward(p, false, &t);
+	conn = bpf_map_lookup_elem(&conns, &t);
+	if (!conn) {
+		reply = true;
+		ct_forward(p, true, &t);
+		conn = bpf_map_lookup_elem(&conns, &t);
+		if (!conn)
+			return false;
+	}
+	ct.ifindex = conn->ifindex;
+	if (ct.ifindex == skb->ifindex) {
+		pod_l2(skb, p, ct.l2);
+	} else {
+		other = bpf_map_lookup_elem(&endpoints, p->direction == DIRECTION_EGRESS
+								? &p->tuple.daddr
+								: &p->tuple.saddr);
+		if (!other || !other->ifindex || other->ifindex != ct.ifindex)
+			return false;
+		protocol = skb->protocol;
+		__builtin_memcpy(ct.l2, other->host_mac, 6);
+		__builtin_memcpy(ct.l2 + 6, other->pod_mac, 6);
+		__builtin_memcpy(ct.l2 + 12, &protocol, 2);
+	}
+	ct.flags = CT_REDIRECTED | CT_REPLIED | (p->swapped != reply ? CT_SWAPPED : 0);
+	ct.last_seen = p->now;
+	/* Not the current one, so the next forward packet tells the proxy anew. */
+	ct.revision[0] = ct.revision[1] = p->revision - 1;
+	ct.generation = conn->generation;
+	return !bpf_map_update_elem(&conntrack, &p->key, &ct, BPF_ANY);
+}
+
 /* What renew_conn's write of conns fails with: for tests. */
 volatile const __s32 renew_error = 0;
 

@@ -136,6 +136,10 @@ struct proxy {
 struct state {
 	__u32 revision; /* bumped by the agent after each batch of changes */
 	__u32 generation; /* proxy that new flows go to; proxies[generation].alive tells whether there is one */
+	/* Until then (bpf_ktime_get_ns()) a TCP connection whose start was not seen
+	 * may be what the pod's open direction allows; written by the agent when it
+	 * begins with an empty conntrack. */
+	__u64 midstream_until;
 };
 
 /* fragments: datagram of a first fragment -> what its later ones lack. */
