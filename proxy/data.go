@@ -21,7 +21,7 @@ import (
 const (
 	denyNoFlow  = "no-flow"         // nothing in conns: it was never redirected, or has been revoked
 	denyRevoked = "revoked"         // its entry went while it was open
-	denyFull    = "too-many"        // no room for another connection
+	denyFull    = "too-many"        // no room for another connection, or one of this pod
 	denyLookup  = "lookup-failed"   // the table could not be read
 	denyDrain   = "draining"        // accepted when the process was about to end
 	denyOld     = "superseded"      // the client began anew with the same port
@@ -42,6 +42,7 @@ type dataSide struct {
 	records    *recordBuffer
 	counters   *counters
 	max        int // connections at a time
+	share      int // of them, those of one pod: the others must get some
 	// dial connects to a server in the client's name: dialAs.
 	dial func(ctx context.Context, client, server netip.AddrPort) (*net.TCPConn, error)
 
@@ -89,9 +90,9 @@ func (d *dataSide) admit(c *net.TCPConn) {
 		d.reset(c, reason)
 		return
 	}
-	p := &pair{proxy: d, tuple: tuple, entry: entry, served: make(chan struct{}), done: make(chan struct{})}
+	p := &pair{proxy: d, tuple: tuple, veth: entry.Ifindex, entry: entry, served: make(chan struct{}), done: make(chan struct{})}
 	p.resolve(d.sets.now.Load())
-	old, ok := d.pairs.put(p, d.max)
+	old, ok := d.pairs.put(p, d.max, d.share)
 	if !ok {
 		d.reset(c, denyFull)
 		d.forget(p)

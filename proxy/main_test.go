@@ -100,7 +100,7 @@ func newData(t testing.TB) (*dataSide, *memoryFlows, *uint32) {
 		flows: flows, revisions: revisions{revision},
 		sets: newRuleSets(), closed: http.Closed(), server: server,
 		records: newRecordBuffer(), counters: newCounters(), max: 4, dial: failingDial,
-		pairs: pairTable{pairs: make(map[bpf.Tuple]*pair)},
+		share: 4, pairs: newPairTable(),
 	}
 	return d, flows, revision
 }

@@ -82,6 +82,10 @@ func TestAdmission(t *testing.T) {
 			d.max = 0
 			f.set(tuple, bpf.Conn{Id: 1, Generation: 3})
 		}, denyFull, 0},
+		"too many of its pod": {func(d *dataSide, f *memoryFlows, tuple bpf.Tuple) {
+			d.share = 0
+			f.set(tuple, bpf.Conn{Id: 1, Generation: 3, Ifindex: 9})
+		}, denyFull, 0},
 		"draining": {func(d *dataSide, f *memoryFlows, tuple bpf.Tuple) {
 			d.draining.Store(true)
 			f.set(tuple, bpf.Conn{Id: 1, Generation: 3})
@@ -125,7 +129,7 @@ func TestPortUsedAnew(t *testing.T) {
 	second, dialedSecond := tcpPair(t)
 	flows.set(tuple, bpf.Conn{Id: 2, Generation: 3})
 	p := &pair{proxy: d, tuple: tuple, entry: bpf.Conn{Id: 2, Generation: 3}, served: make(chan struct{}), done: make(chan struct{})}
-	if before, ok := d.pairs.put(p, d.max); !ok || before != old {
+	if before, ok := d.pairs.put(p, d.max, d.share); !ok || before != old {
 		t.Fatalf("the pair before is %v, %v", before, ok)
 	}
 	old.abort()

@@ -12,6 +12,7 @@ import (
 type pair struct {
 	proxy *dataSide
 	tuple bpf.Tuple
+	veth  uint32 // of the pod it speaks for
 
 	// What rules yields, and what it was made of. Only the goroutine that
 	// serves the connection touches these once it is started.
@@ -78,23 +79,37 @@ func (p *pair) abort() {
 	<-p.done
 }
 
-// pairTable holds the live pairs by tuple.
+// pairTable holds the live pairs by tuple, and counts those of each veth.
 type pairTable struct {
 	mu    sync.Mutex
 	pairs map[bpf.Tuple]*pair
+	of    map[uint32]int
 }
 
-// put makes p the pair of its tuple and returns the one that was, if any.
-// It fails when there are max already.
-func (t *pairTable) put(p *pair, max int) (old *pair, ok bool) {
+func newPairTable() pairTable {
+	return pairTable{pairs: make(map[bpf.Tuple]*pair), of: make(map[uint32]int)}
+}
+
+// put makes p the pair of its tuple and returns the one that was, if any. It
+// fails when there are max already, or share of p's veth.
+func (t *pairTable) put(p *pair, max, share int) (old *pair, ok bool) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	old = t.pairs[p.tuple]
-	if old == nil && len(t.pairs) >= max {
+	if old != nil {
+		t.uncount(old)
+	} else if len(t.pairs) >= max || t.of[p.veth] >= share {
 		return nil, false
 	}
 	t.pairs[p.tuple] = p
+	t.of[p.veth]++
 	return old, true
+}
+
+func (t *pairTable) uncount(p *pair) {
+	if t.of[p.veth]--; t.of[p.veth] == 0 {
+		delete(t.of, p.veth)
+	}
 }
 
 // drop forgets p, if it still is the pair of its tuple.
@@ -103,6 +118,7 @@ func (t *pairTable) drop(p *pair) {
 	defer t.mu.Unlock()
 	if t.pairs[p.tuple] == p {
 		delete(t.pairs, p.tuple)
+		t.uncount(p)
 	}
 }
 

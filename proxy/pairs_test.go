@@ -155,16 +155,16 @@ func TestRulesCostNothing(t *testing.T) {
 }
 
 func TestPairTable(t *testing.T) {
-	table := pairTable{pairs: make(map[bpf.Tuple]*pair)}
+	table := newPairTable()
 	a, b := &pair{tuple: testTuple}, &pair{tuple: testTuple}
 	other := &pair{tuple: testTuple.Reverse()}
-	if old, ok := table.put(a, 1); old != nil || !ok {
+	if old, ok := table.put(a, 1, 1); old != nil || !ok {
 		t.Fatalf("first: %v, %v", old, ok)
 	}
-	if old, ok := table.put(b, 1); old != a || !ok {
+	if old, ok := table.put(b, 1, 1); old != a || !ok {
 		t.Fatalf("successor in a full table: %v, %v", old, ok)
 	}
-	if _, ok := table.put(other, 1); ok || table.has(other.tuple) {
+	if _, ok := table.put(other, 1, 1); ok || table.has(other.tuple) {
 		t.Fatal("more than the limit")
 	}
 	table.drop(a) // not the pair of its tuple any more
@@ -174,6 +174,50 @@ func TestPairTable(t *testing.T) {
 	table.drop(b)
 	if table.has(testTuple) || len(table.all()) != 0 {
 		t.Fatal("a pair is left")
+	}
+}
+
+// TestShareOfAVeth: one pod's connections leave room for others', and what has
+// ended counts no more.
+func TestShareOfAVeth(t *testing.T) {
+	table := newPairTable()
+	of := func(veth uint32, i int) *pair { return &pair{tuple: numbered(i), veth: veth} }
+	a, b := of(7, 1), of(7, 2)
+	for _, p := range []*pair{a, b} {
+		if _, ok := table.put(p, 4, 2); !ok {
+			t.Fatal("no room in an empty table")
+		}
+	}
+	if _, ok := table.put(of(7, 3), 4, 2); ok {
+		t.Error("more than its share")
+	}
+	if _, ok := table.put(of(8, 4), 4, 2); !ok {
+		t.Error("no room for another pod")
+	}
+	// The same port again is no more than before, whosever it is now.
+	again := of(7, 1)
+	if old, ok := table.put(again, 4, 2); !ok || old != a {
+		t.Errorf("used anew: %v, %v", old, ok)
+	}
+	moved := of(8, 2)
+	if old, ok := table.put(moved, 4, 2); !ok || old != b {
+		t.Errorf("at another veth: %v, %v", old, ok)
+	}
+	table.drop(a)
+	table.drop(b)
+	if _, ok := table.put(of(8, 5), 4, 2); ok {
+		t.Error("the other pod has more than its share")
+	}
+	if _, ok := table.put(of(7, 6), 4, 2); !ok {
+		t.Error("what moved away still counts")
+	}
+	table.drop(again)
+	table.drop(moved)
+	for _, p := range table.all() {
+		table.drop(p)
+	}
+	if len(table.of) != 0 {
+		t.Errorf("counts are left: %v", table.of)
 	}
 }
 

@@ -12,9 +12,11 @@ import (
 
 // Bounds of a sweep.
 const (
-	sweepAge   = 30 * time.Second // an entry gets this long to become a connection
+	// An entry gets this long to become a connection: three repeats of a lost
+	// answer. Whoever only sends SYNs holds room in the table that long.
+	sweepAge   = 10 * time.Second
 	sweepEvery = 500 * time.Millisecond
-	sweepSteps = 1024 // entries looked at each time
+	sweepSteps = 4096 // entries looked at each time: a full table in 8 s
 )
 
 // sweep removes entries of conns that no connection belongs to, a few at a

@@ -146,7 +146,7 @@ func TestSweep(t *testing.T) {
 	put(t, f, numbered(1), bpf.Conn{Id: young, Generation: 3})
 	put(t, f, numbered(2), bpf.Conn{Id: old, Generation: 2}) // another proxy's
 	put(t, f, numbered(3), bpf.Conn{Id: old, Generation: 3}) // has a pair
-	if _, ok := d.pairs.put(&pair{tuple: numbered(3)}, 10); !ok {
+	if _, ok := d.pairs.put(&pair{tuple: numbered(3)}, 10, 10); !ok {
 		t.Fatal("no room for a pair")
 	}
 	for end := false; !end; {

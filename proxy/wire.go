@@ -14,7 +14,6 @@ import (
 	"github.com/cilium/ebpf"
 	"golang.org/x/sys/unix"
 
-	"github.com/weirnet/weir/bpf"
 	"github.com/weirnet/weir/proxy/control"
 	"github.com/weirnet/weir/proxy/http"
 )
@@ -162,11 +161,12 @@ func (p *process) setUp(m *control.Wiring, maps *tables) (*wired, error) {
 		return nil, err
 	}
 	flows := &mapFlows{m: maps.conns}
+	most := min(flows.size(), maxPairs())
 	d := &dataSide{
 		log: p.log, generation: uint8(m.Generation), flows: flows, revisions: revisions,
 		sets: p.sets, closed: http.Closed(), server: p.server, records: p.records, counters: p.counters,
-		max: min(flows.size(), maxPairs()), dial: dialAs,
-		pairs: pairTable{pairs: make(map[bpf.Tuple]*pair)},
+		max: most, share: max(most/podShare, 1), dial: dialAs,
+		pairs: newPairTable(),
 	}
 	steering := maps.listeners
 	listeners, err := openListeners(func(index uint32, fd uintptr) error {
@@ -260,6 +260,10 @@ func mapID(m *ebpf.Map) (ebpf.MapID, error) {
 	}
 	return ebpf.MapID(info.id), nil
 }
+
+// podShare is the part of all connections that one pod may have: this one of so
+// many.
+const podShare = 4
 
 // maxPairs is how many connections the limit of open files leaves room for: a
 // pair has two sockets, and some have pipes for a while, which are done
