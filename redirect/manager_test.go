@@ -199,7 +199,7 @@ func TestNewProxyIsWired(t *testing.T) {
 }
 
 // TestProxyHoldsItsTablesOnly: of all the node's tables a wired proxy has those
-// that it needs, whatever the agent sent.
+// that it needs, and no others are sent to it.
 func TestProxyHoldsItsTablesOnly(t *testing.T) {
 	inNamespace(t, func() {
 		dir, d := setUpAgent(t)
@@ -210,6 +210,9 @@ func TestProxyHoldsItsTablesOnly(t *testing.T) {
 		maps, err := d.ProxyMaps(current(t, d, 0))
 		if err != nil {
 			t.Fatal(err)
+		}
+		if len(maps) != 3 {
+			t.Errorf("it is sent %d tables", len(maps))
 		}
 		want := map[string]string{}
 		for name, f := range maps {

@@ -109,8 +109,8 @@ type Wiring struct {
 	// Gateway is the MAC address of the host side of the veth pair.
 	Gateway []byte `protobuf:"bytes,2,opt,name=gateway,proto3" json:"gateway,omitempty"`
 	Mtu     uint32 `protobuf:"varint,3,opt,name=mtu,proto3" json:"mtu,omitempty"`
-	// Maps names the descriptors: conns, revision, listeners, and others that
-	// this version does not use.
+	// Maps names the descriptors: conns, revision and listeners. What else comes
+	// is closed unopened.
 	Maps []string `protobuf:"bytes,4,rep,name=maps,proto3" json:"maps,omitempty"`
 	// Stop: don't wire, but end, and let the supervisor end, too. Connections
 	// get drain nanoseconds.
