@@ -144,6 +144,12 @@ type datapathMetricKey struct {
 	Pad       [2]uint8
 }
 
+type datapathNeighbor struct {
+	_       structs.HostLayout
+	Addr    datapathAddr
+	Ifindex uint32
+}
+
 type datapathNumber struct {
 	_    structs.HostLayout
 	Kind uint32
@@ -280,6 +286,7 @@ const (
 	datapathMapIpcache        = "ipcache"
 	datapathMapMetrics        = "metrics"
 	datapathMapNames          = "names"
+	datapathMapNeighbors      = "neighbors"
 	datapathMapNumbers        = "numbers"
 	datapathMapPolicies       = "policies"
 	datapathMapPolicy         = "policy"
@@ -363,6 +370,7 @@ type datapathMapSpecs struct {
 	Ipcache   *ebpf.MapSpec `ebpf:"ipcache"`
 	Metrics   *ebpf.MapSpec `ebpf:"metrics"`
 	Names     *ebpf.MapSpec `ebpf:"names"`
+	Neighbors *ebpf.MapSpec `ebpf:"neighbors"`
 	Numbers   *ebpf.MapSpec `ebpf:"numbers"`
 	Policies  *ebpf.MapSpec `ebpf:"policies"`
 	Policy    *ebpf.MapSpec `ebpf:"policy"`
@@ -418,6 +426,7 @@ type datapathMaps struct {
 	Ipcache   *ebpf.Map `ebpf:"ipcache"`
 	Metrics   *ebpf.Map `ebpf:"metrics"`
 	Names     *ebpf.Map `ebpf:"names"`
+	Neighbors *ebpf.Map `ebpf:"neighbors"`
 	Numbers   *ebpf.Map `ebpf:"numbers"`
 	Policies  *ebpf.Map `ebpf:"policies"`
 	Policy    *ebpf.Map `ebpf:"policy"`
@@ -438,6 +447,7 @@ func (m *datapathMaps) Close() error {
 		m.Ipcache,
 		m.Metrics,
 		m.Names,
+		m.Neighbors,
 		m.Numbers,
 		m.Policies,
 		m.Policy,

@@ -54,8 +54,8 @@
 //     pod: from one they are an attack on its neighbors.
 //   - Neighbor discovery from a pod passes unjudged only where it stays on the
 //     link, and no longer than hosts make it: to link-local addresses and groups,
-//     to the node's addresses, and as an answer to a pod of this node, which may
-//     be on the same bridge. The kernel would route the rest like any packet.
+//     and to global addresses that discovery came from to this pod (neighbors).
+//     The kernel would route the rest like any packet.
 //   - IPv6 packets with IPv4 addresses in IPv6 form, those with a routing header
 //     that has segments left, SYN with FIN or RST, and parts of a TCP segment
 //     that begin within its header are refused: each is seen otherwise by who

@@ -19,7 +19,7 @@ int from_pod(struct __sk_buff *skb)
 	if (unlikely(reason))
 		return device_enforces(skb, &p, 1 << DIRECTION_EGRESS) ? drop_for(skb, &p, reason)
 								       : TC_ACT_UNSPEC;
-	if (unlikely(p.kind == KIND_NEIGHBOR || to_neighbor(&p)))
+	if (unlikely(p.kind == KIND_NEIGHBOR || (p.kind == KIND_ICMP && to_neighbor(skb, &p))))
 		return TC_ACT_UNSPEC;
 	act = pass_known(skb, &p);
 	if (likely(act != GO_ON))

@@ -180,6 +180,7 @@ func (k *kernel) reset() {
 	empty(k, k.IPCache)
 	empty(k, k.FQDN)
 	empty(k, k.Names)
+	empty(k, neighbors(k))
 	k.state.MidstreamUntil = 0
 	empty(k, k.Policies)
 	empty(k, k.Policy)

@@ -34,6 +34,8 @@ TABLE(conntrack, BPF_MAP_TYPE_LRU_HASH, 262144, struct tuple, struct conntrack, 
 TABLE(conns, BPF_MAP_TYPE_HASH, 65536, struct tuple, struct conn, 0);
 /* Ports of datagrams in fragments. */
 TABLE(fragments, BPF_MAP_TYPE_LRU_HASH, 8192, struct fragment_key, struct fragment, 0);
+/* Who is on a pod's link. */
+TABLE(neighbors, BPF_MAP_TYPE_LRU_HASH, 16384, struct neighbor, __u64, 0);
 /* How to reach the proxy of each generation. */
 TABLE(proxies, BPF_MAP_TYPE_ARRAY, 256, __u32, struct proxy, 0);
 /* The policy revision and the current proxy. */

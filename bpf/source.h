@@ -2,8 +2,12 @@
 /* What a pod may say besides what its policy allows, and whose packet it is where
  * the address alone doesn't tell. */
 #pragma once
+#include "conntrack.h"
 #include "parse.h"
 #include "policy.h"
+
+/* How long an address stays known to be on a pod's link. */
+#define NEIGHBOR_LIFE (600 * SECOND)
 
 /* Whether the source of a packet, which is not one of the pod's at this veth, is
  * one that the cluster knows as somebody's. A veth that is no pod's may be a
@@ -24,24 +28,42 @@ SUBPROGRAM int is_anothers(struct __sk_buff *skb, struct packet *p)
 	return owner && owner->identity && !(owner->flags & PEER_WORLD);
 }
 
-/* Discovery that a pod sends to one global address: probes of a gateway that it
- * knows already, and answers to other pods on its link. */
-static __always_inline bool to_neighbor(struct packet *p)
+/* Remembers who speaks discovery to a pod: that it was not routed shows that it is
+ * on the pod's link. */
+SUBPROGRAM int learn_neighbor(struct __sk_buff *skb, struct packet *p)
 {
-	struct prefix key = {.bits = 128};
-	struct endpoint *ep;
-	struct peer *peer;
+	struct neighbor key = {};
+	__u64 now;
 
-	if (p->kind != KIND_ICMP || p->tuple.proto != IPPROTO_ICMPV6 || p->hop_limit != 255 ||
-	    p->part != FRAGMENT_NONE || p->bytes > NEIGHBOR_MAX ||
+	if (!p)
+		return 0;
+	if (p->tuple.proto != IPPROTO_ICMPV6 || is_link_local6(&p->tuple.saddr) ||
+	    (p->icmp_type != ICMPV6_NEIGHBOR_SOLICIT && p->icmp_type != ICMPV6_NEIGHBOR_ADVERT))
+		return 0;
+	key.addr = p->tuple.saddr;
+	key.ifindex = skb->ifindex;
+	now = p->now;
+	bpf_map_update_elem(&neighbors, &key, &now, BPF_ANY);
+	return 0;
+}
+
+/* Discovery that a pod sends to one global address: an answer to, or a question
+ * whether it is still there, somebody on its link. */
+SUBPROGRAM int to_neighbor(struct __sk_buff *skb, struct packet *p)
+{
+	struct neighbor key = {};
+	__u64 *seen;
+
+	if (!p)
+		return false;
+	if (p->tuple.proto != IPPROTO_ICMPV6 || p->hop_limit != 255 || p->part != FRAGMENT_NONE ||
+	    p->bytes > NEIGHBOR_MAX ||
 	    (p->icmp_type != ICMPV6_NEIGHBOR_SOLICIT && p->icmp_type != ICMPV6_NEIGHBOR_ADVERT))
 		return false;
 	key.addr = p->tuple.daddr;
-	peer = bpf_map_lookup_elem(&ipcache, &key);
-	if (peer && peer->identity == IDENTITY_HOST)
-		return true;
-	ep = bpf_map_lookup_elem(&endpoints, &key.addr);
-	return ep && p->icmp_type == ICMPV6_NEIGHBOR_ADVERT;
+	key.ifindex = skb->ifindex;
+	seen = bpf_map_lookup_elem(&neighbors, &key);
+	return seen && p->now - *seen < NEIGHBOR_LIFE;
 }
 
 /* The pod behind this veth, for a packet that is not of one of its addresses.

@@ -3,6 +3,7 @@ package bpf
 import (
 	"net/netip"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -88,6 +89,10 @@ func TestSourceOfAnother(t *testing.T) {
 	})
 }
 
+func neighbors(k *kernel) Table[datapathNeighbor, uint64] {
+	return Table[datapathNeighbor, uint64]{"neighbors", k.objects.Neighbors}
+}
+
 // Neighbor discovery of a closed pod stays on its link.
 func TestNeighborStaysOnLink(t *testing.T) {
 	k := newKernel(t)
@@ -100,17 +105,41 @@ func TestNeighborStaysOnLink(t *testing.T) {
 	solicited := netip.MustParseAddr("ff02::1:ff00:1")
 	const rs, ns, na = 133, 135, 136
 	for _, icmp := range []uint8{ns, na} {
-		for _, dst := range []netip.Addr{solicited, allNodes, otherLocal, ip.node} {
+		for _, dst := range []netip.Addr{solicited, allNodes, otherLocal} {
 			k.want(k.fromA(), send(icmp, dst, 24), pass, silent)
 			k.want(k.fromA(), send(icmp, dst, 24+200), dropped, denied)
 		}
-		for _, dst := range []netip.Addr{ip.world, ip.peer, netip.MustParseAddr("ff05::1")} {
+		for _, dst := range []netip.Addr{ip.world, ip.peer, ip.b, ip.node, netip.MustParseAddr("ff05::1")} {
 			k.want(k.fromA(), send(icmp, dst, 24), dropped, denied)
 		}
 	}
-	// An answer to a pod on the same link.
-	k.want(k.fromA(), send(na, ip.b, 24), pass, silent)
-	k.want(k.fromA(), send(ns, ip.b, 24), dropped, denied)
+	// Who speaks to the pod that way is on its link: a gateway, or another pod.
+	gateway := netip.MustParseAddr("fd01::ff")
+	asked := packet{src: gateway, dst: solicited, proto: unix.IPPROTO_ICMPV6, icmp: ns, ttl: 255, payload: make([]byte, 24)}
+	k.want(k.fromA(), send(na, gateway, 24), dropped, denied)
+	routed := asked
+	routed.ttl = 254
+	k.want(k.toA(), routed, dropped, droppedFor(flow.ReasonPolicyDenied, in))
+	k.want(k.fromA(), send(na, gateway, 24), dropped, denied)
+	k.want(k.toA(), asked, pass, silent)
+	k.want(k.fromA(), send(na, gateway, 24), pass, silent)
+	k.want(k.fromA(), send(ns, gateway, 24), pass, silent)
+	k.want(k.fromA(), send(na, gateway, 24+200), dropped, denied)
+	routed = send(na, gateway, 24)
+	routed.ttl = 64
+	k.want(k.fromA(), routed, dropped, denied)
+	k.policy(policyB, closed)
+	fromB := send(na, gateway, 24)
+	fromB.src = ip.b
+	k.want(k.fromB(), fromB, dropped, denied) // it is on A's link
+	key := datapathNeighbor{Addr: AddrOf(gateway), Ifindex: uint32(k.podA)}
+	seen, ok, err := neighbors(k).Lookup(key)
+	k.must(err)
+	if !ok {
+		t.Fatal("the gateway is not known")
+	}
+	k.must(neighbors(k).Update(key, seen-uint64(601*time.Second)))
+	k.want(k.fromA(), send(na, gateway, 24), dropped, denied)
 	k.want(k.fromA(), send(rs, routers, 8), pass, silent)
 	k.want(k.fromA(), send(rs, otherLocal, 8), pass, silent)
 	k.want(k.fromA(), send(rs, routers, 200), dropped, denied)

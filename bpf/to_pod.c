@@ -20,8 +20,10 @@ int to_pod(struct __sk_buff *skb)
 		return !p.host && device_enforces(skb, &p, 1 << DIRECTION_INGRESS)
 			       ? drop_for(skb, &p, reason)
 			       : TC_ACT_UNSPEC;
-	if (unlikely(p.kind == KIND_NEIGHBOR))
+	if (unlikely(p.kind == KIND_NEIGHBOR)) {
+		learn_neighbor(skb, &p);
 		return TC_ACT_UNSPEC;
+	}
 	act = pass_known(skb, &p);
 	if (likely(act != GO_ON))
 		return act;

@@ -157,6 +157,13 @@ struct fragment {
 	__u8 pad;
 };
 
+/* neighbors: an IPv6 address that discovery came to a pod from, and so from its
+ * own link -> when (bpf_ktime_get_ns()). */
+struct neighbor {
+	struct addr addr;
+	__u32 ifindex; /* host veth of the pod */
+};
+
 /* numbers: what the agent gave out, for a successor. Programs don't read it. */
 struct number {
 	__u32 kind; /* enum number_kind */
