@@ -16,3 +16,4 @@ const enum action *action_type __attribute__((unused));
 const enum verdict *verdict_type __attribute__((unused));
 const enum reason *reason_type __attribute__((unused));
 const enum number_kind *number_kind_type __attribute__((unused));
+const enum conn_bits *conn_bits_type __attribute__((unused));

@@ -49,6 +49,12 @@ type datapathConn struct {
 	L2          [14]uint8
 }
 
+type datapathConnBits uint32
+
+const (
+	datapathConnBitsCONN_LOCAL datapathConnBits = 4
+)
+
 type datapathConntrack struct {
 	_          structs.HostLayout
 	LastSeen   uint64
@@ -297,6 +303,7 @@ const (
 	datapathProgToPod         = "to_pod"
 	datapathVarActionType     = "action_type"
 	datapathVarAlwaysJudge    = "always_judge"
+	datapathVarConnBitsType   = "conn_bits_type"
 	datapathVarDirectionType  = "direction_type"
 	datapathVarEventLimit     = "event_limit"
 	datapathVarEventType      = "event_type"
@@ -384,6 +391,7 @@ type datapathMapSpecs struct {
 type datapathVariableSpecs struct {
 	ActionType     *ebpf.VariableSpec `ebpf:"action_type"`
 	AlwaysJudge    *ebpf.VariableSpec `ebpf:"always_judge"`
+	ConnBitsType   *ebpf.VariableSpec `ebpf:"conn_bits_type"`
 	DirectionType  *ebpf.VariableSpec `ebpf:"direction_type"`
 	EventLimit     *ebpf.VariableSpec `ebpf:"event_limit"`
 	EventType      *ebpf.VariableSpec `ebpf:"event_type"`
@@ -462,6 +470,7 @@ func (m *datapathMaps) Close() error {
 type datapathVariables struct {
 	ActionType     *ebpf.Variable `ebpf:"action_type"`
 	AlwaysJudge    *ebpf.Variable `ebpf:"always_judge"`
+	ConnBitsType   *ebpf.Variable `ebpf:"conn_bits_type"`
 	DirectionType  *ebpf.Variable `ebpf:"direction_type"`
 	EventLimit     *ebpf.Variable `ebpf:"event_limit"`
 	EventType      *ebpf.Variable `ebpf:"event_type"`

@@ -139,7 +139,7 @@ SUBPROGRAM int renew_conn(struct packet *p, const struct tuple *forward)
 		return 0;
 	new = *old;
 	new.revision = p->revision;
-	new.l7 = p->l7;
+	new.l7 = p->l7 | (old->l7 & ~3);
 	new.rule_set[0] = p->l7 & 1 ? p->found[0].rule_set : 0;
 	new.rule_set[1] = p->l7 & 2 ? p->found[1].rule_set : 0;
 	new.rule[0] = p->found[0].rule;
@@ -183,7 +183,9 @@ SUBPROGRAM int redirect_new(struct __sk_buff *skb, struct packet *p, bool again)
 	conn.revision = p->revision;
 	conn.src_identity = p->direction == DIRECTION_EGRESS ? p->identity : p->peer[0];
 	conn.dst_identity = p->direction == DIRECTION_EGRESS ? p->peer[0] : p->identity;
-	conn.l7 = p->l7;
+	conn.l7 = p->l7 | CONN_LOCAL << (p->direction & 1);
+	if (p->local_ifindex)
+		conn.l7 |= CONN_LOCAL << DIRECTION_INGRESS;
 	if (p->l7 & 1)
 		conn.rule_set[0] = p->found[0].rule_set;
 	if (p->l7 & 2)

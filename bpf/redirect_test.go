@@ -41,7 +41,7 @@ func TestRedirectFromPod(t *testing.T) {
 		}
 		want := Conn{
 			Id: c.Id, Ifindex: uint32(k.podA), Revision: k.Revision(), SrcIdentity: idA, DstIdentity: idPeer,
-			RuleSet: [2]uint32{0, 71}, Rule: [2]uint32{0, 1}, L7: 1 << out, Generation: 1,
+			RuleSet: [2]uint32{0, 71}, Rule: [2]uint32{0, 1}, L7: (1 | ConnLocal) << out, Generation: 1,
 		}
 		copy(want.L2[:], ethernet(ip.v4))
 		if *c != want || c.Id == 0 {
@@ -93,7 +93,7 @@ func TestRedirectToPod(t *testing.T) {
 		}
 		k.wantEntry(p, CTRedirected|CTJudgedIngress)
 		c := k.conn(p)
-		if c == nil || c.L7 != 1<<in || c.RuleSet != [2]uint32{72, 0} || c.SrcIdentity != idPeer || c.DstIdentity != idA || c.Ifindex != uint32(k.podA) {
+		if c == nil || c.L7 != (1|ConnLocal)<<in || c.RuleSet != [2]uint32{72, 0} || c.SrcIdentity != idPeer || c.DstIdentity != idA || c.Ifindex != uint32(k.podA) {
 			t.Fatalf("conn %+v", c)
 		}
 		// As if the pod had sent it: the packet came from podMAC to hostMAC.
@@ -116,6 +116,7 @@ func TestRedirectBothEnds(t *testing.T) {
 	k := newKernel(t)
 	allowB := rules{port(out, idB, tcp, 80): allow(1)}
 	l7B := rules{port(out, idB, tcp, 80): l7(1, 71)}
+	const both = ConnLocal<<in | ConnLocal<<out
 	bothFamilies(t, k, func(t *testing.T, k *kernel, ip addresses) {
 		p := packet{src: ip.a, dst: ip.b, proto: tcp, sport: 1000, dport: 80, flags: syn}
 		for _, c := range []struct {
@@ -151,7 +152,7 @@ func TestRedirectBothEnds(t *testing.T) {
 				}
 				continue
 			}
-			if conn == nil || conn.L7 != c.l7 || conn.RuleSet != c.sets || conn.SrcIdentity != idA || conn.DstIdentity != idB {
+			if conn == nil || conn.L7 != c.l7|both || conn.RuleSet != c.sets || conn.SrcIdentity != idA || conn.DstIdentity != idB {
 				t.Errorf("%s: conn %+v", c.name, conn)
 			}
 			k.wantEntry(p, CTRedirected|CTJudgedEgress|CTJudgedIngress)
@@ -176,13 +177,13 @@ func TestRedirectPolicyMoves(t *testing.T) {
 			t.Errorf("a reply changed it: %+v", c)
 		}
 		k.want(k.fromA(), p, redirect, silent)
-		if c := k.conn(p); c.RuleSet[out] != 75 || c.Rule[out] != 5 || c.Revision != k.Revision() || c.Id != id || c.L7 != 2 {
+		if c := k.conn(p); c.RuleSet[out] != 75 || c.Rule[out] != 5 || c.Revision != k.Revision() || c.Id != id || c.L7 != (1|ConnLocal)<<out {
 			t.Errorf("conn %+v", c)
 		}
 		// No L7 any more: it stays in the proxy, which reads nothing.
 		k.policy(policyA, allowed)
 		k.want(k.fromA(), p, redirect, silent)
-		if c := k.conn(p); c.L7 != 0 || c.RuleSet != [2]uint32{} || c.Rule[out] != 1 {
+		if c := k.conn(p); c.L7 != ConnLocal<<out || c.RuleSet != [2]uint32{} || c.Rule[out] != 1 {
 			t.Errorf("conn %+v", c)
 		}
 		// Denied: a RST for the proxy's end, and nothing but RST comes out.
@@ -214,7 +215,7 @@ func TestRedirectOtherEndMoves(t *testing.T) {
 	k.want(k.fromA(), p, redirect, redirected(out))
 	k.policy(policyB, rules{port(in, idA, tcp, 80): l7(3, 73)})
 	k.want(k.fromA(), p.with(ack), redirect, silent)
-	if c := k.conn(p); c.L7 != 3 || c.RuleSet != [2]uint32{73, 71} {
+	if c := k.conn(p); c.L7 != 3|ConnLocal<<in|ConnLocal<<out || c.RuleSet != [2]uint32{73, 71} {
 		t.Errorf("conn %+v", c)
 	}
 	// Also once neither end has L7 rules.

@@ -223,3 +223,6 @@ func (i datapathPolicyInfo) Union(old PolicyInfo) PolicyInfo {
 	}
 	return i
 }
+
+// ConnLocal << direction is a bit of Conn.L7: that end is a pod of this node.
+const ConnLocal = uint8(datapathConnBitsCONN_LOCAL)

@@ -118,10 +118,13 @@ struct conn {
 	__u32 src_identity, dst_identity;
 	__u32 rule_set[2]; /* by direction; counts where L7 has the direction's bit */
 	__u32 rule[2];	   /* by direction: deciding rule of the L4 verdict */
-	__u8 l7;	   /* bit (1 << direction): the rule set of it must be applied */
+	__u8 l7;	   /* bit (1 << direction): the rule set of it must be applied;
+			    * (CONN_LOCAL << direction): that end is a pod of this node */
 	__u8 generation;
 	__u8 l2[14];
 };
+
+enum conn_bits { CONN_LOCAL = 4 };
 
 /* proxies: generation -> how to reach it. alive 0: gone or draining to none. */
 struct proxy {

@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/weirnet/weir/bpf"
+	"github.com/weirnet/weir/policy"
 	"github.com/weirnet/weir/proxy/http"
 )
 
@@ -43,8 +44,11 @@ type dataSide struct {
 	counters   *counters
 	max        int // connections at a time
 	share      int // of them, those of one pod: the others must get some
+	// congestion is the host's congestion control, for clients that are not
+	// pods of this node; "": they keep localCongestion.
+	congestion string
 	// dial connects to a server in the client's name: dialAs.
-	dial func(ctx context.Context, client, server netip.AddrPort) (*net.TCPConn, error)
+	dial func(ctx context.Context, client, server netip.AddrPort, local bool) (*net.TCPConn, error)
 
 	pairs    pairTable
 	draining atomic.Bool
@@ -113,10 +117,16 @@ func (d *dataSide) admit(c *net.TCPConn) {
 }
 
 func (d *dataSide) start(p *pair, c *net.TCPConn, client, server netip.AddrPort) {
+	if d.congestion != "" && !local(&p.entry, policy.Egress) {
+		if err := setRemote(c, d.congestion); err != nil {
+			d.log.Debug("client's connection stays as it is", "client", client, "error", err)
+		}
+	}
+	toPod := local(&p.entry, policy.Ingress)
 	p.serving = d.server.Start(http.Conn{
 		Client: c,
 		Dial: func(ctx context.Context) (*net.TCPConn, error) {
-			up, err := d.dial(ctx, client, server)
+			up, err := d.dial(ctx, client, server, toPod)
 			if err != nil {
 				d.counters.deny(dialReason(err))
 				d.log.Debug("server not reached", "client", client, "server", server, "error", err)

@@ -24,13 +24,19 @@ const (
 )
 
 // dialAs connects to server from the client's own address and port: its
-// kernel made them unique towards that server, and peers see the pod.
-func dialAs(ctx context.Context, client, server netip.AddrPort) (*net.TCPConn, error) {
+// kernel made them unique towards that server, and peers see the pod. local:
+// the server is a pod of this node.
+func dialAs(ctx context.Context, client, server netip.AddrPort, local bool) (*net.TCPConn, error) {
 	d := net.Dialer{
 		Timeout:         connectTimeout,
 		LocalAddr:       net.TCPAddrFromAddrPort(client),
 		KeepAliveConfig: net.KeepAliveConfig{Enable: true, Idle: keepAliveIdle, Interval: keepAliveInterval, Count: keepAliveCount},
 		Control:         transparent,
+	}
+	if local {
+		d.Control = func(network, address string, c syscall.RawConn) error {
+			return errors.Join(transparent(network, address, c), onSocket(c, setLocal))
+		}
 	}
 	d.SetMultipathTCP(false)
 	var err error

@@ -163,6 +163,9 @@ func listenTCP(a netip.AddrPort) (*net.TCPListener, error) {
 				if err == nil {
 					err = setKeepAlive(int(fd))
 				}
+				if err == nil {
+					err = setLocal(int(fd))
+				}
 			})
 			return errors.Join(controlErr, err)
 		},

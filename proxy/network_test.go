@@ -54,7 +54,7 @@ func serve(t testing.TB, d *dataSide) {
 }
 
 // failingDial never connects.
-func failingDial(ctx context.Context, _, _ netip.AddrPort) (*net.TCPConn, error) {
+func failingDial(ctx context.Context, _, _ netip.AddrPort, _ bool) (*net.TCPConn, error) {
 	<-ctx.Done()
 	return nil, ctx.Err()
 }
@@ -214,7 +214,7 @@ func TestDialAsTheClient(t *testing.T) {
 				client = netip.MustParseAddrPort("[2001:db8::7]:80") // a port below 1024
 			}
 			for round := range 20 {
-				up, err := dialAs(t.Context(), client, server)
+				up, err := dialAs(t.Context(), client, server, false)
 				if err != nil {
 					t.Errorf("%v, round %d: %v", server, round, err)
 					return
@@ -238,7 +238,7 @@ func TestDialAsTheClient(t *testing.T) {
 			}
 			// A live one of the same ends gives way as well.
 			for range 2 {
-				if _, err := dialAs(t.Context(), client, server); err != nil {
+				if _, err := dialAs(t.Context(), client, server, false); err != nil {
 					t.Errorf("%v beside a live one: %v", server, err)
 				}
 			}
@@ -250,17 +250,17 @@ func TestDialReasons(t *testing.T) {
 	inNamespace(t, func() {
 		foreign(t)
 		client := netip.MustParseAddrPort("198.51.100.7:4711")
-		_, err := dialAs(t.Context(), client, netip.MustParseAddrPort("127.0.0.1:1"))
+		_, err := dialAs(t.Context(), client, netip.MustParseAddrPort("127.0.0.1:1"), false)
 		if got := dialReason(err); got != denyRefused {
 			t.Errorf("nobody listens: %v is %s", err, got)
 		}
-		_, err = dialAs(t.Context(), client, netip.MustParseAddrPort("203.0.113.1:80"))
+		_, err = dialAs(t.Context(), client, netip.MustParseAddrPort("203.0.113.1:80"), false)
 		if got := dialReason(err); got != denyRefused {
 			t.Errorf("no route: %v is %s", err, got)
 		}
 		ctx, cancel := context.WithDeadline(t.Context(), time.Now())
 		defer cancel()
-		_, err = dialAs(ctx, client, netip.MustParseAddrPort("127.0.0.1:1"))
+		_, err = dialAs(ctx, client, netip.MustParseAddrPort("127.0.0.1:1"), false)
 		if got := dialReason(err); got != denyDead {
 			t.Errorf("no answer in time: %v is %s", err, got)
 		}

@@ -8,6 +8,9 @@ import (
 	"github.com/weirnet/weir/proxy/http"
 )
 
+// l7Bits are those of Conn.L7 that say whose rules are applied.
+const l7Bits = 1<<policy.Ingress | 1<<policy.Egress
+
 // pair is a redirected connection: the client's, and ours to the server.
 type pair struct {
 	proxy *dataSide

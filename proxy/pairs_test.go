@@ -105,7 +105,7 @@ func abortable(t *testing.T, d *dataSide, p *pair) {
 	client, _ := tcpPair(t)
 	p.serving = d.server.Start(http.Conn{
 		Client: client,
-		Dial:   func(ctx context.Context) (*net.TCPConn, error) { return d.dial(ctx, testClient, testServer) },
+		Dial:   func(ctx context.Context) (*net.TCPConn, error) { return d.dial(ctx, testClient, testServer, false) },
 		Rules:  p.current, Observe: func(*http.Record) {},
 		Done: func() { close(p.done) },
 	})

@@ -140,7 +140,7 @@ func (s *record) message() *control.Record {
 		Source: src.Addr().AsSlice(), SourcePort: uint32(src.Port()), SourceIdentity: s.src,
 		Destination: dst.Addr().AsSlice(), DestinationPort: uint32(dst.Port()), DestinationIdentity: s.dst,
 		Allowed: s.verdict == http.Allowed, Reason: s.reason, Judge: judge,
-		Directions: uint32(s.l7), Rules: []uint32{s.rules[0], s.rules[1]}, Ifindex: s.ifindex,
+		Directions: uint32(s.l7 & l7Bits), Rules: []uint32{s.rules[0], s.rules[1]}, Ifindex: s.ifindex,
 		Method: text[:s.method], Host: text[s.method : s.method+s.host], Path: text[s.method+s.host:],
 		Protocol: s.protocol, Status: uint32(s.status),
 	}

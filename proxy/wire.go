@@ -160,12 +160,16 @@ func (p *process) setUp(m *control.Wiring, maps *tables) (*wired, error) {
 	if err := configureNamespace(net.HardwareAddr(m.Gateway), int(m.Mtu)); err != nil {
 		return nil, err
 	}
+	congestion, err := hostCongestion()
+	if err != nil {
+		return nil, err
+	}
 	flows := &mapFlows{m: maps.conns}
 	most := min(flows.size(), maxPairs())
 	d := &dataSide{
 		log: p.log, generation: uint8(m.Generation), flows: flows, revisions: revisions,
 		sets: p.sets, closed: http.Closed(), server: p.server, records: p.records, counters: p.counters,
-		max: most, share: max(most/podShare, 1), dial: dialAs,
+		max: most, share: max(most/podShare, 1), congestion: congestion, dial: dialAs,
 		pairs: newPairTable(),
 	}
 	steering := maps.listeners
