@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"net/netip"
@@ -83,19 +84,19 @@ func idleFigures(ctx context.Context, s *stage) ([]figure, error) {
 		if !ok {
 			continue
 		}
-		pids := t.pids
+		pids, from := t.pids, s.plain.idlers()
 		if name == weirHTTP {
-			pids = s.weir.proxyPids
+			pids, from = s.weir.proxyPids, s.weir.node.idlers()
 		}
 		// A proxy needs two descriptors for each, and a few.
-		count := min(s.o.effort.idle, (s.files-400)/2)
+		each := min(s.o.effort.idle, (s.files-400)/2) / len(from)
 		before := rss(pids())
-		after, err := holdIdle(ctx, t, count, pids)
+		after, err := holdIdle(ctx, t, from, each, pids)
 		if err != nil {
 			return figures, fmt.Errorf("%s: %w", name, err)
 		}
 		f := figure{Name: "idle connections: " + name + " RSS", Unit: "MB", Value: float64(after) / 1e6,
-			Note: fmt.Sprintf("with %d connections; %.1f MB before", count, float64(before)/1e6)}
+			Note: fmt.Sprintf("with %d connections; %.1f MB before", each*len(from), float64(before)/1e6)}
 		if name == weirHTTP {
 			f.Note += "; each has its own connection to the server, which the others pool"
 		}
@@ -104,41 +105,61 @@ func idleFigures(ctx context.Context, s *stage) ([]figure, error) {
 	return figures, nil
 }
 
-// holdIdle opens the connections, waits for the proxy to rest, and reads its
-// memory.
-func holdIdle(ctx context.Context, t target, count int, pids func() []int) (int64, error) {
-	self, err := os.Executable()
-	if err != nil {
-		return 0, err
-	}
+// holdIdle opens so many connections from each of the pods, waits for the
+// proxy to rest, and reads its memory.
+func holdIdle(ctx context.Context, t target, from []pod, each int, pids func() []int) (used int64, err error) {
 	ctx, cancel := context.WithTimeout(ctx, 60*time.Second)
 	defer cancel()
-	cmd, err := placed(ctx, t.from.ns, self, "idle", t.to(hundredPort).String(), request(hundredPort, smallItem), fmt.Sprint(count))
+	var release []func() error
+	defer func() {
+		for _, f := range release {
+			err = errors.Join(err, f())
+		}
+	}()
+	for _, p := range from {
+		f, err := openIdlers(ctx, t, p, each)
+		if err != nil {
+			return 0, err
+		}
+		release = append(release, f)
+	}
+	time.Sleep(5 * time.Second)
+	return rss(pids()), nil
+}
+
+// openIdlers returns when the connections of one pod are open; what it returns
+// closes them.
+func openIdlers(ctx context.Context, t target, from pod, count int) (release func() error, err error) {
+	self, err := os.Executable()
 	if err != nil {
-		return 0, err
+		return nil, err
+	}
+	cmd, err := placed(ctx, from.ns, self, "idle", t.to(hundredPort).String(), request(hundredPort, smallItem), fmt.Sprint(count))
+	if err != nil {
+		return nil, err
 	}
 	var stderr bytes.Buffer
 	cmd.Stderr = &stderr
 	in, err := cmd.StdinPipe()
 	if err != nil {
-		return 0, err
+		return nil, err
 	}
 	out, err := cmd.StdoutPipe()
 	if err != nil {
-		return 0, err
+		return nil, err
 	}
 	if err := cmd.Start(); err != nil {
-		return 0, err
+		return nil, err
 	}
-	line, _ := bufio.NewReader(out).ReadString('\n')
-	var used int64
-	if line == "ready\n" {
-		time.Sleep(5 * time.Second)
-		used = rss(pids())
+	release = func() error {
+		_ = in.Close()
+		if err := cmd.Wait(); err != nil {
+			return fmt.Errorf("hold %d connections from %s: %w: %s", count, from.ns, err, bytes.TrimSpace(stderr.Bytes()))
+		}
+		return nil
 	}
-	_ = in.Close()
-	if err := cmd.Wait(); err != nil || used == 0 {
-		return 0, fmt.Errorf("hold %d connections: %w: %s", count, err, bytes.TrimSpace(stderr.Bytes()))
+	if line, _ := bufio.NewReader(out).ReadString('\n'); line != "ready\n" {
+		return nil, fmt.Errorf("open %d connections from %s: %w", count, from.ns, release())
 	}
-	return used, nil
+	return release, nil
 }

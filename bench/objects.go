@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 )
@@ -28,7 +29,7 @@ spec: {podCIDR: %[3]s, podCIDRs: [%[3]s]}
 status: {addresses: [{type: InternalIP, address: %[4]s}]}
 `, namespace, nodeName, n.prefix, n.addr)
 	for i, p := range n.pods {
-		role := "subject"
+		role, asks := "subject", i == 0 || slices.Contains(n.idlers(), p)
 		switch i {
 		case 0:
 			role = "client"
@@ -42,10 +43,10 @@ metadata:
   name: %[1]s
   namespace: %[2]s
   uid: 00000000-0000-0000-0000-%012[3]d
-  labels: {app: %[1]s, role: %[4]s}
+  labels: {app: %[1]s, role: %[4]s, asks: "%[7]t"}
 spec: {nodeName: %[5]s, serviceAccountName: default, containers: [{name: main, image: none}]}
 status: {phase: Running, podIP: %[6]s, podIPs: [{ip: %[6]s}]}
-`, p.name, namespace, i+1, role, nodeName, p.addr)
+`, p.name, namespace, i+1, role, nodeName, p.addr, asks)
 	}
 	if err := os.WriteFile(filepath.Join(dir, "objects.yaml"), []byte(b.String()), 0o644); err != nil {
 		return err
@@ -78,7 +79,7 @@ spec:
 `, namespace)
 }
 
-// serverPolicy lets the client ask the server: on the plain ports for
+// serverPolicy lets the client and the idlers ask the server: on the plain ports for
 // anything, on the others for what the port's rules allow.
 func serverPolicy() string {
 	var b strings.Builder
@@ -88,7 +89,7 @@ metadata: {name: server, namespace: %s}
 spec:
   endpointSelector: {matchLabels: {role: server}}
   ingress:
-  - fromEndpoints: [{matchLabels: {role: client}}]
+  - fromEndpoints: [{matchLabels: {asks: "true"}}]
     toPorts:
     - ports:
 `, namespace)

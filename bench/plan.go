@@ -7,12 +7,17 @@ const (
 	direct    = "direct"     // no proxy, no policy
 	weirL4    = "weir-l4"    // Weir's kernel part alone decides
 	weirHTTP  = "weir"       // through Weir's proxy, 100 rules
-	weirOne   = "weir-1"     // the same with 1 rule
-	weirMany  = "weir-1000"  // with 1,000
+	weirOne   = weirHTTP + one
+	weirMany  = weirHTTP + many
 	parseOnly = "parse-only" // a tc program that parses and lets pass
 	nginx     = "nginx"
 	haproxy   = "haproxy"
 	envoy     = "envoy"
+
+	// What ends the names of those that are asked where 1 and where 1,000
+	// rules hold.
+	one  = "-1"
+	many = "-1000"
 )
 
 // effort says how long a run takes.
@@ -26,7 +31,7 @@ type effort struct {
 }
 
 func fullEffort() effort {
-	return effort{rounds: 5, duration: 4 * time.Second, l4Rounds: 25, l4Duration: 600 * time.Millisecond, idle: 10000, changes: 200}
+	return effort{rounds: 5, duration: 3 * time.Second, l4Rounds: 25, l4Duration: 600 * time.Millisecond, idle: 10000, changes: 200}
 }
 
 func quickEffort() effort {
@@ -59,7 +64,7 @@ func cells(e effort, script string) []cell {
 		http("http-1", "HTTP, 1 connection, small, 100 rules", smallItem, 1, e.rounds,
 			append([]string{direct, weirL4, weirHTTP}, rivals...)...),
 		http("http-rules", "HTTP, 32 connections, small, 1 to 1,000 rules", smallItem, 32, e.rounds,
-			direct, weirOne, weirHTTP, weirMany, "nginx-1", "nginx-1000", "haproxy-1", "haproxy-1000", "envoy-1", "envoy-1000"),
+			direct, weirOne, weirHTTP, weirMany, nginx+many, haproxy+one, haproxy+many),
 		http("http-large", "HTTP, 4 connections, 1 MiB, 100 rules", largeItem, 4, e.rounds,
 			append([]string{direct, weirHTTP}, rivals...)...),
 		stream, rr, rr16, crr,

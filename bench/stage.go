@@ -156,7 +156,7 @@ func (s *stage) addPlain(ctx context.Context) error {
 // addRuleTargets makes NAME-1 and NAME-1000 known: the same way, asked where 1
 // and where 1,000 rules hold.
 func (s *stage) addRuleTargets(ctx context.Context, t target) error {
-	for suffix, port := range map[string]int{"-1": oneRulePort, "-1000": thousandPort} {
+	for suffix, port := range map[string]int{one: oneRulePort, many: thousandPort} {
 		u := t
 		u.name += suffix
 		u.port = port

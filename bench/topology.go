@@ -108,6 +108,15 @@ func (n *node) wire() error {
 func (n *node) client() pod { return n.pods[0] }
 func (n *node) server() pod { return n.pods[1] }
 
+// idlers are the pods that hold idle connections: several where there are
+// several, since Weir gives one pod only a part of all that it can have.
+func (n *node) idlers() []pod {
+	if len(n.pods) < 10 {
+		return []pod{n.client()}
+	}
+	return n.pods[2:10]
+}
+
 // serverPids are the processes of the servers.
 func (n *node) serverPids() []int {
 	var pids []int
