@@ -4,9 +4,9 @@ import "time"
 
 // Names of targets.
 const (
-	direct    = "direct"     // no proxy, no policy
-	weirL4    = "weir-l4"    // Weir's kernel part alone decides
-	weirHTTP  = "weir"       // through Weir's proxy, 100 rules
+	direct    = "direct"  // no proxy, no policy
+	weirL4    = "weir-l4" // Weir's kernel part alone decides
+	weirHTTP  = "weir"    // through Weir's proxy, 100 rules
 	weirOne   = weirHTTP + one
 	weirMany  = weirHTTP + many
 	parseOnly = "parse-only" // a tc program that parses and lets pass

@@ -33,7 +33,7 @@ func hostCongestion() (string, error) {
 	if err != nil {
 		return "", fmt.Errorf("read congestion control: %w", err)
 	}
-	defer unix.Close(fd)
+	defer func() { _ = unix.Close(fd) }()
 	name, err := unix.GetsockoptString(fd, unix.SOL_TCP, unix.TCP_CONGESTION)
 	if err != nil {
 		return "", fmt.Errorf("read congestion control: %w", err)
