@@ -6,7 +6,7 @@
 #include "policy.h"
 
 /* Events of either sort (drops, others) per CPU and window. */
-volatile const __u32 event_limit = 2000;
+volatile const __u32 event_limit = 500;
 volatile const __u64 event_window = 100 * 1000 * 1000;
 /* Bytes that may wait before the reader is woken; it looks by itself often
  * enough, and a wake-up costs more than a verdict. */

@@ -25,7 +25,7 @@ type Options struct {
 	// ForceClsact attaches with clsact filters also where the kernel has tcx.
 	ForceClsact bool
 	// EventLimit is how many drops, and how many other verdicts, are told one by
-	// one per CPU and 100 ms; 0 means 2000. All are counted.
+	// one per CPU and 100 ms; 0 means 500. All are counted.
 	EventLimit uint32
 	// Logger may be nil.
 	Logger *slog.Logger
