@@ -47,9 +47,9 @@ func cutLast(s, sep string) (before, after string, found bool) {
 	return s, "", false
 }
 
-// goBench runs a package's benchmarks several times.
-func goBench(ctx context.Context, pattern, pkg string) ([]goBenchmark, error) {
-	cmd := exec.CommandContext(ctx, "go", "test", "-run", "^$", "-bench", pattern, "-benchmem", "-benchtime", "300ms", "-count", "5", pkg)
+// goBench runs a package's benchmarks count times.
+func goBench(ctx context.Context, pattern, pkg string, count int) ([]goBenchmark, error) {
+	cmd := exec.CommandContext(ctx, "go", "test", "-run", "^$", "-bench", pattern, "-benchtime", "100ms", "-count", strconv.Itoa(count), pkg)
 	out, err := cmd.CombinedOutput()
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w: %s", strings.Join(cmd.Args, " "), err, out)
@@ -71,10 +71,10 @@ func collect(all []goBenchmark, name, unit string) []float64 {
 // programFigures are what C programs cost per packet, by PROG_RUN: of a flow
 // that is established and of one that is judged, the worse of the two
 // programs and of the two families.
-func programFigures(ctx context.Context, _ *stage) ([]figure, error) {
+func programFigures(ctx context.Context, s *stage) ([]figure, error) {
 	// Of the repetitions within one, the benchmark reports the quickest.
 	const unit = "best-ns/op"
-	all, err := goBench(ctx, "Programs", "./bpf")
+	all, err := goBench(ctx, "Programs/(nothing|established|full)$", "./bpf", s.o.effort.repeats)
 	if err != nil {
 		return nil, err
 	}

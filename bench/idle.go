@@ -91,7 +91,7 @@ func idleFigures(ctx context.Context, s *stage) ([]figure, error) {
 		// A proxy needs two descriptors for each, and a few.
 		each := min(s.o.effort.idle, (s.files-400)/2) / len(from)
 		before := rss(pids())
-		after, err := holdIdle(ctx, t, from, each, pids)
+		after, err := holdIdle(ctx, t, from, each, s.o.effort.rest, pids)
 		if err != nil {
 			return figures, fmt.Errorf("%s: %w", name, err)
 		}
@@ -107,7 +107,7 @@ func idleFigures(ctx context.Context, s *stage) ([]figure, error) {
 
 // holdIdle opens so many connections from each of the pods, waits for the
 // proxy to rest, and reads its memory.
-func holdIdle(ctx context.Context, t target, from []pod, each int, pids func() []int) (used int64, err error) {
+func holdIdle(ctx context.Context, t target, from []pod, each int, rest time.Duration, pids func() []int) (used int64, err error) {
 	ctx, cancel := context.WithTimeout(ctx, 60*time.Second)
 	defer cancel()
 	var release []func() error
@@ -123,7 +123,7 @@ func holdIdle(ctx context.Context, t target, from []pod, each int, pids func() [
 		}
 		release = append(release, f)
 	}
-	time.Sleep(5 * time.Second)
+	time.Sleep(rest)
 	return rss(pids()), nil
 }
 

@@ -26,16 +26,20 @@ type effort struct {
 	duration   time.Duration
 	l4Rounds   int // small differences show in many short rounds
 	l4Duration time.Duration
-	idle       int // connections
-	changes    int // policy changes that are timed
+	idle       int           // connections
+	changes    int           // policy changes that are timed
+	repeats    int           // of Go benchmarks
+	rest       time.Duration // until a proxy with idle connections is looked at
 }
 
 func fullEffort() effort {
-	return effort{rounds: 5, duration: 3 * time.Second, l4Rounds: 25, l4Duration: 600 * time.Millisecond, idle: 10000, changes: 200}
+	return effort{rounds: 5, duration: 3 * time.Second, l4Rounds: 25, l4Duration: 600 * time.Millisecond, idle: 10000, changes: 200,
+		repeats: 5, rest: 5 * time.Second}
 }
 
 func quickEffort() effort {
-	return effort{rounds: 1, duration: time.Second, l4Rounds: 3, l4Duration: 300 * time.Millisecond, idle: 500, changes: 20}
+	return effort{rounds: 1, duration: time.Second, l4Rounds: 3, l4Duration: 300 * time.Millisecond, idle: 500, changes: 20,
+		repeats: 1, rest: time.Second}
 }
 
 // cells is everything that is measured by putting targets under load in turn.
