@@ -285,21 +285,11 @@ func maxPairs() int {
 // by the socket's mode; in this user namespace root has no number of its own
 // and is seen as one that is not mapped.
 func checkPeer(c *net.UnixConn) error {
-	raw, err := c.SyscallConn()
+	user, err := control.PeerUser(c)
 	if err != nil {
 		return err
 	}
-	var cred *unix.Ucred
-	var credErr error
-	if err := raw.Control(func(fd uintptr) {
-		cred, credErr = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED)
-	}); err != nil {
-		return err
-	}
-	if credErr != nil {
-		return fmt.Errorf("who is the peer: %w", credErr)
-	}
-	if cred.Uid == uint32(os.Getuid()) {
+	if user == uint32(os.Getuid()) {
 		return errors.New("the peer is no agent but an unprivileged user")
 	}
 	return nil

@@ -100,22 +100,12 @@ func greet(c *net.UnixConn, timeout time.Duration) (*session, error) {
 
 // checkLauncher makes sure that it was this user (root) who made the socket.
 func checkLauncher(c *net.UnixConn) error {
-	raw, err := c.SyscallConn()
+	user, err := control.PeerUser(c)
 	if err != nil {
 		return err
 	}
-	var cred *unix.Ucred
-	var credErr error
-	if err := raw.Control(func(fd uintptr) {
-		cred, credErr = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED)
-	}); err != nil {
-		return err
-	}
-	if credErr != nil {
-		return credErr
-	}
-	if cred.Uid != uint32(os.Getuid()) {
-		return fmt.Errorf("its socket was made by user %d", cred.Uid)
+	if user != uint32(os.Getuid()) {
+		return fmt.Errorf("its socket was made by user %d", user)
 	}
 	return nil
 }

@@ -124,7 +124,6 @@ func TestDemoInterrupted(t *testing.T) {
 	}
 }
 
-// TestDemoKept runs on after the command has ended, until it is stopped.
 // Whoever pipes the demo into head closes the pipe under it.
 func TestDemoUnread(t *testing.T) {
 	t.Parallel()
@@ -150,6 +149,7 @@ func TestDemoUnread(t *testing.T) {
 	}
 }
 
+// TestDemoKept runs on after the command has ended, until it is stopped.
 func TestDemoKept(t *testing.T) {
 	t.Parallel()
 	name := node.UniqueName(prefix, int(stories.Add(1)))
