@@ -31,13 +31,6 @@ SUBPROGRAM int create(struct __sk_buff *skb, struct packet *p, __u32 flags, bool
 		ct.rule[0] = p->found[0].rule;
 		ct.veth[0] = skb->ifindex;
 	}
-	if (reply) {
-		ct.packets[1] = 1;
-		ct.bytes[1] = p->bytes;
-	} else {
-		ct.packets[0] = 1;
-		ct.bytes[0] = p->bytes;
-	}
 	if (bpf_map_update_elem(&conntrack, &p->key, &ct, BPF_ANY))
 		return drop_for(skb, p, REASON_CONNTRACK_FULL);
 	tell(skb, p, VERDICT_FORWARDED);

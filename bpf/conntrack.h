@@ -99,11 +99,8 @@ static __always_inline __u32 ct_seen(__u8 tcp_flags, bool reply)
 }
 
 /* Notes a packet that goes on. last_seen is written once a second, so that the
- * cache line stays shared while nothing changes. Counters are added to plainly:
- * one direction of a flow is on one CPU but for rare moments, and a count that
- * is a packet short then costs less than two locked additions per packet. */
-static __always_inline void ct_account(struct conntrack *ct, const struct packet *p, bool reply,
-				       bool count)
+ * cache line stays shared while nothing changes. */
+static __always_inline void ct_note(struct conntrack *ct, const struct packet *p, bool reply)
 {
 	__u32 add = ct_seen(p->tcp_flags, reply);
 
@@ -113,24 +110,6 @@ static __always_inline void ct_account(struct conntrack *ct, const struct packet
 	} else if (p->now - ct->last_seen > SECOND) {
 		ct->last_seen = p->now;
 	}
-	if (!count)
-		return;
-	if (reply) {
-		ct->packets[1]++;
-		ct->bytes[1] += p->bytes;
-	} else {
-		ct->packets[0]++;
-		ct->bytes[0] += p->bytes;
-	}
-}
-
-/* Both ends judged: both are pods of this node, and from_pod has counted the
- * packet that to_pod sees. */
-static __always_inline bool ct_counts(__u32 flags, __u8 hook_direction)
-{
-	return hook_direction == DIRECTION_EGRESS ||
-	       (flags & (CT_JUDGED_INGRESS | CT_JUDGED_EGRESS)) !=
-		       (CT_JUDGED_INGRESS | CT_JUDGED_EGRESS);
 }
 
 /* The forward tuple of the packet's flow, which is its key in conns. */

@@ -58,8 +58,6 @@ const (
 type datapathConntrack struct {
 	_          structs.HostLayout
 	LastSeen   uint64
-	Packets    [2]uint64
-	Bytes      [2]uint64
 	Revision   [2]uint32
 	Ifindex    uint32
 	Flags      uint32

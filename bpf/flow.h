@@ -164,7 +164,7 @@ SUBPROGRAM int syn(struct __sk_buff *skb, struct packet *p)
 		act = judge_again(skb, p, ct);
 		if (act != GO_ON)
 			return act;
-		ct_account(ct, p, false, ct_counts(ct->flags, p->direction));
+		ct_note(ct, p, false);
 		return TC_ACT_UNSPEC;
 	}
 	act = begin(skb, p, again);
@@ -259,7 +259,7 @@ static __always_inline int pass_known(struct __sk_buff *skb, struct packet *p)
 		if (!px)
 			return GO_ON;
 	}
-	ct_account(ct, p, reply, ct_counts(flags, p->direction));
+	ct_note(ct, p, reply);
 	return px ? enter(skb, p, px) : TC_ACT_UNSPEC;
 }
 
@@ -306,7 +306,7 @@ SUBPROGRAM int decide(struct __sk_buff *skb, struct packet *p)
 	if (unlikely(act != GO_ON))
 		return act;
 	ct->veth[role & 1] = skb->ifindex;
-	ct_account(ct, p, reply, ct_counts(flags, p->direction));
+	ct_note(ct, p, reply);
 	if (flags & CT_REDIRECTED)
 		return into_proxy(skb, p, ct->generation);
 	return TC_ACT_UNSPEC;

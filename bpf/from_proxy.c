@@ -68,7 +68,7 @@ int from_proxy(struct __sk_buff *skb)
 	if (ct->flags & CT_CUT && !reset)
 		return TC_ACT_SHOT;
 	if (!(ct->flags & CT_CUT) && !error)
-		ct_account(ct, &p, reply, false);
+		ct_note(ct, &p, reply);
 
 	/* Back to the initiator by the way it came: where the flow was taken at
 	 * the responder's veth, address translation may lie in between. */

@@ -167,9 +167,10 @@ func TestParseSegments(t *testing.T) {
 			return b
 		}
 		k.want(k.fromA(), p, dropped, droppedFor(flow.ReasonInvalidPacket, out))
-		k.want(segments, p, pass, forwarded(flow.ReasonPolicyAllowed, out))
-		if ct := k.entry(p); ct.Bytes[0] != uint64(len(p.bytes())-14) {
-			t.Errorf("%d bytes", ct.Bytes[0])
+		verdict, _, _ := k.run(segments, p.bytes())
+		told := k.drain()
+		if verdict != pass || len(told) != 1 || told[0].Bytes != uint32(len(p.bytes())-14) {
+			t.Errorf("verdict %d, told %+v", int32(verdict), told)
 		}
 		u := ip.udp()
 		u.mangle = func(b []byte) []byte { b[len(b)-len(u.payload)-3] = 200; return b }

@@ -197,8 +197,6 @@ SUBPROGRAM int redirect_new(struct __sk_buff *skb, struct packet *p, bool again)
 		return drop_for(skb, p, REASON_CONNS_FULL);
 
 	ct.last_seen = p->now;
-	ct.packets[0] = 1;
-	ct.bytes[0] = p->bytes;
 	ct.revision[0] = ct.revision[1] = p->revision;
 	ct.ifindex = conn.ifindex;
 	ct.generation = conn.generation;

@@ -87,7 +87,7 @@ func TestLayouts(t *testing.T) {
 		"endpoint":    {unsafe.Sizeof(Endpoint{}), 32},
 		"policy_key":  {unsafe.Sizeof(PolicyKey{}), 16},
 		"policy_info": {unsafe.Sizeof(PolicyInfo{}), 20},
-		"conntrack":   {unsafe.Sizeof(Conntrack{}), 88},
+		"conntrack":   {unsafe.Sizeof(Conntrack{}), 56},
 		"conn":        {unsafe.Sizeof(Conn{}), 56},
 		"event":       {unsafe.Sizeof(datapathEvent{}), 80},
 		"prefix":      {unsafe.Sizeof(Prefix{}), 20},

@@ -81,11 +81,11 @@ enum direction { DIRECTION_INGRESS = 0, DIRECTION_EGRESS = 1 };
 enum action { ACTION_DENY = 1, ACTION_ALLOW = 2, ACTION_REDIRECT = 3, ACTION_REFUSE = 4 };
 
 /* conntrack: one entry per flow, whichever way its packets go: the key has
- * the lower (address, port) first, compared as bytes on the wire. */
+ * the lower (address, port) first, compared as bytes on the wire. A packet of an
+ * established flow writes nothing here: both ends of it, on whatever CPUs, then
+ * share the cache lines. */
 struct conntrack {
 	__u64 last_seen;  /* bpf_ktime_get_ns() (CLOCK_MONOTONIC) */
-	__u64 packets[2]; /* forward, reply; a packet between two pods of this node counts once */
-	__u64 bytes[2];
 	__u32 revision[2]; /* by direction: policy revision a forward packet was last judged at */
 	__u32 ifindex;	   /* redirected: host veth of the pod the proxy speaks for */
 	__u32 flags;	   /* CT_* */
