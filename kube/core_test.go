@@ -176,13 +176,13 @@ func FuzzSplit(f *testing.F) {
 		for _, d := range docs {
 			whole = append(whole, place{d.Kind, d.Name, d.Source.Line, d.Source.Document})
 		}
-		for _, s := range split([]byte(strings.TrimPrefix(text, "\ufeff"))) {
-			docs, errs := api.Documents("f", s.text)
+		for _, s := range api.Sections([]byte(strings.TrimPrefix(text, "\ufeff"))) {
+			docs, errs := api.Documents("f", s.Text)
 			if len(errs) > 0 {
-				t.Fatalf("section %q is broken, the whole is not: %v", s.text, errs)
+				t.Fatalf("section %q is broken, the whole is not: %v", s.Text, errs)
 			}
 			for _, d := range docs {
-				parts = append(parts, place{d.Kind, d.Name, d.Source.Line + s.line - 1, d.Source.Document + s.number - 1})
+				parts = append(parts, place{d.Kind, d.Name, d.Source.Line + s.Line - 1, d.Source.Document + s.Number - 1})
 			}
 		}
 		ignore := cmpopts.IgnoreFields(place{}, "document") // a document that is null is not counted by the other

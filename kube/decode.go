@@ -29,22 +29,22 @@ func decodeFile(path string, text []byte, last []*document) (docs []*document, b
 	for _, d := range last {
 		known[d.sum] = d
 	}
-	for _, s := range split(text) {
-		sum := sha256.Sum256(s.text)
+	for _, s := range api.Sections(text) {
+		sum := sha256.Sum256(s.Text)
 		d := known[sum]
 		if d == nil {
 			var errs []*api.Error
-			if d, errs = decodeSection(path, s.text); len(errs) > 0 {
+			if d, errs = decodeSection(path, s.Text); len(errs) > 0 {
 				for _, e := range errs {
-					e = shiftError(e, s.number-1, s.line-1)
+					e = shiftError(e, s.Number-1, s.Line-1)
 					broken = append(broken, Problem{Kind: BrokenFile, File: path, Document: e.Document, Line: e.Line, Message: message(e)})
 				}
 			} else {
 				d.sum = sum // only what is right is known again
 			}
 		}
-		if d.number != s.number || d.line != s.line {
-			d = d.moveTo(s.number, s.line)
+		if d.number != s.Number || d.line != s.Line {
+			d = d.moveTo(s.Number, s.Line)
 		}
 		docs = append(docs, d)
 	}

@@ -1,7 +1,6 @@
 package kube
 
 import (
-	"bytes"
 	"errors"
 	"fmt"
 	"io"
@@ -130,59 +129,4 @@ func readStable(path string) ([]byte, signature, error) {
 	}
 	text, err := io.ReadAll(f)
 	return text, signatureOf(&st), err
-}
-
-// section is the text of one YAML document of a file.
-type section struct {
-	number, line int // from 1
-	text         []byte
-}
-
-// split cuts a file where YAML documents begin and end, so that the ones that
-// did not change need not be decoded again. Documents of nothing but comments
-// are left out. JSON is one section.
-func split(text []byte) []section {
-	if t := bytes.TrimLeft(text, " \t\r\n"); bytes.HasPrefix(t, []byte("{")) || bytes.HasPrefix(t, []byte("[")) {
-		return []section{{1, 1, text}}
-	}
-	var out []section
-	line, start, startLine := 1, 0, 1
-	cut := func(end int) {
-		if doc := text[start:end]; !blank(doc) {
-			out = append(out, section{len(out) + 1, startLine, doc})
-		}
-	}
-	for pos := 0; pos < len(text); line++ {
-		next := len(text)
-		if i := bytes.IndexByte(text[pos:], '\n'); i >= 0 {
-			next = pos + i + 1
-		}
-		switch l := text[pos:next]; {
-		case isMarker(l, "---"):
-			cut(pos)
-			start, startLine = pos, line
-		case isMarker(l, "..."):
-			cut(pos)
-			start, startLine = next, line+1
-		}
-		pos = next
-	}
-	cut(len(text))
-	return out
-}
-
-func isMarker(line []byte, marker string) bool {
-	rest, ok := bytes.CutPrefix(line, []byte(marker))
-	return ok && (len(rest) == 0 || bytes.IndexByte([]byte(" \t\r\n"), rest[0]) >= 0)
-}
-
-// blank tells whether there is nothing but markers, directives and comments.
-func blank(doc []byte) bool {
-	for l := range bytes.Lines(doc) {
-		l = bytes.TrimSpace(bytes.TrimPrefix(l, []byte("---")))
-		if len(l) > 0 && l[0] != '#' && l[0] != '%' {
-			return false
-		}
-	}
-	return true
 }

@@ -61,6 +61,25 @@ func demoCommand(t *testing.T, name string, args ...string) (*exec.Cmd, *bytes.B
 	return cmd, &out
 }
 
+// startDemo starts `weir demo`, and returns when it has begun: when it speaks.
+// What it says is read from the pipe, its errors are in the buffer.
+func startDemo(t *testing.T, name string) (*exec.Cmd, io.ReadCloser, *bytes.Buffer) {
+	t.Helper()
+	cmd, errs := demoCommand(t, name)
+	cmd.Stdout = nil
+	pipe, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := pipe.Read(make([]byte, 1)); err != nil {
+		t.Fatal(err)
+	}
+	return cmd, pipe, errs
+}
+
 // TestDemo: every request comes out as the policies say, nothing is wider than
 // a terminal of 100 columns, and nothing is left.
 func TestDemo(t *testing.T) {
@@ -91,19 +110,7 @@ func TestDemoInterrupted(t *testing.T) {
 	t.Parallel()
 	for _, after := range []time.Duration{0, 50 * time.Millisecond, 300 * time.Millisecond, 1500 * time.Millisecond} {
 		name := node.UniqueName(prefix, int(stories.Add(1)))
-		cmd, out := demoCommand(t, name)
-		cmd.Stdout = nil
-		pipe, err := cmd.StdoutPipe()
-		if err != nil {
-			t.Fatal(err)
-		}
-		if err := cmd.Start(); err != nil {
-			t.Fatal(err)
-		}
-		// It has begun when it speaks.
-		if _, err := pipe.Read(make([]byte, 1)); err != nil {
-			t.Fatal(err)
-		}
+		cmd, pipe, out := startDemo(t, name)
 		copied := make(chan error, 1)
 		go func() {
 			_, err := io.Copy(io.Discard, pipe)
@@ -114,7 +121,7 @@ func TestDemoInterrupted(t *testing.T) {
 		if err := <-copied; err != nil {
 			t.Error(err)
 		}
-		err = cmd.Wait()
+		err := cmd.Wait()
 		if err == nil || !strings.Contains(out.String(), "interrupted") {
 			t.Errorf("interrupted after %v: %v\n%s", after, err, out)
 		}
@@ -128,18 +135,7 @@ func TestDemoInterrupted(t *testing.T) {
 func TestDemoUnread(t *testing.T) {
 	t.Parallel()
 	name := node.UniqueName(prefix, int(stories.Add(1)))
-	cmd, errs := demoCommand(t, name)
-	cmd.Stdout = nil
-	pipe, err := cmd.StdoutPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	if _, err := pipe.Read(make([]byte, 1)); err != nil {
-		t.Fatal(err)
-	}
+	cmd, pipe, errs := startDemo(t, name)
 	_ = pipe.Close()
 	if err := cmd.Wait(); err == nil {
 		t.Error("a demo that nobody could read succeeded")

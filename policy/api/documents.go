@@ -43,8 +43,7 @@ func Documents(file string, data []byte) ([]Document, []*Error) {
 		return nil, fail(0, 0, "is not UTF-8 text")
 	}
 	s := &splitter{file: file}
-	trimmed := bytes.TrimLeft(data, " \t\r\n")
-	if !bytes.HasPrefix(trimmed, []byte("{")) && !bytes.HasPrefix(trimmed, []byte("[")) {
+	if !bracketed(data) {
 		s.yaml(data)
 		return s.docs, s.errs
 	}
@@ -65,57 +64,6 @@ func Documents(file string, data []byte) ([]Document, []*Error) {
 		s.limit(err)
 	}
 	return s.docs, s.errs
-}
-
-// chunk is the text of one YAML document, with the number of lines before it.
-type chunk struct {
-	text []byte
-	line int
-}
-
-// chunks splits at document markers, so that one broken document leaves the
-// others readable. A marker at the start of a line is one wherever it stands.
-func chunks(data []byte) []chunk {
-	var out []chunk
-	start, startLine, line := 0, 0, 0
-	cut := func(end int) {
-		if c := (chunk{data[start:end], startLine}); !c.blank() {
-			out = append(out, c)
-		}
-	}
-	for pos := 0; pos < len(data); line++ {
-		end := len(data)
-		if i := bytes.IndexByte(data[pos:], '\n'); i >= 0 {
-			end = pos + i + 1
-		}
-		switch l := data[pos:end]; {
-		case isMarker(l, "---"):
-			cut(pos)
-			start, startLine = pos, line
-		case isMarker(l, "..."):
-			cut(pos)
-			start, startLine = end, line+1
-		}
-		pos = end
-	}
-	cut(len(data))
-	return out
-}
-
-func isMarker(line []byte, marker string) bool {
-	rest, ok := bytes.CutPrefix(line, []byte(marker))
-	return ok && (len(rest) == 0 || strings.IndexByte(" \t\r\n", rest[0]) >= 0)
-}
-
-// blank tells whether nothing but comments, markers and directives is there.
-func (c chunk) blank() bool {
-	for l := range bytes.Lines(c.text) {
-		l = bytes.TrimSpace(bytes.TrimPrefix(l, []byte("---")))
-		if len(l) > 0 && l[0] != '#' && l[0] != '%' {
-			return false
-		}
-	}
-	return true
 }
 
 // splitter collects objects and errors of a file.
@@ -142,14 +90,14 @@ func (s *splitter) limit(err error) {
 var yamlErrorLine = regexp.MustCompile(`^line (\d+): `)
 
 func (s *splitter) yaml(data []byte) {
-	for _, c := range chunks(data) {
-		s.chunk(c)
+	for _, sec := range sections(data) {
+		s.section(sec)
 	}
 }
 
-func (s *splitter) chunk(c chunk) {
+func (s *splitter) section(sec Section) {
 	s.document++
-	dec := yaml.NewDecoder(bytes.NewReader(c.text))
+	dec := yaml.NewDecoder(bytes.NewReader(sec.Text))
 	var y yaml.Node
 	err := dec.Decode(&y)
 	if errors.Is(err, io.EOF) {
@@ -165,19 +113,19 @@ func (s *splitter) chunk(c chunk) {
 		}
 	}
 	if err != nil {
-		text, line := strings.TrimPrefix(err.Error(), "yaml: "), c.line+1
+		text, line := strings.TrimPrefix(err.Error(), "yaml: "), sec.Line
 		if m := yamlErrorLine.FindStringSubmatch(text); m != nil {
 			n, _ := strconv.Atoi(m[1]) // digits by the pattern
-			text, line = text[len(m[0]):], c.line+n
+			text, line = text[len(m[0]):], sec.Line-1+n
 		}
 		s.errorf(line, "", "not YAML: %s", text)
 		return
 	}
 	if y.Kind != yaml.DocumentNode || len(y.Content) != 1 {
-		s.errorf(c.line+1, "", "not an object")
+		s.errorf(sec.Line, "", "not an object")
 		return
 	}
-	r := &yamlReader{line: c.line, budget: maxValues + len(c.text)}
+	r := &yamlReader{line: sec.Line - 1, budget: maxValues + len(sec.Text)}
 	var root *node
 	root, err = r.read(y.Content[0], 0)
 	if err != nil {

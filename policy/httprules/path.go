@@ -193,7 +193,7 @@ func appendNormal(dst, path []byte) ([]byte, error) {
 			if i+2 >= len(path) {
 				return dst, PathEscape
 			}
-			hi, lo := unhex(path[i+1]), unhex(path[i+2])
+			hi, lo := HexDigit(path[i+1]), HexDigit(path[i+2])
 			if hi > 15 || lo > 15 {
 				return dst, PathEscape
 			}
@@ -278,7 +278,7 @@ func overlong(v byte, rest []byte) bool {
 	if len(rest) < 3 || rest[0] != '%' {
 		return false
 	}
-	hi, lo := unhex(rest[1]), unhex(rest[2])
+	hi, lo := HexDigit(rest[1]), HexDigit(rest[2])
 	if hi > 15 || lo > 15 {
 		return false // refused as an escape in its turn
 	}
@@ -297,8 +297,8 @@ func unreserved(c byte) bool {
 		c == '-' || c == '.' || c == '_' || c == '~'
 }
 
-// unhex returns a value beyond 15 for what is no digit.
-func unhex(c byte) byte {
+// HexDigit is the value of a hexadecimal digit, beyond 15 for what is none.
+func HexDigit(c byte) byte {
 	switch {
 	case '0' <= c && c <= '9':
 		return c - '0'

@@ -1,5 +1,7 @@
 package http
 
+import "github.com/weirnet/weir/policy/httprules"
+
 // chunked follows a chunked body as it passes. Every byte is judged before it
 // is passed on.
 type chunked struct {
@@ -60,7 +62,7 @@ func (c *chunked) step(b byte) Reason {
 	switch c.state {
 	case chunkSize:
 		c.line++
-		switch v := hexValue(b); {
+		switch v := httprules.HexDigit(b); {
 		case v < 16:
 			// 15 digits are an exabyte; 16 could overflow.
 			if c.digits++; c.digits > 15 {
@@ -174,16 +176,4 @@ func forbiddenTrailer(name []byte) bool {
 		}
 	}
 	return false
-}
-
-func hexValue(c byte) byte {
-	switch {
-	case '0' <= c && c <= '9':
-		return c - '0'
-	case 'a' <= c && c <= 'f':
-		return c - 'a' + 10
-	case 'A' <= c && c <= 'F':
-		return c - 'A' + 10
-	}
-	return 255
 }
