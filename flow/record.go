@@ -27,6 +27,7 @@ type Record struct {
 	// Policies that select the pod that judged: what a default deny means.
 	Policies []string `json:"policies,omitempty"`
 	HTTP     *HTTP    `json:"http,omitempty"`
+	DNS      *DNS     `json:"dns,omitempty"`
 }
 
 // Peer is one end.
@@ -37,6 +38,16 @@ type Peer struct {
 	Pod       string     `json:"pod,omitempty"`
 	Identity  uint32     `json:"identity"`
 	Labels    []string   `json:"labels,omitempty"` // "reserved:host", "k8s:app=web"
+}
+
+// DNS is one question and what came of it.
+type DNS struct {
+	Name      string        `json:"name"` // as it was asked, without the final dot
+	Type      string        `json:"type"` // "A", "TYPE65535"
+	RCode     string        `json:"rcode,omitempty"`
+	Addresses []netip.Addr  `json:"addresses,omitempty"`
+	Chain     []string      `json:"chain,omitempty"` // of CNAMEs
+	Latency   time.Duration `json:"latencyNs,omitempty"`
 }
 
 // HTTP is one request and what became of it.

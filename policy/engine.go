@@ -4,6 +4,7 @@ import (
 	"net/netip"
 
 	"github.com/weirnet/weir/identity"
+	"github.com/weirnet/weir/policy/dnsrules"
 )
 
 // The objects policies are evaluated against, as little of each as they need.
@@ -109,6 +110,17 @@ type Delta struct {
 	Endpoints map[netip.Addr]*Endpoint
 	// RuleSets by id; nil: gone.
 	RuleSets map[uint32]*RuleSet
+	// Names by identity: what the addresses of toFQDNs selectors are known as;
+	// nil: gone. There is one for each selector, and one for each combination
+	// that a change of kind NameSet asked for. An address that answers gave to
+	// names gets the identity of exactly those selectors that match one of them.
+	// A new one is told to the proxy after its policy entries are written; one
+	// that goes, before they are deleted.
+	Names map[identity.ID]*NameSet
+	// Resolvers, if not nil, are all addresses of the cluster's DNS service
+	// after this batch, cluster IPs and backends, ordered: their answers are
+	// believed.
+	Resolvers []netip.Addr
 	// Numbers that must be remembered before anything uses them, and those
 	// that can be forgotten after everything else was applied.
 	Numbers Seeds
@@ -120,6 +132,14 @@ type Peer struct {
 	Identity identity.ID
 	// World: an outside address; what DNS taught about it counts as well.
 	World bool
+}
+
+// NameSet is a combination of toFQDNs selectors, ordered, each of which some
+// name of an address matches. As the value of a Change of kind NameSet it asks
+// for an identity (Object.Name is free for the asker to choose, and unique per
+// set); selectors that no policy has are left out.
+type NameSet struct {
+	Selectors []dnsrules.Selector `json:"selectors"`
 }
 
 // Endpoint is a pod of this node.

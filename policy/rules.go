@@ -243,15 +243,25 @@ func (t *translator) closures(src *api.Policy) {
 	}
 }
 
+// groupNameKey with a group's name is a label, without a value, that all
+// addresses of the group have besides the group's labels.
+const groupNameKey = "io.cilium.policy.cidrgroupname/"
+
 // cidrGroup is a named list of outside prefixes.
 type cidrGroup struct {
+	name     string
 	labels   map[string]string
 	prefixes []netip.Prefix
 	refused  bool
 }
 
 func newCIDRGroup(g *api.CIDRGroup) *cidrGroup {
-	out := &cidrGroup{labels: g.Labels, refused: len(g.Refused) > 0}
+	out := &cidrGroup{name: g.Name, labels: map[string]string{}, refused: len(g.Refused) > 0}
+	for k, v := range g.Labels {
+		if !strings.HasPrefix(k, "io.cilium.k8s") { // made by Cilium only, never by users
+			out.labels[k] = v
+		}
+	}
 	if !out.refused {
 		for _, c := range g.ExternalCIDRs {
 			if p, ok := parsePrefix(string(c)); ok {

@@ -92,6 +92,7 @@ func (t *translator) endpoints(s *api.EndpointSelector) *selector {
 	for _, r := range sel {
 		if r.Source == identity.SourceReserved {
 			t.nodeKeys(sel)
+			t.cidrKeys(sel)
 			return labelSelector(sel, anyScope, "endpoints "+describe(s))
 		}
 		if r.Source == identity.SourceAny || r.Source == identity.SourceK8s {
@@ -112,6 +113,19 @@ func (t *translator) nodeKeys(s identity.Selector) {
 	for _, r := range s {
 		if r.Source == identity.SourceAny || r.Source == identity.SourceUnspec || r.Source == identity.SourceNode || r.Key == identity.KeyCluster {
 			t.policy.nodeKeys = append(t.policy.nodeKeys, r.Key)
+		}
+	}
+}
+
+// cidrKeys notes the prefixes that keys of a selector name: addresses inside
+// must be told apart from those outside.
+func (t *translator) cidrKeys(s identity.Selector) {
+	for _, r := range s {
+		if r.Source != identity.SourceCIDR {
+			continue
+		}
+		if p, ok := identity.PrefixOfKey(r.Key); ok {
+			t.tellApart([]netip.Prefix{p})
 		}
 	}
 }
@@ -139,6 +153,7 @@ func (t *translator) cidrRule(c *api.CIDRRule, deny bool) *selector {
 		names := slices.Sorted(maps.Keys(t.groups))
 		groups := make([]*cidrGroup, len(names))
 		sel := selectorOf(c.CIDRGroupSelector, api.SourceCIDRGroup)
+		t.cidrKeys(sel)
 		leavesOut := slices.ContainsFunc(sel, func(r identity.Requirement) bool {
 			return r.Operator == identity.NotIn || r.Operator == identity.Absent
 		})

@@ -112,21 +112,28 @@ func groupSelector(s identity.Selector, groups []*cidrGroup, except []netip.Pref
 		}}
 }
 
-// groupsMeet tells whether an address in these groups meets a requirement. One
-// that asks for labels of another source is about the address's own.
+// groupsMeet tells whether an address in these groups meets a requirement.
+// Only labels of groups have values to ask for; the address's own labels, and
+// what the groups are named by, are there or not.
 func groupsMeet(r *identity.Requirement, groups []*cidrGroup, own identity.Labels) bool {
-	switch r.Source {
-	case identity.SourceAny, identity.SourceUnspec, api.SourceCIDRGroup:
-	default:
-		return r.Matches(own)
-	}
-	has := slices.ContainsFunc(groups, func(g *cidrGroup) bool {
-		v, ok := g.labels[r.Key]
-		if r.Operator == identity.In || r.Operator == identity.NotIn {
+	anySource := r.Source == identity.SourceAny || r.Source == identity.SourceUnspec
+	ofGroups := anySource || r.Source == api.SourceCIDRGroup
+	has := false
+	switch r.Operator {
+	case identity.In, identity.NotIn:
+		has = ofGroups && slices.ContainsFunc(groups, func(g *cidrGroup) bool {
+			v, ok := g.labels[r.Key]
 			return ok && slices.Contains(r.Values, v)
+		})
+	default:
+		if r.Source != api.SourceCIDRGroup {
+			_, has = own.Get(r.Source, r.Key)
 		}
-		return ok
-	})
+		has = has || ofGroups && slices.ContainsFunc(groups, func(g *cidrGroup) bool {
+			_, ok := g.labels[r.Key]
+			return ok || r.Key == groupNameKey+g.name
+		})
+	}
 	if r.Operator == identity.NotIn || r.Operator == identity.Absent {
 		return !has
 	}

@@ -6,6 +6,8 @@ import (
 	"strings"
 
 	"k8s.io/apimachinery/pkg/api/validate/content"
+
+	"github.com/weirnet/weir/identity"
 )
 
 // oneKind refuses a rule that lists peers of more than one kind.
@@ -128,7 +130,7 @@ func (d *decoder) cidrRules(list []CIDRRule, path string) {
 			d.name(r.CIDRGroupRef, p+".cidrGroupRef", content.IsDNS1123Subdomain)
 		}
 		if r.CIDRGroupSelector != nil {
-			d.selector(r.CIDRGroupSelector, p+".cidrGroupSelector")
+			d.peerSelector(r.CIDRGroupSelector, p+".cidrGroupSelector")
 		}
 		var outer netip.Prefix
 		known := false
@@ -147,7 +149,27 @@ func (d *decoder) cidrRules(list []CIDRRule, path string) {
 
 func (d *decoder) selectors(list []EndpointSelector, path string) {
 	for i := range list {
-		d.selector(&list[i], index(path, i))
+		d.peerSelector(&list[i], index(path, i))
+	}
+}
+
+// peerSelector checks a selector of peers. A key of all addresses is refused:
+// Cilium finds it at those that some CIDR of some policy takes in, which
+// nobody means.
+func (d *decoder) peerSelector(s *EndpointSelector, path string) {
+	d.selector(s, path)
+	for _, k := range sortedKeys(s.MatchLabels) {
+		d.everyAddress(k, entry(path+".matchLabels", k))
+	}
+	for i, e := range s.MatchExpressions {
+		d.everyAddress(e.Key, index(path+".matchExpressions", i)+".key")
+	}
+}
+
+func (d *decoder) everyAddress(key, path string) {
+	source, rest := SplitKey(key, SourceAny)
+	if p, ok := identity.PrefixOfKey(rest); source == SourceCIDR && ok && p.Bits() == 0 {
+		d.errorf(path, "%q: a key can't stand for all addresses: write reserved:world-ipv4 or reserved:world-ipv6", key)
 	}
 }
 

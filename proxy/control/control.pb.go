@@ -104,13 +104,16 @@ func (x *Welcome) GetGeneration() uint32 {
 // Wiring tells the proxy what it is and how its namespace is joined to the
 // node. Descriptors come with it, one for each name in maps.
 type Wiring struct {
-	state      protoimpl.MessageState `protogen:"open.v1"`
-	Generation uint32                 `protobuf:"varint,1,opt,name=generation,proto3" json:"generation,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// DNS is how names are learned; without it the proxy's defaults hold.
+	Dns        *DNSSettings `protobuf:"bytes,8,opt,name=dns,proto3" json:"dns,omitempty"`
+	Generation uint32       `protobuf:"varint,1,opt,name=generation,proto3" json:"generation,omitempty"`
 	// Gateway is the MAC address of the host side of the veth pair.
 	Gateway []byte `protobuf:"bytes,2,opt,name=gateway,proto3" json:"gateway,omitempty"`
 	Mtu     uint32 `protobuf:"varint,3,opt,name=mtu,proto3" json:"mtu,omitempty"`
-	// Maps names the descriptors: conns, revision and listeners. What else comes
-	// is closed unopened.
+	// Maps names the descriptors: conns, revision, listeners, fqdn, conntrack
+	// (read-only), and checkpoint0, checkpoint1 (files, in turn). What else
+	// comes is closed unopened.
 	Maps []string `protobuf:"bytes,4,rep,name=maps,proto3" json:"maps,omitempty"`
 	// Stop: don't wire, but end, and let the supervisor end, too. Connections
 	// get drain nanoseconds.
@@ -150,6 +153,13 @@ func (x *Wiring) ProtoReflect() protoreflect.Message {
 // Deprecated: Use Wiring.ProtoReflect.Descriptor instead.
 func (*Wiring) Descriptor() ([]byte, []int) {
 	return file_control_proto_rawDescGZIP(), []int{1}
+}
+
+func (x *Wiring) GetDns() *DNSSettings {
+	if x != nil {
+		return x.Dns
+	}
+	return nil
 }
 
 func (x *Wiring) GetGeneration() uint32 {
@@ -264,6 +274,9 @@ type RuleSet struct {
 	AllowAll      bool                   `protobuf:"varint,2,opt,name=allow_all,json=allowAll,proto3" json:"allow_all,omitempty"`
 	AllowRule     uint32                 `protobuf:"varint,3,opt,name=allow_rule,json=allowRule,proto3" json:"allow_rule,omitempty"`
 	Http          []*HTTPRule            `protobuf:"bytes,4,rep,name=http,proto3" json:"http,omitempty"`
+	Protocol      uint32                 `protobuf:"varint,5,opt,name=protocol,proto3" json:"protocol,omitempty"` // policy.Protocol
+	Dns           []*DNSRule             `protobuf:"bytes,6,rep,name=dns,proto3" json:"dns,omitempty"`
+	Teaches       bool                   `protobuf:"varint,7,opt,name=teaches,proto3" json:"teaches,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -326,6 +339,701 @@ func (x *RuleSet) GetHttp() []*HTTPRule {
 	return nil
 }
 
+func (x *RuleSet) GetProtocol() uint32 {
+	if x != nil {
+		return x.Protocol
+	}
+	return 0
+}
+
+func (x *RuleSet) GetDns() []*DNSRule {
+	if x != nil {
+		return x.Dns
+	}
+	return nil
+}
+
+func (x *RuleSet) GetTeaches() bool {
+	if x != nil {
+		return x.Teaches
+	}
+	return false
+}
+
+type DNSRule struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Selector      *NameSelector          `protobuf:"bytes,1,opt,name=selector,proto3" json:"selector,omitempty"`
+	Rule          uint32                 `protobuf:"varint,2,opt,name=rule,proto3" json:"rule,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DNSRule) Reset() {
+	*x = DNSRule{}
+	mi := &file_control_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DNSRule) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DNSRule) ProtoMessage() {}
+
+func (x *DNSRule) ProtoReflect() protoreflect.Message {
+	mi := &file_control_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DNSRule.ProtoReflect.Descriptor instead.
+func (*DNSRule) Descriptor() ([]byte, []int) {
+	return file_control_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *DNSRule) GetSelector() *NameSelector {
+	if x != nil {
+		return x.Selector
+	}
+	return nil
+}
+
+func (x *DNSRule) GetRule() uint32 {
+	if x != nil {
+		return x.Rule
+	}
+	return 0
+}
+
+// NameSelector has one field set, in normal form.
+type NameSelector struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Pattern       string                 `protobuf:"bytes,2,opt,name=pattern,proto3" json:"pattern,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *NameSelector) Reset() {
+	*x = NameSelector{}
+	mi := &file_control_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *NameSelector) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*NameSelector) ProtoMessage() {}
+
+func (x *NameSelector) ProtoReflect() protoreflect.Message {
+	mi := &file_control_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use NameSelector.ProtoReflect.Descriptor instead.
+func (*NameSelector) Descriptor() ([]byte, []int) {
+	return file_control_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *NameSelector) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *NameSelector) GetPattern() string {
+	if x != nil {
+		return x.Pattern
+	}
+	return ""
+}
+
+// NameSet is a combination of selectors, ordered.
+type NameSet struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Selectors     []*NameSelector        `protobuf:"bytes,1,rep,name=selectors,proto3" json:"selectors,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *NameSet) Reset() {
+	*x = NameSet{}
+	mi := &file_control_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *NameSet) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*NameSet) ProtoMessage() {}
+
+func (x *NameSet) ProtoReflect() protoreflect.Message {
+	mi := &file_control_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use NameSet.ProtoReflect.Descriptor instead.
+func (*NameSet) Descriptor() ([]byte, []int) {
+	return file_control_proto_rawDescGZIP(), []int{6}
+}
+
+func (x *NameSet) GetSelectors() []*NameSelector {
+	if x != nil {
+		return x.Selectors
+	}
+	return nil
+}
+
+type NameIdentity struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            uint32                 `protobuf:"varint,1,opt,name=id,proto3" json:"id,omitempty"`
+	Set           *NameSet               `protobuf:"bytes,2,opt,name=set,proto3" json:"set,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *NameIdentity) Reset() {
+	*x = NameIdentity{}
+	mi := &file_control_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *NameIdentity) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*NameIdentity) ProtoMessage() {}
+
+func (x *NameIdentity) ProtoReflect() protoreflect.Message {
+	mi := &file_control_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use NameIdentity.ProtoReflect.Descriptor instead.
+func (*NameIdentity) Descriptor() ([]byte, []int) {
+	return file_control_proto_rawDescGZIP(), []int{7}
+}
+
+func (x *NameIdentity) GetId() uint32 {
+	if x != nil {
+		return x.Id
+	}
+	return 0
+}
+
+func (x *NameIdentity) GetSet() *NameSet {
+	if x != nil {
+		return x.Set
+	}
+	return nil
+}
+
+type SetNamesRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Identities are all there are.
+	Identities []*NameIdentity `protobuf:"bytes,1,rep,name=identities,proto3" json:"identities,omitempty"`
+	// Resolvers are the servers that are believed, besides those of rule sets
+	// that teach.
+	Resolvers     [][]byte `protobuf:"bytes,2,rep,name=resolvers,proto3" json:"resolvers,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SetNamesRequest) Reset() {
+	*x = SetNamesRequest{}
+	mi := &file_control_proto_msgTypes[8]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SetNamesRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SetNamesRequest) ProtoMessage() {}
+
+func (x *SetNamesRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_control_proto_msgTypes[8]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SetNamesRequest.ProtoReflect.Descriptor instead.
+func (*SetNamesRequest) Descriptor() ([]byte, []int) {
+	return file_control_proto_rawDescGZIP(), []int{8}
+}
+
+func (x *SetNamesRequest) GetIdentities() []*NameIdentity {
+	if x != nil {
+		return x.Identities
+	}
+	return nil
+}
+
+func (x *SetNamesRequest) GetResolvers() [][]byte {
+	if x != nil {
+		return x.Resolvers
+	}
+	return nil
+}
+
+type SetNamesResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SetNamesResponse) Reset() {
+	*x = SetNamesResponse{}
+	mi := &file_control_proto_msgTypes[9]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SetNamesResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SetNamesResponse) ProtoMessage() {}
+
+func (x *SetNamesResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_control_proto_msgTypes[9]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SetNamesResponse.ProtoReflect.Descriptor instead.
+func (*SetNamesResponse) Descriptor() ([]byte, []int) {
+	return file_control_proto_rawDescGZIP(), []int{9}
+}
+
+type WatchNameSetsRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *WatchNameSetsRequest) Reset() {
+	*x = WatchNameSetsRequest{}
+	mi := &file_control_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *WatchNameSetsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*WatchNameSetsRequest) ProtoMessage() {}
+
+func (x *WatchNameSetsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_control_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use WatchNameSetsRequest.ProtoReflect.Descriptor instead.
+func (*WatchNameSetsRequest) Descriptor() ([]byte, []int) {
+	return file_control_proto_rawDescGZIP(), []int{10}
+}
+
+type NameSets struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Sets          []*NameSet             `protobuf:"bytes,1,rep,name=sets,proto3" json:"sets,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *NameSets) Reset() {
+	*x = NameSets{}
+	mi := &file_control_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *NameSets) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*NameSets) ProtoMessage() {}
+
+func (x *NameSets) ProtoReflect() protoreflect.Message {
+	mi := &file_control_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use NameSets.ProtoReflect.Descriptor instead.
+func (*NameSets) Descriptor() ([]byte, []int) {
+	return file_control_proto_rawDescGZIP(), []int{11}
+}
+
+func (x *NameSets) GetSets() []*NameSet {
+	if x != nil {
+		return x.Sets
+	}
+	return nil
+}
+
+type DNSSettings struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	MinTtl        int64                  `protobuf:"varint,1,opt,name=min_ttl,json=minTtl,proto3" json:"min_ttl,omitempty"` // nanoseconds
+	MaxTtl        int64                  `protobuf:"varint,2,opt,name=max_ttl,json=maxTtl,proto3" json:"max_ttl,omitempty"`
+	PerName       uint32                 `protobuf:"varint,3,opt,name=per_name,json=perName,proto3" json:"per_name,omitempty"` // addresses of one name at most
+	Addresses     uint32                 `protobuf:"varint,4,opt,name=addresses,proto3" json:"addresses,omitempty"`            // in all at most
+	Nxdomain      bool                   `protobuf:"varint,5,opt,name=nxdomain,proto3" json:"nxdomain,omitempty"`              // denied questions are answered NXDOMAIN, not REFUSED
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DNSSettings) Reset() {
+	*x = DNSSettings{}
+	mi := &file_control_proto_msgTypes[12]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DNSSettings) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DNSSettings) ProtoMessage() {}
+
+func (x *DNSSettings) ProtoReflect() protoreflect.Message {
+	mi := &file_control_proto_msgTypes[12]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DNSSettings.ProtoReflect.Descriptor instead.
+func (*DNSSettings) Descriptor() ([]byte, []int) {
+	return file_control_proto_rawDescGZIP(), []int{12}
+}
+
+func (x *DNSSettings) GetMinTtl() int64 {
+	if x != nil {
+		return x.MinTtl
+	}
+	return 0
+}
+
+func (x *DNSSettings) GetMaxTtl() int64 {
+	if x != nil {
+		return x.MaxTtl
+	}
+	return 0
+}
+
+func (x *DNSSettings) GetPerName() uint32 {
+	if x != nil {
+		return x.PerName
+	}
+	return 0
+}
+
+func (x *DNSSettings) GetAddresses() uint32 {
+	if x != nil {
+		return x.Addresses
+	}
+	return 0
+}
+
+func (x *DNSSettings) GetNxdomain() bool {
+	if x != nil {
+		return x.Nxdomain
+	}
+	return false
+}
+
+type ListNamesRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Match is part of a name; empty: all.
+	Match         string `protobuf:"bytes,1,opt,name=match,proto3" json:"match,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListNamesRequest) Reset() {
+	*x = ListNamesRequest{}
+	mi := &file_control_proto_msgTypes[13]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListNamesRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListNamesRequest) ProtoMessage() {}
+
+func (x *ListNamesRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_control_proto_msgTypes[13]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListNamesRequest.ProtoReflect.Descriptor instead.
+func (*ListNamesRequest) Descriptor() ([]byte, []int) {
+	return file_control_proto_rawDescGZIP(), []int{13}
+}
+
+func (x *ListNamesRequest) GetMatch() string {
+	if x != nil {
+		return x.Match
+	}
+	return ""
+}
+
+type NameBatch struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Names         []*Name                `protobuf:"bytes,1,rep,name=names,proto3" json:"names,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *NameBatch) Reset() {
+	*x = NameBatch{}
+	mi := &file_control_proto_msgTypes[14]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *NameBatch) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*NameBatch) ProtoMessage() {}
+
+func (x *NameBatch) ProtoReflect() protoreflect.Message {
+	mi := &file_control_proto_msgTypes[14]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use NameBatch.ProtoReflect.Descriptor instead.
+func (*NameBatch) Descriptor() ([]byte, []int) {
+	return file_control_proto_rawDescGZIP(), []int{14}
+}
+
+func (x *NameBatch) GetNames() []*Name {
+	if x != nil {
+		return x.Names
+	}
+	return nil
+}
+
+type Name struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Addresses     []*NameAddress         `protobuf:"bytes,2,rep,name=addresses,proto3" json:"addresses,omitempty"`
+	Selectors     []*NameSelector        `protobuf:"bytes,3,rep,name=selectors,proto3" json:"selectors,omitempty"` // that match it
+	Pods          [][]byte               `protobuf:"bytes,4,rep,name=pods,proto3" json:"pods,omitempty"`           // the latest that asked
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Name) Reset() {
+	*x = Name{}
+	mi := &file_control_proto_msgTypes[15]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Name) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Name) ProtoMessage() {}
+
+func (x *Name) ProtoReflect() protoreflect.Message {
+	mi := &file_control_proto_msgTypes[15]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Name.ProtoReflect.Descriptor instead.
+func (*Name) Descriptor() ([]byte, []int) {
+	return file_control_proto_rawDescGZIP(), []int{15}
+}
+
+func (x *Name) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *Name) GetAddresses() []*NameAddress {
+	if x != nil {
+		return x.Addresses
+	}
+	return nil
+}
+
+func (x *Name) GetSelectors() []*NameSelector {
+	if x != nil {
+		return x.Selectors
+	}
+	return nil
+}
+
+func (x *Name) GetPods() [][]byte {
+	if x != nil {
+		return x.Pods
+	}
+	return nil
+}
+
+type NameAddress struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Address       []byte                 `protobuf:"bytes,1,opt,name=address,proto3" json:"address,omitempty"`
+	Expires       int64                  `protobuf:"varint,2,opt,name=expires,proto3" json:"expires,omitempty"`   // nanoseconds since the epoch
+	Alive         bool                   `protobuf:"varint,3,opt,name=alive,proto3" json:"alive,omitempty"`       // a flow was seen to it of late
+	Identity      uint32                 `protobuf:"varint,4,opt,name=identity,proto3" json:"identity,omitempty"` // in the fqdn table; 0: not there
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *NameAddress) Reset() {
+	*x = NameAddress{}
+	mi := &file_control_proto_msgTypes[16]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *NameAddress) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*NameAddress) ProtoMessage() {}
+
+func (x *NameAddress) ProtoReflect() protoreflect.Message {
+	mi := &file_control_proto_msgTypes[16]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use NameAddress.ProtoReflect.Descriptor instead.
+func (*NameAddress) Descriptor() ([]byte, []int) {
+	return file_control_proto_rawDescGZIP(), []int{16}
+}
+
+func (x *NameAddress) GetAddress() []byte {
+	if x != nil {
+		return x.Address
+	}
+	return nil
+}
+
+func (x *NameAddress) GetExpires() int64 {
+	if x != nil {
+		return x.Expires
+	}
+	return 0
+}
+
+func (x *NameAddress) GetAlive() bool {
+	if x != nil {
+		return x.Alive
+	}
+	return false
+}
+
+func (x *NameAddress) GetIdentity() uint32 {
+	if x != nil {
+		return x.Identity
+	}
+	return 0
+}
+
 type HTTPRule struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Path          string                 `protobuf:"bytes,1,opt,name=path,proto3" json:"path,omitempty"`
@@ -340,7 +1048,7 @@ type HTTPRule struct {
 
 func (x *HTTPRule) Reset() {
 	*x = HTTPRule{}
-	mi := &file_control_proto_msgTypes[4]
+	mi := &file_control_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -352,7 +1060,7 @@ func (x *HTTPRule) String() string {
 func (*HTTPRule) ProtoMessage() {}
 
 func (x *HTTPRule) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[4]
+	mi := &file_control_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -365,7 +1073,7 @@ func (x *HTTPRule) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HTTPRule.ProtoReflect.Descriptor instead.
 func (*HTTPRule) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{4}
+	return file_control_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *HTTPRule) GetPath() string {
@@ -421,7 +1129,7 @@ type HeaderMatch struct {
 
 func (x *HeaderMatch) Reset() {
 	*x = HeaderMatch{}
-	mi := &file_control_proto_msgTypes[5]
+	mi := &file_control_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -433,7 +1141,7 @@ func (x *HeaderMatch) String() string {
 func (*HeaderMatch) ProtoMessage() {}
 
 func (x *HeaderMatch) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[5]
+	mi := &file_control_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -446,7 +1154,7 @@ func (x *HeaderMatch) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HeaderMatch.ProtoReflect.Descriptor instead.
 func (*HeaderMatch) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{5}
+	return file_control_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *HeaderMatch) GetMismatch() string {
@@ -482,7 +1190,7 @@ type SetRuleSetsRequest struct {
 
 func (x *SetRuleSetsRequest) Reset() {
 	*x = SetRuleSetsRequest{}
-	mi := &file_control_proto_msgTypes[6]
+	mi := &file_control_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -494,7 +1202,7 @@ func (x *SetRuleSetsRequest) String() string {
 func (*SetRuleSetsRequest) ProtoMessage() {}
 
 func (x *SetRuleSetsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[6]
+	mi := &file_control_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -507,7 +1215,7 @@ func (x *SetRuleSetsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetRuleSetsRequest.ProtoReflect.Descriptor instead.
 func (*SetRuleSetsRequest) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{6}
+	return file_control_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *SetRuleSetsRequest) GetUpsert() []*RuleSet {
@@ -541,7 +1249,7 @@ type SetRuleSetsResponse struct {
 
 func (x *SetRuleSetsResponse) Reset() {
 	*x = SetRuleSetsResponse{}
-	mi := &file_control_proto_msgTypes[7]
+	mi := &file_control_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -553,7 +1261,7 @@ func (x *SetRuleSetsResponse) String() string {
 func (*SetRuleSetsResponse) ProtoMessage() {}
 
 func (x *SetRuleSetsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[7]
+	mi := &file_control_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -566,7 +1274,7 @@ func (x *SetRuleSetsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetRuleSetsResponse.ProtoReflect.Descriptor instead.
 func (*SetRuleSetsResponse) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{7}
+	return file_control_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *SetRuleSetsResponse) GetRejected() []*RejectedSet {
@@ -586,7 +1294,7 @@ type RejectedSet struct {
 
 func (x *RejectedSet) Reset() {
 	*x = RejectedSet{}
-	mi := &file_control_proto_msgTypes[8]
+	mi := &file_control_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -598,7 +1306,7 @@ func (x *RejectedSet) String() string {
 func (*RejectedSet) ProtoMessage() {}
 
 func (x *RejectedSet) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[8]
+	mi := &file_control_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -611,7 +1319,7 @@ func (x *RejectedSet) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RejectedSet.ProtoReflect.Descriptor instead.
 func (*RejectedSet) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{8}
+	return file_control_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *RejectedSet) GetId() uint32 {
@@ -636,7 +1344,7 @@ type RecordsRequest struct {
 
 func (x *RecordsRequest) Reset() {
 	*x = RecordsRequest{}
-	mi := &file_control_proto_msgTypes[9]
+	mi := &file_control_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -648,7 +1356,7 @@ func (x *RecordsRequest) String() string {
 func (*RecordsRequest) ProtoMessage() {}
 
 func (x *RecordsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[9]
+	mi := &file_control_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -661,7 +1369,7 @@ func (x *RecordsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RecordsRequest.ProtoReflect.Descriptor instead.
 func (*RecordsRequest) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{9}
+	return file_control_proto_rawDescGZIP(), []int{22}
 }
 
 type RecordBatch struct {
@@ -675,7 +1383,7 @@ type RecordBatch struct {
 
 func (x *RecordBatch) Reset() {
 	*x = RecordBatch{}
-	mi := &file_control_proto_msgTypes[10]
+	mi := &file_control_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -687,7 +1395,7 @@ func (x *RecordBatch) String() string {
 func (*RecordBatch) ProtoMessage() {}
 
 func (x *RecordBatch) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[10]
+	mi := &file_control_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -700,7 +1408,7 @@ func (x *RecordBatch) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RecordBatch.ProtoReflect.Descriptor instead.
 func (*RecordBatch) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{10}
+	return file_control_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *RecordBatch) GetRecords() []*Record {
@@ -742,14 +1450,16 @@ type Record struct {
 	Status   uint32 `protobuf:"varint,17,opt,name=status,proto3" json:"status,omitempty"`
 	Latency  int64  `protobuf:"varint,18,opt,name=latency,proto3" json:"latency,omitempty"`
 	// Veth of the pod the flow was taken from.
-	Ifindex       uint32 `protobuf:"varint,19,opt,name=ifindex,proto3" json:"ifindex,omitempty"`
+	Ifindex uint32 `protobuf:"varint,19,opt,name=ifindex,proto3" json:"ifindex,omitempty"`
+	// DNS is set where the request is a question.
+	Dns           *DNS `protobuf:"bytes,20,opt,name=dns,proto3" json:"dns,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Record) Reset() {
 	*x = Record{}
-	mi := &file_control_proto_msgTypes[11]
+	mi := &file_control_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -761,7 +1471,7 @@ func (x *Record) String() string {
 func (*Record) ProtoMessage() {}
 
 func (x *Record) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[11]
+	mi := &file_control_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -774,7 +1484,7 @@ func (x *Record) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Record.ProtoReflect.Descriptor instead.
 func (*Record) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{11}
+	return file_control_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *Record) GetTime() int64 {
@@ -910,6 +1620,106 @@ func (x *Record) GetIfindex() uint32 {
 	return 0
 }
 
+func (x *Record) GetDns() *DNS {
+	if x != nil {
+		return x.Dns
+	}
+	return nil
+}
+
+// DNS is a question and what came of it.
+type DNS struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"` // as it was asked
+	Type          uint32                 `protobuf:"varint,2,opt,name=type,proto3" json:"type,omitempty"`
+	Class         uint32                 `protobuf:"varint,3,opt,name=class,proto3" json:"class,omitempty"`
+	Rcode         uint32                 `protobuf:"varint,4,opt,name=rcode,proto3" json:"rcode,omitempty"` // of the answer, or of the proxy's own
+	Addresses     [][]byte               `protobuf:"bytes,5,rep,name=addresses,proto3" json:"addresses,omitempty"`
+	Chain         []string               `protobuf:"bytes,6,rep,name=chain,proto3" json:"chain,omitempty"` // of CNAMEs
+	Answered      bool                   `protobuf:"varint,7,opt,name=answered,proto3" json:"answered,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DNS) Reset() {
+	*x = DNS{}
+	mi := &file_control_proto_msgTypes[25]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DNS) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DNS) ProtoMessage() {}
+
+func (x *DNS) ProtoReflect() protoreflect.Message {
+	mi := &file_control_proto_msgTypes[25]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DNS.ProtoReflect.Descriptor instead.
+func (*DNS) Descriptor() ([]byte, []int) {
+	return file_control_proto_rawDescGZIP(), []int{25}
+}
+
+func (x *DNS) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *DNS) GetType() uint32 {
+	if x != nil {
+		return x.Type
+	}
+	return 0
+}
+
+func (x *DNS) GetClass() uint32 {
+	if x != nil {
+		return x.Class
+	}
+	return 0
+}
+
+func (x *DNS) GetRcode() uint32 {
+	if x != nil {
+		return x.Rcode
+	}
+	return 0
+}
+
+func (x *DNS) GetAddresses() [][]byte {
+	if x != nil {
+		return x.Addresses
+	}
+	return nil
+}
+
+func (x *DNS) GetChain() []string {
+	if x != nil {
+		return x.Chain
+	}
+	return nil
+}
+
+func (x *DNS) GetAnswered() bool {
+	if x != nil {
+		return x.Answered
+	}
+	return false
+}
+
 type StatusRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -918,7 +1728,7 @@ type StatusRequest struct {
 
 func (x *StatusRequest) Reset() {
 	*x = StatusRequest{}
-	mi := &file_control_proto_msgTypes[12]
+	mi := &file_control_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -930,7 +1740,7 @@ func (x *StatusRequest) String() string {
 func (*StatusRequest) ProtoMessage() {}
 
 func (x *StatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[12]
+	mi := &file_control_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -943,7 +1753,7 @@ func (x *StatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusRequest.ProtoReflect.Descriptor instead.
 func (*StatusRequest) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{12}
+	return file_control_proto_rawDescGZIP(), []int{26}
 }
 
 type StatusResponse struct {
@@ -973,7 +1783,7 @@ type StatusResponse struct {
 
 func (x *StatusResponse) Reset() {
 	*x = StatusResponse{}
-	mi := &file_control_proto_msgTypes[13]
+	mi := &file_control_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -985,7 +1795,7 @@ func (x *StatusResponse) String() string {
 func (*StatusResponse) ProtoMessage() {}
 
 func (x *StatusResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[13]
+	mi := &file_control_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -998,7 +1808,7 @@ func (x *StatusResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusResponse.ProtoReflect.Descriptor instead.
 func (*StatusResponse) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{13}
+	return file_control_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *StatusResponse) GetGeneration() uint32 {
@@ -1132,7 +1942,7 @@ type DrainRequest struct {
 
 func (x *DrainRequest) Reset() {
 	*x = DrainRequest{}
-	mi := &file_control_proto_msgTypes[14]
+	mi := &file_control_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1144,7 +1954,7 @@ func (x *DrainRequest) String() string {
 func (*DrainRequest) ProtoMessage() {}
 
 func (x *DrainRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[14]
+	mi := &file_control_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1157,7 +1967,7 @@ func (x *DrainRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DrainRequest.ProtoReflect.Descriptor instead.
 func (*DrainRequest) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{14}
+	return file_control_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *DrainRequest) GetTimeout() int64 {
@@ -1182,7 +1992,7 @@ type DrainResponse struct {
 
 func (x *DrainResponse) Reset() {
 	*x = DrainResponse{}
-	mi := &file_control_proto_msgTypes[15]
+	mi := &file_control_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1194,7 +2004,7 @@ func (x *DrainResponse) String() string {
 func (*DrainResponse) ProtoMessage() {}
 
 func (x *DrainResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[15]
+	mi := &file_control_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1207,7 +2017,7 @@ func (x *DrainResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DrainResponse.ProtoReflect.Descriptor instead.
 func (*DrainResponse) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{15}
+	return file_control_proto_rawDescGZIP(), []int{29}
 }
 
 var File_control_proto protoreflect.FileDescriptor
@@ -1221,8 +2031,9 @@ const file_control_proto_rawDesc = "" +
 	"\x04boot\x18\x03 \x01(\tR\x04boot\x12\x1e\n" +
 	"\n" +
 	"generation\x18\x04 \x01(\rR\n" +
-	"generation\"\xac\x01\n" +
-	"\x06Wiring\x12\x1e\n" +
+	"generation\"\xda\x01\n" +
+	"\x06Wiring\x12,\n" +
+	"\x03dns\x18\b \x01(\v2\x1a.weir.proxy.v1.DNSSettingsR\x03dns\x12\x1e\n" +
 	"\n" +
 	"generation\x18\x01 \x01(\rR\n" +
 	"generation\x12\x18\n" +
@@ -1234,13 +2045,56 @@ const file_control_proto_rawDesc = "" +
 	"\arestart\x18\a \x01(\bR\arestart\"3\n" +
 	"\x05Wired\x12\x14\n" +
 	"\x05error\x18\x01 \x01(\tR\x05error\x12\x14\n" +
-	"\x05stale\x18\x02 \x01(\bR\x05stale\"\x82\x01\n" +
+	"\x05stale\x18\x02 \x01(\bR\x05stale\"\xe2\x01\n" +
 	"\aRuleSet\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\rR\x02id\x12\x1b\n" +
 	"\tallow_all\x18\x02 \x01(\bR\ballowAll\x12\x1d\n" +
 	"\n" +
 	"allow_rule\x18\x03 \x01(\rR\tallowRule\x12+\n" +
-	"\x04http\x18\x04 \x03(\v2\x17.weir.proxy.v1.HTTPRuleR\x04http\"\xbb\x01\n" +
+	"\x04http\x18\x04 \x03(\v2\x17.weir.proxy.v1.HTTPRuleR\x04http\x12\x1a\n" +
+	"\bprotocol\x18\x05 \x01(\rR\bprotocol\x12(\n" +
+	"\x03dns\x18\x06 \x03(\v2\x16.weir.proxy.v1.DNSRuleR\x03dns\x12\x18\n" +
+	"\ateaches\x18\a \x01(\bR\ateaches\"V\n" +
+	"\aDNSRule\x127\n" +
+	"\bselector\x18\x01 \x01(\v2\x1b.weir.proxy.v1.NameSelectorR\bselector\x12\x12\n" +
+	"\x04rule\x18\x02 \x01(\rR\x04rule\"<\n" +
+	"\fNameSelector\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x18\n" +
+	"\apattern\x18\x02 \x01(\tR\apattern\"D\n" +
+	"\aNameSet\x129\n" +
+	"\tselectors\x18\x01 \x03(\v2\x1b.weir.proxy.v1.NameSelectorR\tselectors\"H\n" +
+	"\fNameIdentity\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\rR\x02id\x12(\n" +
+	"\x03set\x18\x02 \x01(\v2\x16.weir.proxy.v1.NameSetR\x03set\"l\n" +
+	"\x0fSetNamesRequest\x12;\n" +
+	"\n" +
+	"identities\x18\x01 \x03(\v2\x1b.weir.proxy.v1.NameIdentityR\n" +
+	"identities\x12\x1c\n" +
+	"\tresolvers\x18\x02 \x03(\fR\tresolvers\"\x12\n" +
+	"\x10SetNamesResponse\"\x16\n" +
+	"\x14WatchNameSetsRequest\"6\n" +
+	"\bNameSets\x12*\n" +
+	"\x04sets\x18\x01 \x03(\v2\x16.weir.proxy.v1.NameSetR\x04sets\"\x94\x01\n" +
+	"\vDNSSettings\x12\x17\n" +
+	"\amin_ttl\x18\x01 \x01(\x03R\x06minTtl\x12\x17\n" +
+	"\amax_ttl\x18\x02 \x01(\x03R\x06maxTtl\x12\x19\n" +
+	"\bper_name\x18\x03 \x01(\rR\aperName\x12\x1c\n" +
+	"\taddresses\x18\x04 \x01(\rR\taddresses\x12\x1a\n" +
+	"\bnxdomain\x18\x05 \x01(\bR\bnxdomain\"(\n" +
+	"\x10ListNamesRequest\x12\x14\n" +
+	"\x05match\x18\x01 \x01(\tR\x05match\"6\n" +
+	"\tNameBatch\x12)\n" +
+	"\x05names\x18\x01 \x03(\v2\x13.weir.proxy.v1.NameR\x05names\"\xa3\x01\n" +
+	"\x04Name\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x128\n" +
+	"\taddresses\x18\x02 \x03(\v2\x1a.weir.proxy.v1.NameAddressR\taddresses\x129\n" +
+	"\tselectors\x18\x03 \x03(\v2\x1b.weir.proxy.v1.NameSelectorR\tselectors\x12\x12\n" +
+	"\x04pods\x18\x04 \x03(\fR\x04pods\"s\n" +
+	"\vNameAddress\x12\x18\n" +
+	"\aaddress\x18\x01 \x01(\fR\aaddress\x12\x18\n" +
+	"\aexpires\x18\x02 \x01(\x03R\aexpires\x12\x14\n" +
+	"\x05alive\x18\x03 \x01(\bR\x05alive\x12\x1a\n" +
+	"\bidentity\x18\x04 \x01(\rR\bidentity\"\xbb\x01\n" +
 	"\bHTTPRule\x12\x12\n" +
 	"\x04path\x18\x01 \x01(\tR\x04path\x12\x16\n" +
 	"\x06method\x18\x02 \x01(\tR\x06method\x12\x12\n" +
@@ -1264,7 +2118,7 @@ const file_control_proto_rawDesc = "" +
 	"\x0eRecordsRequest\"X\n" +
 	"\vRecordBatch\x12/\n" +
 	"\arecords\x18\x01 \x03(\v2\x15.weir.proxy.v1.RecordR\arecords\x12\x18\n" +
-	"\adropped\x18\x02 \x01(\x04R\adropped\"\xa4\x04\n" +
+	"\adropped\x18\x02 \x01(\x04R\adropped\"\xca\x04\n" +
 	"\x06Record\x12\x12\n" +
 	"\x04time\x18\x01 \x01(\x03R\x04time\x12\x16\n" +
 	"\x06source\x18\x02 \x01(\fR\x06source\x12 \n" +
@@ -1288,7 +2142,16 @@ const file_control_proto_rawDesc = "" +
 	"\bprotocol\x18\x10 \x01(\tR\bprotocol\x12\x16\n" +
 	"\x06status\x18\x11 \x01(\rR\x06status\x12\x18\n" +
 	"\alatency\x18\x12 \x01(\x03R\alatency\x12\x18\n" +
-	"\aifindex\x18\x13 \x01(\rR\aifindex\"\x0f\n" +
+	"\aifindex\x18\x13 \x01(\rR\aifindex\x12$\n" +
+	"\x03dns\x18\x14 \x01(\v2\x12.weir.proxy.v1.DNSR\x03dns\"\xa9\x01\n" +
+	"\x03DNS\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
+	"\x04type\x18\x02 \x01(\rR\x04type\x12\x14\n" +
+	"\x05class\x18\x03 \x01(\rR\x05class\x12\x14\n" +
+	"\x05rcode\x18\x04 \x01(\rR\x05rcode\x12\x1c\n" +
+	"\taddresses\x18\x05 \x03(\fR\taddresses\x12\x14\n" +
+	"\x05chain\x18\x06 \x03(\tR\x05chain\x12\x1a\n" +
+	"\banswered\x18\a \x01(\bR\banswered\"\x0f\n" +
 	"\rStatusRequest\"\xfc\x04\n" +
 	"\x0eStatusResponse\x12\x1e\n" +
 	"\n" +
@@ -1317,9 +2180,12 @@ const file_control_proto_rawDesc = "" +
 	"\fDrainRequest\x12\x18\n" +
 	"\atimeout\x18\x01 \x01(\x03R\atimeout\x12\x18\n" +
 	"\arestart\x18\x02 \x01(\bR\arestart\"\x0f\n" +
-	"\rDrainResponse2\xb0\x02\n" +
+	"\rDrainResponse2\x98\x04\n" +
 	"\x05Proxy\x12T\n" +
-	"\vSetRuleSets\x12!.weir.proxy.v1.SetRuleSetsRequest\x1a\".weir.proxy.v1.SetRuleSetsResponse\x12F\n" +
+	"\vSetRuleSets\x12!.weir.proxy.v1.SetRuleSetsRequest\x1a\".weir.proxy.v1.SetRuleSetsResponse\x12K\n" +
+	"\bSetNames\x12\x1e.weir.proxy.v1.SetNamesRequest\x1a\x1f.weir.proxy.v1.SetNamesResponse\x12O\n" +
+	"\rWatchNameSets\x12#.weir.proxy.v1.WatchNameSetsRequest\x1a\x17.weir.proxy.v1.NameSets0\x01\x12H\n" +
+	"\tListNames\x12\x1f.weir.proxy.v1.ListNamesRequest\x1a\x18.weir.proxy.v1.NameBatch0\x01\x12F\n" +
 	"\aRecords\x12\x1d.weir.proxy.v1.RecordsRequest\x1a\x1a.weir.proxy.v1.RecordBatch0\x01\x12E\n" +
 	"\x06Status\x12\x1c.weir.proxy.v1.StatusRequest\x1a\x1d.weir.proxy.v1.StatusResponse\x12B\n" +
 	"\x05Drain\x12\x1b.weir.proxy.v1.DrainRequest\x1a\x1c.weir.proxy.v1.DrainResponseB'Z%github.com/weirnet/weir/proxy/controlb\x06proto3"
@@ -1336,46 +2202,77 @@ func file_control_proto_rawDescGZIP() []byte {
 	return file_control_proto_rawDescData
 }
 
-var file_control_proto_msgTypes = make([]protoimpl.MessageInfo, 17)
+var file_control_proto_msgTypes = make([]protoimpl.MessageInfo, 31)
 var file_control_proto_goTypes = []any{
-	(*Welcome)(nil),             // 0: weir.proxy.v1.Welcome
-	(*Wiring)(nil),              // 1: weir.proxy.v1.Wiring
-	(*Wired)(nil),               // 2: weir.proxy.v1.Wired
-	(*RuleSet)(nil),             // 3: weir.proxy.v1.RuleSet
-	(*HTTPRule)(nil),            // 4: weir.proxy.v1.HTTPRule
-	(*HeaderMatch)(nil),         // 5: weir.proxy.v1.HeaderMatch
-	(*SetRuleSetsRequest)(nil),  // 6: weir.proxy.v1.SetRuleSetsRequest
-	(*SetRuleSetsResponse)(nil), // 7: weir.proxy.v1.SetRuleSetsResponse
-	(*RejectedSet)(nil),         // 8: weir.proxy.v1.RejectedSet
-	(*RecordsRequest)(nil),      // 9: weir.proxy.v1.RecordsRequest
-	(*RecordBatch)(nil),         // 10: weir.proxy.v1.RecordBatch
-	(*Record)(nil),              // 11: weir.proxy.v1.Record
-	(*StatusRequest)(nil),       // 12: weir.proxy.v1.StatusRequest
-	(*StatusResponse)(nil),      // 13: weir.proxy.v1.StatusResponse
-	(*DrainRequest)(nil),        // 14: weir.proxy.v1.DrainRequest
-	(*DrainResponse)(nil),       // 15: weir.proxy.v1.DrainResponse
-	nil,                         // 16: weir.proxy.v1.StatusResponse.DeniedEntry
+	(*Welcome)(nil),              // 0: weir.proxy.v1.Welcome
+	(*Wiring)(nil),               // 1: weir.proxy.v1.Wiring
+	(*Wired)(nil),                // 2: weir.proxy.v1.Wired
+	(*RuleSet)(nil),              // 3: weir.proxy.v1.RuleSet
+	(*DNSRule)(nil),              // 4: weir.proxy.v1.DNSRule
+	(*NameSelector)(nil),         // 5: weir.proxy.v1.NameSelector
+	(*NameSet)(nil),              // 6: weir.proxy.v1.NameSet
+	(*NameIdentity)(nil),         // 7: weir.proxy.v1.NameIdentity
+	(*SetNamesRequest)(nil),      // 8: weir.proxy.v1.SetNamesRequest
+	(*SetNamesResponse)(nil),     // 9: weir.proxy.v1.SetNamesResponse
+	(*WatchNameSetsRequest)(nil), // 10: weir.proxy.v1.WatchNameSetsRequest
+	(*NameSets)(nil),             // 11: weir.proxy.v1.NameSets
+	(*DNSSettings)(nil),          // 12: weir.proxy.v1.DNSSettings
+	(*ListNamesRequest)(nil),     // 13: weir.proxy.v1.ListNamesRequest
+	(*NameBatch)(nil),            // 14: weir.proxy.v1.NameBatch
+	(*Name)(nil),                 // 15: weir.proxy.v1.Name
+	(*NameAddress)(nil),          // 16: weir.proxy.v1.NameAddress
+	(*HTTPRule)(nil),             // 17: weir.proxy.v1.HTTPRule
+	(*HeaderMatch)(nil),          // 18: weir.proxy.v1.HeaderMatch
+	(*SetRuleSetsRequest)(nil),   // 19: weir.proxy.v1.SetRuleSetsRequest
+	(*SetRuleSetsResponse)(nil),  // 20: weir.proxy.v1.SetRuleSetsResponse
+	(*RejectedSet)(nil),          // 21: weir.proxy.v1.RejectedSet
+	(*RecordsRequest)(nil),       // 22: weir.proxy.v1.RecordsRequest
+	(*RecordBatch)(nil),          // 23: weir.proxy.v1.RecordBatch
+	(*Record)(nil),               // 24: weir.proxy.v1.Record
+	(*DNS)(nil),                  // 25: weir.proxy.v1.DNS
+	(*StatusRequest)(nil),        // 26: weir.proxy.v1.StatusRequest
+	(*StatusResponse)(nil),       // 27: weir.proxy.v1.StatusResponse
+	(*DrainRequest)(nil),         // 28: weir.proxy.v1.DrainRequest
+	(*DrainResponse)(nil),        // 29: weir.proxy.v1.DrainResponse
+	nil,                          // 30: weir.proxy.v1.StatusResponse.DeniedEntry
 }
 var file_control_proto_depIdxs = []int32{
-	4,  // 0: weir.proxy.v1.RuleSet.http:type_name -> weir.proxy.v1.HTTPRule
-	5,  // 1: weir.proxy.v1.HTTPRule.header_matches:type_name -> weir.proxy.v1.HeaderMatch
-	3,  // 2: weir.proxy.v1.SetRuleSetsRequest.upsert:type_name -> weir.proxy.v1.RuleSet
-	8,  // 3: weir.proxy.v1.SetRuleSetsResponse.rejected:type_name -> weir.proxy.v1.RejectedSet
-	11, // 4: weir.proxy.v1.RecordBatch.records:type_name -> weir.proxy.v1.Record
-	16, // 5: weir.proxy.v1.StatusResponse.denied:type_name -> weir.proxy.v1.StatusResponse.DeniedEntry
-	6,  // 6: weir.proxy.v1.Proxy.SetRuleSets:input_type -> weir.proxy.v1.SetRuleSetsRequest
-	9,  // 7: weir.proxy.v1.Proxy.Records:input_type -> weir.proxy.v1.RecordsRequest
-	12, // 8: weir.proxy.v1.Proxy.Status:input_type -> weir.proxy.v1.StatusRequest
-	14, // 9: weir.proxy.v1.Proxy.Drain:input_type -> weir.proxy.v1.DrainRequest
-	7,  // 10: weir.proxy.v1.Proxy.SetRuleSets:output_type -> weir.proxy.v1.SetRuleSetsResponse
-	10, // 11: weir.proxy.v1.Proxy.Records:output_type -> weir.proxy.v1.RecordBatch
-	13, // 12: weir.proxy.v1.Proxy.Status:output_type -> weir.proxy.v1.StatusResponse
-	15, // 13: weir.proxy.v1.Proxy.Drain:output_type -> weir.proxy.v1.DrainResponse
-	10, // [10:14] is the sub-list for method output_type
-	6,  // [6:10] is the sub-list for method input_type
-	6,  // [6:6] is the sub-list for extension type_name
-	6,  // [6:6] is the sub-list for extension extendee
-	0,  // [0:6] is the sub-list for field type_name
+	12, // 0: weir.proxy.v1.Wiring.dns:type_name -> weir.proxy.v1.DNSSettings
+	17, // 1: weir.proxy.v1.RuleSet.http:type_name -> weir.proxy.v1.HTTPRule
+	4,  // 2: weir.proxy.v1.RuleSet.dns:type_name -> weir.proxy.v1.DNSRule
+	5,  // 3: weir.proxy.v1.DNSRule.selector:type_name -> weir.proxy.v1.NameSelector
+	5,  // 4: weir.proxy.v1.NameSet.selectors:type_name -> weir.proxy.v1.NameSelector
+	6,  // 5: weir.proxy.v1.NameIdentity.set:type_name -> weir.proxy.v1.NameSet
+	7,  // 6: weir.proxy.v1.SetNamesRequest.identities:type_name -> weir.proxy.v1.NameIdentity
+	6,  // 7: weir.proxy.v1.NameSets.sets:type_name -> weir.proxy.v1.NameSet
+	15, // 8: weir.proxy.v1.NameBatch.names:type_name -> weir.proxy.v1.Name
+	16, // 9: weir.proxy.v1.Name.addresses:type_name -> weir.proxy.v1.NameAddress
+	5,  // 10: weir.proxy.v1.Name.selectors:type_name -> weir.proxy.v1.NameSelector
+	18, // 11: weir.proxy.v1.HTTPRule.header_matches:type_name -> weir.proxy.v1.HeaderMatch
+	3,  // 12: weir.proxy.v1.SetRuleSetsRequest.upsert:type_name -> weir.proxy.v1.RuleSet
+	21, // 13: weir.proxy.v1.SetRuleSetsResponse.rejected:type_name -> weir.proxy.v1.RejectedSet
+	24, // 14: weir.proxy.v1.RecordBatch.records:type_name -> weir.proxy.v1.Record
+	25, // 15: weir.proxy.v1.Record.dns:type_name -> weir.proxy.v1.DNS
+	30, // 16: weir.proxy.v1.StatusResponse.denied:type_name -> weir.proxy.v1.StatusResponse.DeniedEntry
+	19, // 17: weir.proxy.v1.Proxy.SetRuleSets:input_type -> weir.proxy.v1.SetRuleSetsRequest
+	8,  // 18: weir.proxy.v1.Proxy.SetNames:input_type -> weir.proxy.v1.SetNamesRequest
+	10, // 19: weir.proxy.v1.Proxy.WatchNameSets:input_type -> weir.proxy.v1.WatchNameSetsRequest
+	13, // 20: weir.proxy.v1.Proxy.ListNames:input_type -> weir.proxy.v1.ListNamesRequest
+	22, // 21: weir.proxy.v1.Proxy.Records:input_type -> weir.proxy.v1.RecordsRequest
+	26, // 22: weir.proxy.v1.Proxy.Status:input_type -> weir.proxy.v1.StatusRequest
+	28, // 23: weir.proxy.v1.Proxy.Drain:input_type -> weir.proxy.v1.DrainRequest
+	20, // 24: weir.proxy.v1.Proxy.SetRuleSets:output_type -> weir.proxy.v1.SetRuleSetsResponse
+	9,  // 25: weir.proxy.v1.Proxy.SetNames:output_type -> weir.proxy.v1.SetNamesResponse
+	11, // 26: weir.proxy.v1.Proxy.WatchNameSets:output_type -> weir.proxy.v1.NameSets
+	14, // 27: weir.proxy.v1.Proxy.ListNames:output_type -> weir.proxy.v1.NameBatch
+	23, // 28: weir.proxy.v1.Proxy.Records:output_type -> weir.proxy.v1.RecordBatch
+	27, // 29: weir.proxy.v1.Proxy.Status:output_type -> weir.proxy.v1.StatusResponse
+	29, // 30: weir.proxy.v1.Proxy.Drain:output_type -> weir.proxy.v1.DrainResponse
+	24, // [24:31] is the sub-list for method output_type
+	17, // [17:24] is the sub-list for method input_type
+	17, // [17:17] is the sub-list for extension type_name
+	17, // [17:17] is the sub-list for extension extendee
+	0,  // [0:17] is the sub-list for field type_name
 }
 
 func init() { file_control_proto_init() }
@@ -1389,7 +2286,7 @@ func file_control_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_control_proto_rawDesc), len(file_control_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   17,
+			NumMessages:   31,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -25,10 +25,13 @@ import (
 const _ = grpc.SupportPackageIsVersion9
 
 const (
-	Proxy_SetRuleSets_FullMethodName = "/weir.proxy.v1.Proxy/SetRuleSets"
-	Proxy_Records_FullMethodName     = "/weir.proxy.v1.Proxy/Records"
-	Proxy_Status_FullMethodName      = "/weir.proxy.v1.Proxy/Status"
-	Proxy_Drain_FullMethodName       = "/weir.proxy.v1.Proxy/Drain"
+	Proxy_SetRuleSets_FullMethodName   = "/weir.proxy.v1.Proxy/SetRuleSets"
+	Proxy_SetNames_FullMethodName      = "/weir.proxy.v1.Proxy/SetNames"
+	Proxy_WatchNameSets_FullMethodName = "/weir.proxy.v1.Proxy/WatchNameSets"
+	Proxy_ListNames_FullMethodName     = "/weir.proxy.v1.Proxy/ListNames"
+	Proxy_Records_FullMethodName       = "/weir.proxy.v1.Proxy/Records"
+	Proxy_Status_FullMethodName        = "/weir.proxy.v1.Proxy/Status"
+	Proxy_Drain_FullMethodName         = "/weir.proxy.v1.Proxy/Drain"
 )
 
 // ProxyClient is the client API for Proxy service.
@@ -37,6 +40,16 @@ const (
 type ProxyClient interface {
 	// SetRuleSets answers when the sets are compiled and in force.
 	SetRuleSets(ctx context.Context, in *SetRuleSetsRequest, opts ...grpc.CallOption) (*SetRuleSetsResponse, error)
+	// SetNames replaces what addresses of names are known as. It answers when
+	// the fqdn table holds no identity but these, and every address has the one
+	// that its names now ask for.
+	SetNames(ctx context.Context, in *SetNamesRequest, opts ...grpc.CallOption) (*SetNamesResponse, error)
+	// WatchNameSets streams the combinations of selectors that addresses have or
+	// need: all of them at first and after each change. The agent answers a new
+	// one by SetNames.
+	WatchNameSets(ctx context.Context, in *WatchNameSetsRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[NameSets], error)
+	// ListNames streams what was learned.
+	ListNames(ctx context.Context, in *ListNamesRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[NameBatch], error)
 	// Records streams what was decided from now on. One stream at a time gets
 	// them; what comes while there is none is kept up to a bound.
 	Records(ctx context.Context, in *RecordsRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[RecordBatch], error)
@@ -66,9 +79,57 @@ func (c *proxyClient) SetRuleSets(ctx context.Context, in *SetRuleSetsRequest, o
 	return out, nil
 }
 
+func (c *proxyClient) SetNames(ctx context.Context, in *SetNamesRequest, opts ...grpc.CallOption) (*SetNamesResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(SetNamesResponse)
+	err := c.cc.Invoke(ctx, Proxy_SetNames_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *proxyClient) WatchNameSets(ctx context.Context, in *WatchNameSetsRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[NameSets], error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	stream, err := c.cc.NewStream(ctx, &Proxy_ServiceDesc.Streams[0], Proxy_WatchNameSets_FullMethodName, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	x := &grpc.GenericClientStream[WatchNameSetsRequest, NameSets]{ClientStream: stream}
+	if err := x.ClientStream.SendMsg(in); err != nil {
+		return nil, err
+	}
+	if err := x.ClientStream.CloseSend(); err != nil {
+		return nil, err
+	}
+	return x, nil
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type Proxy_WatchNameSetsClient = grpc.ServerStreamingClient[NameSets]
+
+func (c *proxyClient) ListNames(ctx context.Context, in *ListNamesRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[NameBatch], error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	stream, err := c.cc.NewStream(ctx, &Proxy_ServiceDesc.Streams[1], Proxy_ListNames_FullMethodName, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	x := &grpc.GenericClientStream[ListNamesRequest, NameBatch]{ClientStream: stream}
+	if err := x.ClientStream.SendMsg(in); err != nil {
+		return nil, err
+	}
+	if err := x.ClientStream.CloseSend(); err != nil {
+		return nil, err
+	}
+	return x, nil
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type Proxy_ListNamesClient = grpc.ServerStreamingClient[NameBatch]
+
 func (c *proxyClient) Records(ctx context.Context, in *RecordsRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[RecordBatch], error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
-	stream, err := c.cc.NewStream(ctx, &Proxy_ServiceDesc.Streams[0], Proxy_Records_FullMethodName, cOpts...)
+	stream, err := c.cc.NewStream(ctx, &Proxy_ServiceDesc.Streams[2], Proxy_Records_FullMethodName, cOpts...)
 	if err != nil {
 		return nil, err
 	}
@@ -111,6 +172,16 @@ func (c *proxyClient) Drain(ctx context.Context, in *DrainRequest, opts ...grpc.
 type ProxyServer interface {
 	// SetRuleSets answers when the sets are compiled and in force.
 	SetRuleSets(context.Context, *SetRuleSetsRequest) (*SetRuleSetsResponse, error)
+	// SetNames replaces what addresses of names are known as. It answers when
+	// the fqdn table holds no identity but these, and every address has the one
+	// that its names now ask for.
+	SetNames(context.Context, *SetNamesRequest) (*SetNamesResponse, error)
+	// WatchNameSets streams the combinations of selectors that addresses have or
+	// need: all of them at first and after each change. The agent answers a new
+	// one by SetNames.
+	WatchNameSets(*WatchNameSetsRequest, grpc.ServerStreamingServer[NameSets]) error
+	// ListNames streams what was learned.
+	ListNames(*ListNamesRequest, grpc.ServerStreamingServer[NameBatch]) error
 	// Records streams what was decided from now on. One stream at a time gets
 	// them; what comes while there is none is kept up to a bound.
 	Records(*RecordsRequest, grpc.ServerStreamingServer[RecordBatch]) error
@@ -132,6 +203,15 @@ type UnimplementedProxyServer struct{}
 
 func (UnimplementedProxyServer) SetRuleSets(context.Context, *SetRuleSetsRequest) (*SetRuleSetsResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method SetRuleSets not implemented")
+}
+func (UnimplementedProxyServer) SetNames(context.Context, *SetNamesRequest) (*SetNamesResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method SetNames not implemented")
+}
+func (UnimplementedProxyServer) WatchNameSets(*WatchNameSetsRequest, grpc.ServerStreamingServer[NameSets]) error {
+	return status.Error(codes.Unimplemented, "method WatchNameSets not implemented")
+}
+func (UnimplementedProxyServer) ListNames(*ListNamesRequest, grpc.ServerStreamingServer[NameBatch]) error {
+	return status.Error(codes.Unimplemented, "method ListNames not implemented")
 }
 func (UnimplementedProxyServer) Records(*RecordsRequest, grpc.ServerStreamingServer[RecordBatch]) error {
 	return status.Error(codes.Unimplemented, "method Records not implemented")
@@ -180,6 +260,46 @@ func _Proxy_SetRuleSets_Handler(srv interface{}, ctx context.Context, dec func(i
 	}
 	return interceptor(ctx, in, info, handler)
 }
+
+func _Proxy_SetNames_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(SetNamesRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(ProxyServer).SetNames(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Proxy_SetNames_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(ProxyServer).SetNames(ctx, req.(*SetNamesRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Proxy_WatchNameSets_Handler(srv interface{}, stream grpc.ServerStream) error {
+	m := new(WatchNameSetsRequest)
+	if err := stream.RecvMsg(m); err != nil {
+		return err
+	}
+	return srv.(ProxyServer).WatchNameSets(m, &grpc.GenericServerStream[WatchNameSetsRequest, NameSets]{ServerStream: stream})
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type Proxy_WatchNameSetsServer = grpc.ServerStreamingServer[NameSets]
+
+func _Proxy_ListNames_Handler(srv interface{}, stream grpc.ServerStream) error {
+	m := new(ListNamesRequest)
+	if err := stream.RecvMsg(m); err != nil {
+		return err
+	}
+	return srv.(ProxyServer).ListNames(m, &grpc.GenericServerStream[ListNamesRequest, NameBatch]{ServerStream: stream})
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type Proxy_ListNamesServer = grpc.ServerStreamingServer[NameBatch]
 
 func _Proxy_Records_Handler(srv interface{}, stream grpc.ServerStream) error {
 	m := new(RecordsRequest)
@@ -240,6 +360,10 @@ var Proxy_ServiceDesc = grpc.ServiceDesc{
 			Handler:    _Proxy_SetRuleSets_Handler,
 		},
 		{
+			MethodName: "SetNames",
+			Handler:    _Proxy_SetNames_Handler,
+		},
+		{
 			MethodName: "Status",
 			Handler:    _Proxy_Status_Handler,
 		},
@@ -249,6 +373,16 @@ var Proxy_ServiceDesc = grpc.ServiceDesc{
 		},
 	},
 	Streams: []grpc.StreamDesc{
+		{
+			StreamName:    "WatchNameSets",
+			Handler:       _Proxy_WatchNameSets_Handler,
+			ServerStreams: true,
+		},
+		{
+			StreamName:    "ListNames",
+			Handler:       _Proxy_ListNames_Handler,
+			ServerStreams: true,
+		},
 		{
 			StreamName:    "Records",
 			Handler:       _Proxy_Records_Handler,
