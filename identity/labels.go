@@ -1,6 +1,7 @@
 package identity
 
 import (
+	"net/netip"
 	"slices"
 	"strings"
 )
@@ -44,8 +45,12 @@ func NewLabels(labels ...Label) Labels {
 	return slices.CompactFunc(out, func(a, b Label) bool { return a.Key == b.Key && a.Source == b.Source })
 }
 
-// Get returns the value of a key; source may be SourceAny or SourceUnspec.
+// Get returns the value of a key; source may be SourceAny or SourceUnspec. A key
+// of SourceCIDR stands for every label of a prefix that lies in its own.
 func (ls Labels) Get(source, key string) (value string, ok bool) {
+	if source == SourceCIDR {
+		return "", ls.within(key)
+	}
 	for i := range ls {
 		switch {
 		case ls[i].Key < key:
@@ -56,6 +61,35 @@ func (ls Labels) Get(source, key string) (value string, ok bool) {
 		}
 	}
 	return "", false
+}
+
+func (ls Labels) within(key string) bool {
+	outer, known := netip.Prefix{}, false
+	for i := range ls {
+		if ls[i].Source != SourceCIDR {
+			continue
+		}
+		if !known {
+			if outer, known = PrefixOfKey(key); !known {
+				return false
+			}
+		}
+		if p, ok := PrefixOfKey(ls[i].Key); ok && outer.Bits() <= p.Bits() && outer.Contains(p.Addr()) {
+			return true
+		}
+	}
+	return false
+}
+
+// PrefixOfKey reads the key of a label of SourceCIDR: a prefix, with or without
+// dashes in place of an IPv6 address's colons, which no selector's key may
+// have. Host bits don't count.
+func PrefixOfKey(key string) (netip.Prefix, bool) {
+	p, err := netip.ParsePrefix(strings.ReplaceAll(key, "-", ":"))
+	if err != nil || p.Addr().Is4In6() {
+		return netip.Prefix{}, false // no packet has an IPv4 address in IPv6 form
+	}
+	return p.Masked(), true
 }
 
 // HasReserved tells whether the set has the reserved label of that name.

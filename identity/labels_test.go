@@ -82,6 +82,22 @@ func TestLabels(t *testing.T) {
 	}
 }
 
+// TestPrefixKeys: a key that is a prefix asks for every prefix inside.
+func TestPrefixKeys(t *testing.T) {
+	ls := NewLabels(Label{SourceReserved, ReservedWorldIPv4, ""}, Label{SourceCIDR, "10.1.0.0/16", ""}, Label{SourceCIDR, "fd00::/8", ""})
+	for key, want := range map[string]bool{
+		"10.0.0.0/8": true, "10.1.0.0/16": true, "10.9.9.9/8": true, "0.0.0.0/0": true, "10.1.2.0/24": false, "10.2.0.0/16": false,
+		"fd00--/8": true, "fd00--0/7": true, "0--0/0": true, "fd00--0/9": false, "10.1.0.0": false, "x": false, "": false, "0--ffff-10.0.0.0/104": false,
+	} {
+		if _, ok := ls.Get(SourceCIDR, key); ok != want {
+			t.Errorf("%s: %v", key, ok)
+		}
+	}
+	if _, ok := ls[2:].Get(SourceCIDR, "10.0.0.0/8"); ok {
+		t.Error("a set without a prefix lies in one")
+	}
+}
+
 func TestSelector(t *testing.T) {
 	ls := NewLabels(Label{SourceK8s, "app", "web"}, Label{SourceK8s, "empty", ""})
 	for _, c := range []struct {

@@ -36,10 +36,15 @@ status: {addresses: [{type: InternalIP, address: 192.168.0.1}]}
 ---
 apiVersion: cilium.io/v2
 kind: CiliumCIDRGroup
-metadata: {name: g, labels: {kind: x}}
+metadata: {name: g, labels: {kind: x, io.cilium.k8s.kind: x}}
 spec: {externalCIDRs: [1.2.3.0/24, "::ffff:9.9.9.0/120"]}
 ---
 `
+
+// groupsBy selects groups by one key.
+func groupsBy(key, operator string) string {
+	return `toCIDRSet: [{cidrGroupSelector: {matchExpressions: [{key: "` + key + `", operator: ` + operator + `}]}}]`
+}
 
 // TestSelectorSources: a key's source is part of what it asks for.
 func TestSelectorSources(t *testing.T) {
@@ -57,7 +62,21 @@ func TestSelectorSources(t *testing.T) {
 		{"group, a pod's source", `toCIDRSet: [{cidrGroupSelector: {matchLabels: {"k8s:kind": x}}}]`, nil},
 		{"group, a pod's source, Exists", `toCIDRSet: [{cidrGroupSelector: {matchExpressions: [{key: "k8s:kind", operator: Exists}]}}]`, nil},
 		{"group, a pod's source, NotIn", `toCIDRSet: [{cidrGroupSelector: {matchExpressions: [{key: "k8s:kind", operator: NotIn, values: [x]}]}}]`,
-			[]string{"1.2.3.4", "1.2.4.4", "9.9.9.9"}},
+			[]string{"1.2.3.4", "1.2.4.4", "9.9.9.9", "fd01::1"}},
+		{"group, a value of an address's own label", `toCIDRSet: [{cidrGroupSelector: {matchLabels: {"reserved:world-ipv4": ""}}}]`, nil},
+		{"group, its name", groupsBy("io.cilium.policy.cidrgroupname/g", "Exists"), []string{"1.2.3.4"}},
+		{"group, without a name", groupsBy("io.cilium.policy.cidrgroupname/g", "DoesNotExist"), []string{"1.2.4.4", "9.9.9.9", "fd01::1"}},
+		{"group, a label that is Cilium's own", groupsBy("io.cilium.k8s.kind", "Exists"), nil},
+		{"a prefix", groupsBy("cidr:1.2.0.0/16", "Exists"), []string{"1.2.3.4", "1.2.4.4"}},
+		{"a prefix, host bits", groupsBy("cidr:1.2.9.9/16", "Exists"), []string{"1.2.3.4", "1.2.4.4"}},
+		{"a prefix, a value", `toCIDRSet: [{cidrGroupSelector: {matchLabels: {"cidr:1.2.0.0/16": ""}}}]`, nil},
+		{"outside of a prefix that holds a group", groupsBy("cidr:1.2.0.0/16", "DoesNotExist"), []string{"9.9.9.9", "fd01::1"}},
+		{"outside of a prefix inside of a group", groupsBy("cidr:1.2.3.0/30", "DoesNotExist"), []string{"1.2.3.4", "1.2.4.4", "9.9.9.9", "fd01::1"}},
+		{"outside of one address", groupsBy("cidr:1.2.3.4/32", "DoesNotExist"), []string{"1.2.4.4", "9.9.9.9", "fd01::1"}},
+		{"outside of an IPv6 prefix", groupsBy("cidr:fd01--0/16", "DoesNotExist"), []string{"1.2.3.4", "1.2.4.4", "9.9.9.9"}},
+		{"outside of nothing that is a prefix", groupsBy("cidr:1.2.3.4", "DoesNotExist"), []string{"1.2.3.4", "1.2.4.4", "9.9.9.9", "fd01::1"}},
+		{"a prefix of outside peers", `toEndpoints: [{matchExpressions: [{key: "reserved:world-ipv4", operator: Exists}, {key: "cidr:1.2.0.0/16", operator: DoesNotExist}]}]`, []string{"9.9.9.9"}},
+		{"a prefix of pods", `toEndpoints: [{matchLabels: {"cidr:10.0.0.0/8": ""}}]`, nil},
 		{"IPv4 in IPv6 form", `toCIDR: ["::ffff:1.2.3.0/120"]`, nil},
 		{"IPv4 in IPv6 form, in a set", `toCIDRSet: [{cidr: "::ffff:1.2.3.0/120"}]`, nil},
 		{"IPv4 in IPv6 form, in a group", `toCIDRSet: [{cidrGroupRef: g}]`, []string{"1.2.3.4"}},
@@ -74,7 +93,7 @@ spec:
 		for _, to := range c.allowed {
 			want[to] = Allowed
 		}
-		for _, to := range []string{"a/web", "a/db", "b/db", "1.2.3.4", "1.2.4.4", "9.9.9.9", "node:n1"} {
+		for _, to := range []string{"a/web", "a/db", "b/db", "1.2.3.4", "1.2.4.4", "9.9.9.9", "fd01::1", "node:n1"} {
 			a := e.Explain(Question{From: "a/web", To: to, Port: "80"})
 			if a.Verdict == Failed {
 				t.Fatalf("%s: %s: %s", c.name, to, a.Error)

@@ -6,8 +6,6 @@ import (
 	"strconv"
 	"strings"
 
-	networkingv1 "k8s.io/api/networking/v1"
-
 	"github.com/weirnet/weir/identity"
 )
 
@@ -42,42 +40,6 @@ func (d *decoder) lint(p *Policy, meta objectMeta) []*Error {
 	}
 	slices.SortStableFunc(l.found, func(a, b *Error) int { return a.Line - b.Line })
 	return l.found
-}
-
-func (l *linter) networkPolicy(s *networkingv1.NetworkPolicySpec) {
-	if !l.d.has("spec.podSelector") {
-		l.warn("spec", "has no podSelector: it selects every pod of the namespace")
-	}
-	for _, p := range l.d.nullPaths {
-		if strings.HasSuffix(p, ".from") || strings.HasSuffix(p, ".to") || strings.HasSuffix(p, ".ports") || strings.HasSuffix(p, "Selector") {
-			l.warn(p, "is null, which is the same as not written: it selects everything")
-		}
-	}
-	if len(s.Ingress) > 0 && !slices.Contains(s.PolicyTypes, networkingv1.PolicyTypeIngress) {
-		l.warn("spec.ingress", "does not count: policyTypes lacks Ingress")
-	}
-	if len(s.Egress) > 0 && !slices.Contains(s.PolicyTypes, networkingv1.PolicyTypeEgress) {
-		l.warn("spec.egress", "does not count: policyTypes lacks Egress")
-	}
-	for i, r := range s.Ingress {
-		l.ipBlocks(r.From, index("spec.ingress", i)+".from")
-	}
-	for i, r := range s.Egress {
-		l.ipBlocks(r.To, index("spec.egress", i)+".to")
-	}
-}
-
-func (l *linter) ipBlocks(peers []networkingv1.NetworkPolicyPeer, path string) {
-	for i, p := range peers {
-		if p.IPBlock == nil {
-			continue
-		}
-		b := index(path, i) + ".ipBlock"
-		l.cidr(CIDR(p.IPBlock.CIDR), b+".cidr")
-		for j, e := range p.IPBlock.Except {
-			l.cidr(CIDR(e), index(b+".except", j))
-		}
-	}
 }
 
 func (l *linter) cidr(c CIDR, path string) {

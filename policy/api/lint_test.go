@@ -52,6 +52,13 @@ func TestWarnings(t *testing.T) {
 		{npHead + "spec: {podSelector: {}, ingress: [{from: null}]}\n", "spec.ingress[0].from: is null"},
 		{npHead + "spec: {}\n", "spec: has no podSelector"},
 		{npHead + "spec: {podSelector: {}, ingress: [{from: [{ipBlock: {cidr: 10.1.0.0/8}}]}]}\n", "spec.ingress[0].from[0].ipBlock.cidr: 10.1.0.0/8 has bits set"},
+		{npHead + "spec:\n  podSelector:\n    matchLabels:\n      io.kubernetes.pod.namespace: a\n", "7: spec.podSelector.matchLabels[io.kubernetes.pod.namespace]: io.kubernetes.pod.namespace is no label that pods have"},
+		{npHead + "spec: {podSelector: {}, egress: [{to: [{namespaceSelector: {}}, {namespaceSelector: {}, podSelector: {matchExpressions: [{key: a, operator: Exists}, {key: io.kubernetes.pod.namespace, operator: NotIn, values: [a]}]}}]}]}\n",
+			"spec.egress[0].to[1].podSelector.matchExpressions[1].key: io.kubernetes.pod.namespace is no label that pods have"},
+		{npHead + "spec: {podSelector: {}, ingress: [{from: [{namespaceSelector: {matchLabels: {io.kubernetes.pod.namespace: a}}}]}]}\n",
+			"spec.ingress[0].from[0].namespaceSelector.matchLabels[io.kubernetes.pod.namespace]: io.kubernetes.pod.namespace is no label that namespaces have"},
+		{npHead + "spec: {podSelector: {}, ingress: [{from: [{namespaceSelector: {matchLabels: {kubernetes.io/metadata.name: a}}}]}]}\n", ""},
+		{in("{fromEndpoints: [{matchLabels: {io.kubernetes.pod.namespace: b}}]}"), ""},
 	}
 	for _, tt := range tests {
 		p := onePolicy(t, tt.in)

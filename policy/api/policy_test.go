@@ -230,6 +230,25 @@ func TestCIDRGroup(t *testing.T) {
 	}
 }
 
+// TestKeysOfAllAddresses: no key of a peer's labels may stand for every address.
+func TestKeysOfAllAddresses(t *testing.T) {
+	for rule, refused := range map[string]string{
+		`toCIDRSet: [{cidrGroupSelector: {matchExpressions: [{key: "cidr:0.0.0.0/0", operator: DoesNotExist}]}}]`: "spec.egress[0].toCIDRSet[0].cidrGroupSelector.matchExpressions[0].key",
+		`toCIDRSet: [{cidrGroupSelector: {matchLabels: {"cidr:0--0/0": ""}}}]`:                                    "spec.egress[0].toCIDRSet[0].cidrGroupSelector.matchLabels[cidr:0--0/0]",
+		`toEndpoints: [{matchExpressions: [{key: "cidr:1.2.3.4/0", operator: Exists}]}]`:                          "spec.egress[0].toEndpoints[0].matchExpressions[0].key",
+		`toCIDRSet: [{cidrGroupSelector: {matchExpressions: [{key: "cidr:0.0.0.0/1", operator: DoesNotExist}]}}]`: "",
+		`toEndpoints: [{matchLabels: {"any:0.0.0.0/0": ""}}]`:                                                     "",
+	} {
+		var got string
+		if p := onePolicy(t, cnpHead+"spec:\n  endpointSelector: {}\n  egress: [{"+rule+"}]\n"); len(p.Refused) > 0 {
+			got = p.Refused[0].Field
+		}
+		if got != refused {
+			t.Errorf("%s: refused %q, want %q", rule, got, refused)
+		}
+	}
+}
+
 func TestKafka(t *testing.T) {
 	tests := []struct {
 		rule string
