@@ -12,10 +12,13 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Keys of a proxy's listeners: its listening sockets.
+// Keys of a proxy's listeners: its listening sockets, and the unconnected ones
+// that datagrams of redirected flows come to.
 const (
 	ListenerTCP4 uint32 = 0
 	ListenerTCP6 uint32 = 1
+	ListenerUDP4 uint32 = 2
+	ListenerUDP6 uint32 = 3
 )
 
 // Pins of a proxy beside the link of from_proxy.
@@ -77,9 +80,10 @@ func (d *Datapath) AttachedProxies() ([]uint8, error) {
 }
 
 // ProxyMaps opens the tables a proxy of that generation needs, by name: conns,
-// its listeners, and revision, which only proxies read. It may write them, and
-// gets no others: nothing it could write makes the programs let a packet pass.
-// The caller closes them.
+// its listeners, revision, which only proxies read, and fqdn, all of which it may
+// write; and conntrack, which it may read. What it writes to fqdn makes the
+// programs believe that an address is one of a name's, and nothing else that it
+// could write makes them let a packet pass. The caller closes them.
 func (d *Datapath) ProxyMaps(generation uint8) (_ map[string]*os.File, err error) {
 	files := map[string]*os.File{}
 	defer func() {
@@ -89,8 +93,8 @@ func (d *Datapath) ProxyMaps(generation uint8) (_ map[string]*os.File, err error
 			}
 		}
 	}()
-	open := func(name, path string) error {
-		m, err := ebpf.LoadPinnedMap(path, nil)
+	open := func(name, path string, readOnly bool) error {
+		m, err := ebpf.LoadPinnedMap(path, &ebpf.LoadPinOptions{ReadOnly: readOnly})
 		if err != nil {
 			return fmt.Errorf("open table %s for the proxy: %w", name, err)
 		}
@@ -102,12 +106,12 @@ func (d *Datapath) ProxyMaps(generation uint8) (_ map[string]*os.File, err error
 		files[name] = os.NewFile(uintptr(fd), name)
 		return nil
 	}
-	for _, name := range []string{"conns", revisionTable} {
-		if err := open(name, d.paths[name]); err != nil {
+	for _, name := range []string{"conns", revisionTable, "fqdn", "conntrack"} {
+		if err := open(name, d.paths[name], name == "conntrack"); err != nil {
 			return nil, err
 		}
 	}
-	if err := open(listenersPin, filepath.Join(proxyDir(d.opts.Pins, generation), listenersPin)); err != nil {
+	if err := open(listenersPin, filepath.Join(proxyDir(d.opts.Pins, generation), listenersPin), false); err != nil {
 		return nil, err
 	}
 	return files, nil

@@ -6,13 +6,11 @@ import (
 	"fmt"
 	"net"
 	"os"
-	"runtime"
+	"sync/atomic"
 	"syscall"
 	"time"
-	"unsafe"
 
 	"github.com/cilium/ebpf"
-	"golang.org/x/sys/unix"
 
 	"github.com/weirnet/weir/proxy/control"
 	"github.com/weirnet/weir/proxy/http"
@@ -25,6 +23,10 @@ type wired struct {
 	listeners  []*net.TCPListener
 	steering   *ebpf.Map // the listeners' sockmap
 	data       *dataSide
+
+	fqdn, conntrack *ebpf.Map // conntrack: read-only
+	checkpoint      [2]*os.File
+	dns             atomic.Pointer[control.DNSSettings] // nil: the defaults
 }
 
 // drain accepts nothing new and ends with the last connection, or with ctx.
@@ -120,8 +122,7 @@ func (p *process) wire(m *control.Wiring, files []*os.File) error {
 	defer func() {
 		_ = maps.revision.Close()
 		if !keep {
-			_ = maps.conns.Close()
-			_ = maps.listeners.Close()
+			maps.close()
 		}
 	}()
 	ids, err := maps.ids()
@@ -135,6 +136,7 @@ func (p *process) wire(m *control.Wiring, files []*os.File) error {
 		if ids != w.maps {
 			return fmt.Errorf("tables %v: %w with %v", ids, errStale, w.maps)
 		}
+		w.dns.Store(m.Dns)
 		return configureNamespace(m.Gateway, int(m.Mtu))
 	}
 	if m.Generation == 0 || m.Generation > 255 {
@@ -183,86 +185,12 @@ func (p *process) setUp(m *control.Wiring, maps *tables) (*wired, error) {
 		p.group.Go(func() error { return d.accept(l) })
 	}
 	p.group.Go(func() error { d.sweep(p.ctx); return nil })
-	return &wired{generation: uint8(m.Generation), listeners: listeners, steering: steering, data: d}, nil
-}
-
-// tables are what the proxy needs of those that come with a Wiring.
-type tables struct{ conns, revision, listeners *ebpf.Map }
-
-// mapIDs tell the tables of one agent's from another's.
-type mapIDs struct{ conns, revision, listeners ebpf.MapID }
-
-// openMaps opens the tables; the descriptors stay the caller's.
-func openMaps(names []string, files []*os.File) (_ *tables, err error) {
-	if len(names) != len(files) {
-		return nil, fmt.Errorf("%d tables and %d descriptors", len(names), len(files))
+	w := &wired{
+		generation: uint8(m.Generation), listeners: listeners, steering: steering, data: d,
+		fqdn: maps.fqdn, conntrack: maps.conntrack, checkpoint: maps.checkpoint,
 	}
-	t := &tables{}
-	places := map[string]**ebpf.Map{
-		control.MapConns: &t.conns, control.MapRevision: &t.revision, control.MapListeners: &t.listeners,
-	}
-	defer func() {
-		if err != nil {
-			for _, place := range places {
-				_ = (*place).Close() // nil is fine
-			}
-		}
-	}()
-	for i, name := range names {
-		place := places[name]
-		if place == nil || *place != nil {
-			continue
-		}
-		if *place, err = openMap(files[i]); err != nil {
-			return nil, fmt.Errorf("open table %s: %w", name, err)
-		}
-	}
-	for name, place := range places {
-		if *place == nil {
-			return nil, fmt.Errorf("no descriptor of table %s", name)
-		}
-	}
-	return t, nil
-}
-
-func openMap(f *os.File) (*ebpf.Map, error) {
-	fd, err := unix.FcntlInt(f.Fd(), unix.F_DUPFD_CLOEXEC, 0)
-	if err != nil {
-		return nil, err
-	}
-	m, err := ebpf.NewMapFromFD(fd)
-	if err != nil {
-		_ = unix.Close(fd)
-	}
-	return m, err
-}
-
-func (t *tables) ids() (ids mapIDs, err error) {
-	for _, x := range []struct {
-		m  *ebpf.Map
-		id *ebpf.MapID
-	}{{t.conns, &ids.conns}, {t.revision, &ids.revision}, {t.listeners, &ids.listeners}} {
-		if *x.id, err = mapID(x.m); err != nil {
-			return ids, fmt.Errorf("identify a table: %w", err)
-		}
-	}
-	return ids, nil
-}
-
-// mapID asks the kernel for a table's number. (The library also looks into
-// /proc, which is not there for a sealed proxy.)
-func mapID(m *ebpf.Map) (ebpf.MapID, error) {
-	var info struct{ kind, id uint32 } // the beginning of struct bpf_map_info
-	attr := struct {
-		fd, size uint32
-		info     uint64
-	}{uint32(m.FD()), uint32(unsafe.Sizeof(info)), uint64(uintptr(unsafe.Pointer(&info)))}
-	_, _, errno := unix.Syscall(unix.SYS_BPF, unix.BPF_OBJ_GET_INFO_BY_FD, uintptr(unsafe.Pointer(&attr)), unsafe.Sizeof(attr))
-	runtime.KeepAlive(&info)
-	if errno != 0 {
-		return 0, errno
-	}
-	return ebpf.MapID(info.id), nil
+	w.dns.Store(m.Dns)
+	return w, nil
 }
 
 // podShare is the part of all connections that one pod may have: this one of so

@@ -9,6 +9,8 @@ import (
 	"syscall"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/weirnet/weir/proxy/control"
 )
 
 // What the proxy keeps in its own namespaces: NET_ADMIN for transparent
@@ -96,10 +98,12 @@ func Notes() []string {
 	return nil
 }
 
-// limit sets bounds that a hostile proxy would run into: it makes no files,
-// no core and no locked memory.
+// limit sets bounds that a hostile proxy would run into: it writes no core, has no
+// message queues, and fills the run directory with its two checkpoints only so far.
 func limit() error {
-	for resource, value := range map[int]uint64{unix.RLIMIT_CORE: 0, unix.RLIMIT_FSIZE: 0, unix.RLIMIT_MSGQUEUE: 0} {
+	for resource, value := range map[int]uint64{
+		unix.RLIMIT_CORE: 0, unix.RLIMIT_FSIZE: control.MaxCheckpoint, unix.RLIMIT_MSGQUEUE: 0,
+	} {
 		if err := unix.Setrlimit(resource, &unix.Rlimit{Cur: value, Max: value}); err != nil {
 			return fmt.Errorf("set limit %d: %w", resource, err)
 		}

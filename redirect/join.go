@@ -46,13 +46,21 @@ func (m *Manager) wire(s *session) error {
 	if err != nil {
 		return err
 	}
-	wiring := &control.Wiring{Generation: uint32(g), Gateway: v.mac, Mtu: uint32(v.mtu)}
+	wiring := &control.Wiring{Generation: uint32(g), Gateway: v.mac, Mtu: uint32(v.mtu), Dns: m.opts.DNS}
 	var files []*os.File
+	defer func() { control.Close(files) }()
 	for name, f := range maps {
 		wiring.Maps = append(wiring.Maps, name)
 		files = append(files, f)
 	}
-	defer control.Close(files)
+	for _, name := range []string{control.MapCheckpoint0, control.MapCheckpoint1} {
+		f, err := m.opts.openCheckpoint(name)
+		if err != nil {
+			return err
+		}
+		wiring.Maps = append(wiring.Maps, name)
+		files = append(files, f)
+	}
 	if err := s.conn.SetDeadline(time.Now().Add(connectTimeout)); err != nil {
 		return err
 	}

@@ -10,6 +10,7 @@ import (
 	"sync"
 	"time"
 
+	"golang.org/x/sys/unix"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
@@ -40,7 +41,9 @@ type Options struct {
 	// number of the rule that decided (0: none). It must not block for long:
 	// the proxy drops what it can't send.
 	Record func(r *flow.Record, rule uint32)
-	Log    *slog.Logger
+	// DNS is how the proxy learns names; nil: its defaults.
+	DNS *control.DNSSettings
+	Log *slog.Logger
 }
 
 // Manager keeps a proxy running and joined to the node.
@@ -321,4 +324,14 @@ func (o *Options) makeRunDir() error {
 		return fmt.Errorf("make run directory: %w", err)
 	}
 	return nil
+}
+
+// openCheckpoint opens a file in the run directory for the proxy, which can't
+// open any, to keep there what its successors shall know. It is never read here.
+func (o *Options) openCheckpoint(name string) (*os.File, error) {
+	f, err := os.OpenFile(filepath.Join(o.RunDir, name), os.O_RDWR|os.O_CREATE|unix.O_NOFOLLOW, 0o600)
+	if err != nil {
+		return nil, fmt.Errorf("open checkpoint for the proxy: %w", err)
+	}
+	return f, nil
 }

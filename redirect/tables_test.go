@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"slices"
 	"strconv"
@@ -22,15 +23,16 @@ func TestProxyHoldsItsTablesOnly(t *testing.T) {
 		if err := a.Synced(t.Context()); err != nil {
 			t.Fatal(err)
 		}
-		maps, err := d.ProxyMaps(current(t, d, 0))
+		tables, err := d.ProxyMaps(current(t, d, 0))
 		if err != nil {
 			t.Fatal(err)
 		}
-		if len(maps) != 3 {
-			t.Errorf("it is sent %d tables", len(maps))
+		sent := slices.Sorted(maps.Keys(tables))
+		if want := []string{"conns", "conntrack", "fqdn", "listeners", "revision"}; !slices.Equal(sent, want) {
+			t.Errorf("it is sent %q", sent)
 		}
 		want := map[string]string{}
-		for name, f := range maps {
+		for name, f := range tables {
 			want[mapNumber(t, "self", f.Fd())] = name
 			defer f.Close()
 		}
@@ -51,7 +53,7 @@ func TestProxyHoldsItsTablesOnly(t *testing.T) {
 		}
 		slices.Sort(held)
 		// The revision is mapped, and needs no descriptor then.
-		if !slices.Equal(held, []string{control.MapConns, control.MapListeners}) {
+		if !slices.Equal(held, []string{control.MapConns, control.MapConntrack, control.MapFQDN, control.MapListeners}) {
 			t.Errorf("the proxy holds %q", held)
 		}
 		mapped, err := os.ReadFile(fmt.Sprintf("/proc/%d/maps", child))

@@ -11,6 +11,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/weirnet/weir/policy"
+	"github.com/weirnet/weir/policy/dnsrules"
 	"github.com/weirnet/weir/policy/httprules"
 )
 
@@ -22,6 +23,12 @@ func TestRuleSetsAreNotChanged(t *testing.T) {
 			{Path: "/a", Method: "GET", Host: "h", Headers: []string{"X", "Y: z"}, Rule: 4},
 			{HeaderMatches: []httprules.HeaderMatch{{Mismatch: "ADD", Name: "n", Value: "v"}, {Name: "m"}}, Rule: 5},
 		}},
+		{ID: 4, Protocol: policy.ProtocolDNS, Teaches: true, DNS: []dnsrules.Rule{
+			{Selector: dnsrules.Selector{Name: "api.example.test"}, Rule: 6},
+			{Selector: dnsrules.Selector{Pattern: "*.cdn.example.test"}},
+		}},
+		{ID: 5, Protocol: policy.ProtocolDNS, AllowAll: true, AllowRule: 7},
+		{ID: 6, Protocol: 99},
 	} {
 		if d := cmp.Diff(rs, RuleSetFrom(RuleSetOf(&rs))); d != "" {
 			t.Errorf("set %d (-sent +received):\n%s", rs.ID, d)

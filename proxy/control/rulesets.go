@@ -2,6 +2,7 @@ package control
 
 import (
 	"github.com/weirnet/weir/policy"
+	"github.com/weirnet/weir/policy/dnsrules"
 	"github.com/weirnet/weir/policy/httprules"
 )
 
@@ -10,11 +11,24 @@ const (
 	MapConns     = "conns"
 	MapRevision  = "revision"  // a copy of the policy revision, to be mapped
 	MapListeners = "listeners" // the sockmap of this generation
+	MapFQDN      = "fqdn"
+	MapConntrack = "conntrack" // read-only
+	// Two files to write what was learned to, in turn, so that one of them is
+	// whole whenever the process ends.
+	MapCheckpoint0 = "checkpoint0"
+	MapCheckpoint1 = "checkpoint1"
 )
+
+// MaxCheckpoint is the size that a file of the proxy can have, in bytes: what is
+// written beyond it fails with EFBIG.
+const MaxCheckpoint = 128 << 20
 
 // RuleSetOf is the message of a rule set.
 func RuleSetOf(rs *policy.RuleSet) *RuleSet {
-	m := &RuleSet{Id: rs.ID, AllowAll: rs.AllowAll, AllowRule: rs.AllowRule, Http: make([]*HTTPRule, len(rs.HTTP))}
+	m := &RuleSet{
+		Id: rs.ID, Protocol: uint32(rs.Protocol), AllowAll: rs.AllowAll, AllowRule: rs.AllowRule, Teaches: rs.Teaches,
+		Http: make([]*HTTPRule, len(rs.HTTP)), Dns: make([]*DNSRule, len(rs.DNS)),
+	}
 	for i := range rs.HTTP {
 		r := &rs.HTTP[i]
 		h := &HTTPRule{Path: r.Path, Method: r.Method, Host: r.Host, Headers: r.Headers, Rule: r.Rule}
@@ -23,12 +37,19 @@ func RuleSetOf(rs *policy.RuleSet) *RuleSet {
 		}
 		m.Http[i] = h
 	}
+	for i, r := range rs.DNS {
+		m.Dns[i] = &DNSRule{Selector: NameSelectorOf(r.Selector), Rule: r.Rule}
+	}
 	return m
 }
 
-// RuleSetFrom converts back.
+// RuleSetFrom converts back. A protocol that this binary does not know stays what
+// it is, for the receiver to refuse.
 func RuleSetFrom(m *RuleSet) policy.RuleSet {
-	rs := policy.RuleSet{ID: m.Id, AllowAll: m.AllowAll, AllowRule: m.AllowRule}
+	rs := policy.RuleSet{
+		ID: m.Id, Protocol: policy.Protocol(min(m.Protocol, unknownProtocol)),
+		AllowAll: m.AllowAll, AllowRule: m.AllowRule, Teaches: m.Teaches,
+	}
 	for _, h := range m.Http {
 		r := httprules.Rule{Path: h.Path, Method: h.Method, Host: h.Host, Headers: h.Headers, Rule: h.Rule}
 		for _, hm := range h.HeaderMatches {
@@ -36,5 +57,21 @@ func RuleSetFrom(m *RuleSet) policy.RuleSet {
 		}
 		rs.HTTP = append(rs.HTTP, r)
 	}
+	for _, r := range m.Dns {
+		rs.DNS = append(rs.DNS, dnsrules.Rule{Selector: NameSelectorFrom(r.Selector), Rule: r.Rule})
+	}
 	return rs
+}
+
+// unknownProtocol is none of policy.Protocol.
+const unknownProtocol = 255
+
+// NameSelectorOf is the message of a selector.
+func NameSelectorOf(s dnsrules.Selector) *NameSelector {
+	return &NameSelector{Name: s.Name, Pattern: s.Pattern}
+}
+
+// NameSelectorFrom converts back; nil gives the zero Selector, which is none.
+func NameSelectorFrom(m *NameSelector) dnsrules.Selector {
+	return dnsrules.Selector{Name: m.GetName(), Pattern: m.GetPattern()}
 }
