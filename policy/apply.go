@@ -134,13 +134,19 @@ func (e *Engine) DropUnusedSeeds() {
 	}
 }
 
-// Rule names the rule behind a number of an Entry or a RuleSet.
-func (e *Engine) Rule(id uint32) (RuleRef, bool) {
-	at, ok := e.rules.at[id]
-	if !ok {
-		return RuleRef{}, false
+// Rule names the rule behind a number of an Entry or a RuleSet; nil if it is
+// not known. What it points to is never changed, by the caller neither: a rule
+// that moved is another RuleRef from the Apply on that moved it.
+func (e *Engine) Rule(id uint32) *RuleRef {
+	at := e.rules.at[id]
+	if at == nil {
+		return nil
 	}
-	return at.policy.ref(at.path), true
+	if at.ref == nil {
+		ref := at.policy.ref(at.path)
+		at.ref = &ref
+	}
+	return at.ref
 }
 
 // IdentityLabels spells the labels of an identity; nil if it is not known.

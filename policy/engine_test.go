@@ -256,3 +256,30 @@ func TestApplyErrors(t *testing.T) {
 		t.Errorf("endpoints %v", d.Endpoints)
 	}
 }
+
+// TestRule: who asks twice gets the same, and what was given out stays as it is
+// when the policy moves in its file.
+func TestRule(t *testing.T) {
+	p := policyYAML("np: ingress: [{from: [{namespaceSelector: {}}]}]")
+	e, tb := applied(t, Options{NodeName: "n1"}, world, p)
+	if len(tb.numbers.Rules) != 1 {
+		t.Fatalf("numbers of rules: %v", tb.numbers.Rules)
+	}
+	for id := range tb.numbers.Rules {
+		before := e.Rule(id)
+		if before == nil || before.Rule == "" || before != e.Rule(id) {
+			t.Fatalf("rule %v, then %v", before, e.Rule(id))
+		}
+		was := *before
+		step(t, e, tb, objects(t, "\n\n"+p)...)
+		if after := e.Rule(id); after == nil || after.Line != was.Line+2 || *before != was {
+			t.Errorf("two lines down it is %v, before %v, which was %v", after, before, was)
+		}
+		for _, c := range objects(t, p) {
+			step(t, e, tb, Change{Object: c.Object})
+		}
+		if r := e.Rule(id); r != nil {
+			t.Errorf("gone, it is %v", r)
+		}
+	}
+}

@@ -200,7 +200,7 @@ func (x *explanation) side(f *enforcement, at, other end, peer *peer, port uint1
 // verdict spells an entry.
 func (x *explanation) verdict(f *enforcement, at end, entry Entry, ok bool) (*Side, error) {
 	s := &Side{Verdict: Denied}
-	if ref, known := x.engine.Rule(entry.Rule); known {
+	if ref := x.engine.Rule(entry.Rule); ref != nil {
 		s.Policy, s.Rule, s.File, s.Line = ref.Policy, ref.Rule, ref.File, ref.Line
 	}
 	switch {
@@ -288,7 +288,7 @@ func (x *explanation) redirected(s *Side, entry Entry) (*Side, error) {
 }
 
 func (x *explanation) decidedBy(s *Side, rule uint32) {
-	if ref, ok := x.engine.Rule(rule); ok {
+	if ref := x.engine.Rule(rule); ref != nil {
 		s.Policy, s.Rule, s.File, s.Line = ref.Policy, ref.Rule, ref.File, ref.Line
 	}
 }

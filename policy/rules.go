@@ -131,15 +131,16 @@ func (p *policyObject) ref(path string) RuleRef {
 // ruleTable numbers the rules that tables name.
 type ruleTable struct {
 	numbers *numbering
-	at      map[uint32]ruleAt
+	at      map[uint32]*ruleAt
 }
 
 type ruleAt struct {
 	policy *policyObject
 	path   string
+	ref    *RuleRef // made when first asked for
 }
 
-func newRuleTable(n *numbering) *ruleTable { return &ruleTable{numbers: n, at: map[uint32]ruleAt{}} }
+func newRuleTable(n *numbering) *ruleTable { return &ruleTable{numbers: n, at: map[uint32]*ruleAt{}} }
 
 // number returns the number of the rule at a field path of a policy.
 func (t *ruleTable) number(p *policyObject, path string) (uint32, error) {
@@ -151,7 +152,7 @@ func (t *ruleTable) number(p *policyObject, path string) (uint32, error) {
 		return 0, fmt.Errorf("number a rule of %s: %w", p.name, err)
 	}
 	p.numbers[path] = id
-	t.at[id] = ruleAt{p, path}
+	t.at[id] = &ruleAt{policy: p, path: path}
 	return id, nil
 }
 
@@ -160,7 +161,7 @@ func (t *ruleTable) inherit(p, old *policyObject) {
 	for _, path := range p.paths() {
 		if id, ok := old.numbers[path]; ok {
 			p.numbers[path] = id
-			t.at[id] = ruleAt{p, path}
+			t.at[id] = &ruleAt{policy: p, path: path}
 			delete(old.numbers, path)
 		}
 	}

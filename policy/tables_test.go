@@ -134,11 +134,14 @@ func (tb *tables) text(e *Engine) map[string]string {
 		return fmt.Sprintf("%x", tb.numbers.Identities[uint32(id)])
 	}
 	rule := func(id uint32) string {
-		r, ok := e.Rule(id)
-		if !ok && id != 0 {
-			return fmt.Sprint("unknown rule ", id)
+		r := e.Rule(id)
+		if r == nil {
+			if id != 0 {
+				return fmt.Sprint("unknown rule ", id)
+			}
+			return "no rule"
 		}
-		return fmt.Sprint(r)
+		return fmt.Sprint(*r)
 	}
 	set := func(id uint32) string {
 		rs := tb.ruleSets[id]
