@@ -63,7 +63,9 @@ type Manager struct {
 	engine *policy.Engine
 	names  names
 	labels map[uint32][]string // by identity, of the present engine state
-	shown  Status
+	// icmpTypes are their own indexes: what records point to.
+	icmpTypes [256]uint8
+	shown     Status
 }
 
 type submit struct {
@@ -103,6 +105,9 @@ func newManager(o Options, k kernel) (*Manager, error) {
 		node: o.Node, log: o.Log, veths: o.Veths, metrics: o.Metrics, complete: o.Complete, tellMTU: o.MTU,
 		submits: make(chan submit), waits: make(chan chan error),
 		r: r, engine: engine, names: newNames(), labels: map[uint32][]string{},
+	}
+	for i := range m.icmpTypes {
+		m.icmpTypes[i] = uint8(i)
 	}
 	if m.complete == nil {
 		m.complete = func() bool { return true }

@@ -157,7 +157,8 @@ func TestManagerNamesWhatItSees(t *testing.T) {
 	var got *flow.Record
 	eventually(t, "the drop is recorded", func() bool {
 		_ = ring.Read(ctx, flow.Query{Last: -1, Filter: flow.Filter{Verdict: []string{"dropped"}, Protocol: []string{"tcp"}}}, func(r *flow.Record, _ uint64) error {
-			got = r
+			kept := *r
+			got = &kept
 			return nil
 		})
 		return got != nil

@@ -3,7 +3,6 @@ package endpoint
 import (
 	"context"
 	"fmt"
-	"slices"
 	"strconv"
 
 	"golang.org/x/sys/unix"
@@ -15,19 +14,34 @@ import (
 )
 
 // Records reads the kernel's verdicts until ctx is done and publishes each as
-// a record, with the names that hold at that time.
+// a record, with the names that hold at that time. The record is publish's
+// until it returns; what it points to is never changed.
 func (m *Manager) Records(ctx context.Context, d *bpf.Datapath, publish func(*flow.Record)) error {
+	var r flow.Record // one for all, as there are thousands a second
 	for e, err := range d.Events(ctx) {
 		if err != nil {
 			return fmt.Errorf("read the kernel's verdicts: %w", err)
 		}
-		r := recordOf(&e)
-		m.mu.Lock()
-		m.explain(r, e.Rule, e.Policy, e.Direction)
-		m.mu.Unlock()
-		publish(r)
+		m.record(&r, &e)
+		publish(&r)
 	}
 	return nil
+}
+
+// record makes r the record of an event.
+func (m *Manager) record(r *flow.Record, e *bpf.Event) {
+	*r = flow.Record{
+		Time: e.Time, Layer: "L3/L4", Verdict: e.Verdict, Reason: e.Reason.String(), Direction: e.Direction.String(),
+		Source:   flow.Peer{Addr: e.Source.Addr(), Port: e.Source.Port(), Identity: uint32(e.SourceIdentity)},
+		Dest:     flow.Peer{Addr: e.Dest.Addr(), Port: e.Dest.Port(), Identity: uint32(e.DestIdentity)},
+		Protocol: protocolName(e.Protocol),
+	}
+	if e.Protocol == unix.IPPROTO_ICMP || e.Protocol == unix.IPPROTO_ICMPV6 {
+		r.ICMPType = &m.icmpTypes[e.ICMPType]
+	}
+	m.mu.Lock()
+	m.explain(r, e.Rule, e.Policy, e.Direction)
+	m.mu.Unlock()
 }
 
 // Complete adds names to a record that the proxy made: pods and labels of both
@@ -46,32 +60,17 @@ func (m *Manager) Complete(r *flow.Record, rule uint32) {
 	m.explain(r, rule, id, direction)
 }
 
-func recordOf(e *bpf.Event) *flow.Record {
-	r := &flow.Record{
-		Time: e.Time, Layer: "L3/L4", Verdict: e.Verdict, Reason: e.Reason.String(), Direction: e.Direction.String(),
-		Source:   flow.Peer{Addr: e.Source.Addr(), Port: e.Source.Port(), Identity: uint32(e.SourceIdentity)},
-		Dest:     flow.Peer{Addr: e.Dest.Addr(), Port: e.Dest.Port(), Identity: uint32(e.DestIdentity)},
-		Protocol: protocolName(e.Protocol),
-	}
-	if e.Protocol == unix.IPPROTO_ICMP || e.Protocol == unix.IPPROTO_ICMPV6 {
-		r.ICMPType = &e.ICMPType
-	}
-	return r
-}
-
 // explain adds names and causes; id is the policy of the pod that judged.
 func (m *Manager) explain(r *flow.Record, rule, id uint32, direction policy.Direction) {
 	r.Node = m.node
 	m.name(&r.Source)
 	m.name(&r.Dest)
 	if r.Rule == nil && rule != 0 {
-		if ref, ok := m.engine.Rule(rule); ok {
-			r.Rule = &ref
-		}
+		r.Rule = m.engine.Rule(rule)
 	}
 	if r.Rule == nil && r.Verdict == flow.Dropped && id != 0 {
 		if p := m.r.policies.want[id]; p != nil {
-			r.Policies = slices.Clone(p.Selecting[direction])
+			r.Policies = p.Selecting[direction]
 		}
 	}
 }

@@ -16,8 +16,23 @@ type Metrics struct {
 	requests *prometheus.CounterVec
 	latency  prometheus.Histogram
 
-	mu       sync.Mutex
-	policies map[string]bool
+	// mu guards the counters found before: to look one up by its labels costs
+	// more than all else that is done with a record.
+	mu         sync.Mutex
+	flowsOf    map[flowLabels]prometheus.Counter
+	requestsOf map[requestLabels]prometheus.Counter
+	policies   map[string]bool
+}
+
+type flowLabels struct {
+	verdict           Verdict
+	reason, direction string
+}
+
+type requestLabels struct {
+	verdict Verdict
+	status  int
+	policy  string
 }
 
 // maxPolicyLabels bounds the values of the policy label; what comes later is
@@ -40,43 +55,72 @@ func NewMetrics(reg prometheus.Registerer) *Metrics {
 			Help:    "Time from a forwarded HTTP request's head to its response's head.",
 			Buckets: prometheus.ExponentialBuckets(0.0001, 2.5, 14),
 		}),
-		policies: map[string]bool{},
+		flowsOf:    map[flowLabels]prometheus.Counter{},
+		requestsOf: map[requestLabels]prometheus.Counter{},
+		policies:   map[string]bool{},
 	}
 	reg.MustRegister(m.flows, m.requests, m.latency)
 	return m
 }
 
-// Observe counts one record.
+// Observe counts one record. It may be called by several goroutines at once.
 func (m *Metrics) Observe(r *Record) {
 	if r.HTTP == nil {
-		m.flows.WithLabelValues(r.Verdict.String(), r.Reason, r.Direction).Inc()
+		m.flow(flowLabels{r.Verdict, r.Reason, r.Direction}).Inc()
 		return
 	}
-	policy := ""
+	labels := requestLabels{verdict: r.Verdict, status: r.HTTP.Status}
 	if r.Rule != nil {
-		policy = m.policyLabel(r.Rule.Policy)
+		labels.policy = r.Rule.Policy
 	}
-	m.requests.WithLabelValues(r.Verdict.String(), codeLabel(r.HTTP.Status), policy).Inc()
+	m.request(labels).Inc()
 	if r.Verdict != Dropped && r.HTTP.Latency > 0 {
 		m.latency.Observe(r.HTTP.Latency.Seconds())
 	}
 }
 
-// codeLabel bounds what a server can make the label say.
-func codeLabel(status int) string {
-	if status == 0 {
-		return "none"
+func (m *Metrics) flow(l flowLabels) prometheus.Counter {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	c := m.flowsOf[l]
+	if c == nil {
+		c = m.flows.WithLabelValues(l.verdict.String(), l.reason, l.direction)
+		m.flowsOf[l] = c
 	}
-	if status < 100 || status > 599 {
+	return c
+}
+
+func (m *Metrics) request(l requestLabels) prometheus.Counter {
+	if l.status != 0 && (l.status < 100 || l.status > 599) {
+		l.status = otherStatus
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	l.policy = m.policyLabel(l.policy)
+	c := m.requestsOf[l]
+	if c == nil {
+		c = m.requests.WithLabelValues(l.verdict.String(), codeLabel(l.status), l.policy)
+		m.requestsOf[l] = c
+	}
+	return c
+}
+
+// otherStatus stands for all that are none, which bounds what a server can
+// make the label say.
+const otherStatus = -1
+
+func codeLabel(status int) string {
+	switch status {
+	case 0:
+		return "none"
+	case otherStatus:
 		return "other"
 	}
 	return strconv.Itoa(status)
 }
 
 func (m *Metrics) policyLabel(name string) string {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	if !m.policies[name] {
+	if name != "" && !m.policies[name] {
 		if len(m.policies) >= maxPolicyLabels {
 			return "other"
 		}

@@ -10,7 +10,8 @@ import (
 )
 
 // Record is one thing seen: a flow's verdict in the kernel, or one request in
-// the proxy. Its JSON is what `weir flows -o json` prints, one a line.
+// the proxy. Its JSON is what `weir flows -o json` prints, one a line. What it
+// points to is shared between records and never changed.
 type Record struct {
 	Time time.Time `json:"time"`
 	Node string    `json:"node,omitempty"`

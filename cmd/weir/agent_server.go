@@ -252,7 +252,8 @@ func (s *agentServer) latest(ctx context.Context, q flow.Query) []*flow.Record {
 	var list []*flow.Record
 	_ = s.ring.Read(ctx, q, func(rec *flow.Record, _ uint64) error {
 		if rec != nil {
-			list = append(list, rec)
+			kept := *rec
+			list = append(list, &kept)
 		}
 		return nil
 	}) // the query was compiled before, and the function returns no error
