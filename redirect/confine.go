@@ -99,12 +99,13 @@ func Notes() []string {
 }
 
 // limit sets bounds that a hostile proxy would run into: it writes no core, has no
-// message queues, and fills the run directory with its two checkpoints only so far.
+// message queues, and no file before it is sealed; then it has its two checkpoints,
+// with which it fills the run directory only so far.
 func limit() error {
-	for resource, value := range map[int]uint64{
-		unix.RLIMIT_CORE: 0, unix.RLIMIT_FSIZE: control.MaxCheckpoint, unix.RLIMIT_MSGQUEUE: 0,
+	for resource, limit := range map[int]unix.Rlimit{
+		unix.RLIMIT_CORE: {}, unix.RLIMIT_MSGQUEUE: {}, unix.RLIMIT_FSIZE: {Max: control.MaxCheckpoint},
 	} {
-		if err := unix.Setrlimit(resource, &unix.Rlimit{Cur: value, Max: value}); err != nil {
+		if err := unix.Setrlimit(resource, &limit); err != nil {
 			return fmt.Errorf("set limit %d: %w", resource, err)
 		}
 	}

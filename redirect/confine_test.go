@@ -53,7 +53,12 @@ func TestConfinement(t *testing.T) {
 			defer func() { _ = launcher.Process.Kill(); _ = launcher.Wait() }()
 			c := dialRaw(t, dir)
 			defer func() { _ = c.Close() }()
-			if err := control.Send(c, &control.Wiring{}, readOnly, readWrite); err != nil {
+			checkpoint, err := os.OpenFile(filepath.Join(dir, control.MapCheckpoint0), os.O_RDWR|os.O_CREATE, 0o600)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer checkpoint.Close()
+			if err := control.Send(c, &control.Wiring{}, readOnly, readWrite, checkpoint); err != nil {
 				t.Fatal(err)
 			}
 			answer := &control.Wired{}

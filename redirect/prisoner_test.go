@@ -53,7 +53,7 @@ func prisoner(mode, victim, pin string) error {
 		return err
 	}
 	results := map[string]string{}
-	for _, a := range attempts(mode == "sealed", pid, pin, files[0], files[1]) {
+	for _, a := range attempts(mode == "sealed", pid, pin, files[0], files[1], files[2]) {
 		switch err := a.try(); {
 		case err == nil && !a.may:
 			results[a.name] = "it can"
@@ -68,7 +68,7 @@ func prisoner(mode, victim, pin string) error {
 	return control.Send(c, &control.Wired{Error: string(b)})
 }
 
-func attempts(sealed bool, victim int, pin string, readOnly, readWrite *os.File) []attempt {
+func attempts(sealed bool, victim int, pin string, readOnly, readWrite, checkpoint *os.File) []attempt {
 	mapOf := func(f *os.File) (*ebpf.Map, error) {
 		fd, err := unix.Dup(int(f.Fd()))
 		if err != nil {
@@ -235,6 +235,23 @@ func attempts(sealed bool, victim int, pin string, readOnly, readWrite *os.File)
 		return all
 	}
 	return append(all,
+		attempt{name: "write a checkpoint", may: true, try: func() error {
+			_, err := checkpoint.WriteAt([]byte("learned"), 0)
+			return err
+		}},
+		attempt{name: "sync a checkpoint", may: true, try: checkpoint.Sync},
+		attempt{name: "read a checkpoint", may: true, try: func() error {
+			_, err := checkpoint.ReadAt(make([]byte, 7), 0)
+			return err
+		}},
+		attempt{name: "cut a checkpoint", may: true, try: func() error { return checkpoint.Truncate(3) }},
+		attempt{name: "make a checkpoint too large", try: func() error {
+			_, err := checkpoint.WriteAt([]byte("x"), control.MaxCheckpoint)
+			return err
+		}},
+		attempt{name: "make a checkpoint too large without writing", try: func() error {
+			return checkpoint.Truncate(control.MaxCheckpoint + 1)
+		}},
 		attempt{name: "read what everyone may", try: read("/etc/passwd")},
 		attempt{name: "list its root", may: true, try: func() error {
 			e, err := os.ReadDir("/")

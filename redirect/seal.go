@@ -10,6 +10,8 @@ import (
 	"unsafe"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/weirnet/weir/proxy/control"
 )
 
 // Inherited are the descriptors a confined proxy was born with.
@@ -69,6 +71,10 @@ func Seal() error {
 	}
 	if err := dropChroot(); err != nil {
 		return fmt.Errorf("seal: %w", err)
+	}
+	files := unix.Rlimit{Cur: control.MaxCheckpoint, Max: control.MaxCheckpoint}
+	if err := unix.Setrlimit(unix.RLIMIT_FSIZE, &files); err != nil {
+		return fmt.Errorf("seal: let it write checkpoints: %w", err)
 	}
 	prog := filter()
 	fprog := unix.SockFprog{Len: uint16(len(prog)), Filter: &prog[0]}

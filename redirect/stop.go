@@ -15,15 +15,18 @@ import (
 )
 
 // Remove ends the state's proxy, where one runs, and removes everything of it
-// from the node: its interfaces, sockets and logs. Connections get drain to
-// end. For uninstalling; no agent may be running.
+// from the node: its interfaces, sockets, logs and checkpoints. Connections get
+// drain to end. For uninstalling; no agent may be running.
 func Remove(ctx context.Context, state, runDir string, drain time.Duration) error {
 	var failed error
 	if err := stopRunning(ctx, runDir, drain); err != nil {
 		failed = err
 	}
 	failed = errors.Join(failed, removeVeths(state))
-	for _, name := range []string{socketName, socketName + ".new", lockName, logName, logName + ".1", emptyName} {
+	for _, name := range []string{
+		socketName, socketName + ".new", lockName, logName, logName + ".1", emptyName,
+		control.MapCheckpoint0, control.MapCheckpoint1,
+	} {
 		if err := os.Remove(filepath.Join(runDir, name)); err != nil && !errors.Is(err, os.ErrNotExist) {
 			failed = errors.Join(failed, fmt.Errorf("remove the proxy's files: %w", err))
 		}
