@@ -1,6 +1,17 @@
 // Package dnsrules matches DNS names against the DNS rules and toFQDNs
 // selectors of policies: the same code in the proxy and in `weir policy
 // explain`.
+//
+// A pattern speaks of a name label by label, so patterns are a tree of labels
+// from the right, and a name costs one path through it, however many patterns
+// there are. What a pattern means is what Cilium says (its package
+// fqdn/matchpattern translates patterns to regular expressions; the tests
+// here do the same and compare).
+//
+// Names are given as master files spell them, without the final dot: the root
+// is "". A byte of a label that is no letter, digit, hyphen or underscore must
+// not look like one of those or like a dot: it is spelled with a backslash
+// (`\.`, `\032`), which no pattern but a lone "*" of a DNS rule matches.
 package dnsrules
 
 // Selector names DNS names: those of DNS rules and of toFQDNs. Exactly one
