@@ -45,11 +45,11 @@ func TestAttachProxy(t *testing.T) {
 		key, value := make([]byte, m.KeySize()), make([]byte, m.ValueSize())
 		err = m.Update(key, value, ebpf.UpdateAny)
 		// A sockmap takes sockets only: that it gets as far as asking is enough.
-		if errors.Is(err, unix.EPERM) != (name == "conntrack") {
+		if errors.Is(err, unix.EPERM) != (name == "conntrack" || name == "shares") {
 			t.Errorf("%s: writing gives %v", name, err)
 		}
 	}
-	for _, name := range []string{"listeners", "conns", "fqdn", "conntrack", revisionTable} {
+	for _, name := range []string{"listeners", "conns", "fqdn", "conntrack", "shares", "grants", revisionTable} {
 		if files[name] == nil {
 			t.Errorf("no table %s", name)
 		}

@@ -33,7 +33,7 @@ func manyEntries(dir policy.Direction, more rules) rules {
 //	denied       no entry, every table is asked, counted, not told (as most are)
 //	redirect     a SYN for the proxy, repeated: judged, entered in two tables
 //	new          the difference that a flow's first packet makes: judged,
-//	             entered, counted, told
+//	             entered, counted, told; redirected, to a repeated SYN
 func BenchmarkPrograms(b *testing.B) {
 	k := newKernelOf(b, Sizes{}, 0)
 	always := variant(b, k, "always_judge", uint8(1))
@@ -81,7 +81,11 @@ func BenchmarkPrograms(b *testing.B) {
 		}
 		b.Run(ip.family+" from_pod new", func(b *testing.B) {
 			k.t = b
-			k.benchNew(b, ip)
+			k.benchNew(b, ip.tcp())
+		})
+		b.Run(ip.family+" from_pod new redirect", func(b *testing.B) {
+			k.t = b
+			k.benchNew(b, redirected)
 		})
 	}
 }
@@ -109,17 +113,19 @@ func (k *kernel) repeat(b *testing.B, a at, p packet, n int) {
 
 // benchNew runs first packets of flows one by one, and as many of one flow, and
 // reports the difference.
-func (k *kernel) benchNew(b *testing.B, ip addresses) {
+func (k *kernel) benchNew(b *testing.B, first packet) {
 	b.Helper()
-	const batch = 20000
+	const batch = 16000 // no more than one pod's share of conns
 	in := skb{Ifindex: uint32(k.podA)}
 	var total time.Duration
 	n := 0
 	for n < max(b.N, batch) {
 		empty(k, k.Conntrack)
+		empty(k, k.Conns)
+		empty(k, k.Shares)
 		took := [2]time.Duration{}
 		for round := range 2 {
-			p := ip.tcp()
+			p := first
 			var packets [][]byte
 			for i := range batch {
 				p.sport = 1000

@@ -135,6 +135,12 @@ type datapathFragmentKey struct {
 	Pad   [3]uint8
 }
 
+type datapathGrant struct {
+	_     structs.HostLayout
+	Born  uint64
+	Until uint64
+}
+
 type datapathMetric struct {
 	_       structs.HostLayout
 	Packets uint64
@@ -248,7 +254,15 @@ const (
 	datapathReasonREASON_PROXY_UNKNOWN_FLOW datapathReason = 49
 	datapathReasonREASON_UDP_NO_FLOW        datapathReason = 50
 	datapathReasonREASON_POLICY_MISSING     datapathReason = 51
+	datapathReasonREASON_CONNS_SHARE        datapathReason = 52
 )
+
+type datapathShare struct {
+	_     structs.HostLayout
+	Born  uint64
+	Made  uint64
+	Until uint64
+}
 
 type datapathState struct {
 	_              structs.HostLayout
@@ -287,6 +301,7 @@ const (
 	datapathMapEvents         = "events"
 	datapathMapFqdn           = "fqdn"
 	datapathMapFragments      = "fragments"
+	datapathMapGrants         = "grants"
 	datapathMapIpcache        = "ipcache"
 	datapathMapMetrics        = "metrics"
 	datapathMapNames          = "names"
@@ -295,6 +310,7 @@ const (
 	datapathMapPolicies       = "policies"
 	datapathMapPolicy         = "policy"
 	datapathMapProxies        = "proxies"
+	datapathMapShares         = "shares"
 	datapathMapState          = "state"
 	datapathProgFromPod       = "from_pod"
 	datapathProgFromProxy     = "from_proxy"
@@ -302,6 +318,7 @@ const (
 	datapathVarActionType     = "action_type"
 	datapathVarAlwaysJudge    = "always_judge"
 	datapathVarConnBitsType   = "conn_bits_type"
+	datapathVarConnsShare     = "conns_share"
 	datapathVarDirectionType  = "direction_type"
 	datapathVarEventLimit     = "event_limit"
 	datapathVarEventType      = "event_type"
@@ -372,6 +389,7 @@ type datapathMapSpecs struct {
 	Events    *ebpf.MapSpec `ebpf:"events"`
 	Fqdn      *ebpf.MapSpec `ebpf:"fqdn"`
 	Fragments *ebpf.MapSpec `ebpf:"fragments"`
+	Grants    *ebpf.MapSpec `ebpf:"grants"`
 	Ipcache   *ebpf.MapSpec `ebpf:"ipcache"`
 	Metrics   *ebpf.MapSpec `ebpf:"metrics"`
 	Names     *ebpf.MapSpec `ebpf:"names"`
@@ -380,6 +398,7 @@ type datapathMapSpecs struct {
 	Policies  *ebpf.MapSpec `ebpf:"policies"`
 	Policy    *ebpf.MapSpec `ebpf:"policy"`
 	Proxies   *ebpf.MapSpec `ebpf:"proxies"`
+	Shares    *ebpf.MapSpec `ebpf:"shares"`
 	State     *ebpf.MapSpec `ebpf:"state"`
 }
 
@@ -390,6 +409,7 @@ type datapathVariableSpecs struct {
 	ActionType     *ebpf.VariableSpec `ebpf:"action_type"`
 	AlwaysJudge    *ebpf.VariableSpec `ebpf:"always_judge"`
 	ConnBitsType   *ebpf.VariableSpec `ebpf:"conn_bits_type"`
+	ConnsShare     *ebpf.VariableSpec `ebpf:"conns_share"`
 	DirectionType  *ebpf.VariableSpec `ebpf:"direction_type"`
 	EventLimit     *ebpf.VariableSpec `ebpf:"event_limit"`
 	EventType      *ebpf.VariableSpec `ebpf:"event_type"`
@@ -429,6 +449,7 @@ type datapathMaps struct {
 	Events    *ebpf.Map `ebpf:"events"`
 	Fqdn      *ebpf.Map `ebpf:"fqdn"`
 	Fragments *ebpf.Map `ebpf:"fragments"`
+	Grants    *ebpf.Map `ebpf:"grants"`
 	Ipcache   *ebpf.Map `ebpf:"ipcache"`
 	Metrics   *ebpf.Map `ebpf:"metrics"`
 	Names     *ebpf.Map `ebpf:"names"`
@@ -437,6 +458,7 @@ type datapathMaps struct {
 	Policies  *ebpf.Map `ebpf:"policies"`
 	Policy    *ebpf.Map `ebpf:"policy"`
 	Proxies   *ebpf.Map `ebpf:"proxies"`
+	Shares    *ebpf.Map `ebpf:"shares"`
 	State     *ebpf.Map `ebpf:"state"`
 }
 
@@ -450,6 +472,7 @@ func (m *datapathMaps) Close() error {
 		m.Events,
 		m.Fqdn,
 		m.Fragments,
+		m.Grants,
 		m.Ipcache,
 		m.Metrics,
 		m.Names,
@@ -458,6 +481,7 @@ func (m *datapathMaps) Close() error {
 		m.Policies,
 		m.Policy,
 		m.Proxies,
+		m.Shares,
 		m.State,
 	)
 }
@@ -469,6 +493,7 @@ type datapathVariables struct {
 	ActionType     *ebpf.Variable `ebpf:"action_type"`
 	AlwaysJudge    *ebpf.Variable `ebpf:"always_judge"`
 	ConnBitsType   *ebpf.Variable `ebpf:"conn_bits_type"`
+	ConnsShare     *ebpf.Variable `ebpf:"conns_share"`
 	DirectionType  *ebpf.Variable `ebpf:"direction_type"`
 	EventLimit     *ebpf.Variable `ebpf:"event_limit"`
 	EventType      *ebpf.Variable `ebpf:"event_type"`

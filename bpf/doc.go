@@ -84,6 +84,9 @@
 //   - conns is written by the proxy, too, so the kernel takes nothing from it but
 //     that a pod's packet goes to the proxy: a flow that conntrack lost is judged
 //     again, in the name of the pod at this veth. from_proxy doesn't ask it.
+//   - Whoever sends SYNs makes entries in conns, which only user space takes away.
+//     So that one pod's leave room for the others', a veth gets no more than a
+//     quarter; share.h tells how that is kept by a kernel that can't count them.
 //   - A SYN on a connection that the proxy has goes to the proxy. If it made the
 //     entry anew, the responder, or anyone in the name of the initiator, could
 //     take a connection out of the proxy or abort it.

@@ -186,6 +186,8 @@ func (k *kernel) reset() {
 	empty(k, k.Policy)
 	empty(k, k.Conntrack)
 	empty(k, k.Conns)
+	empty(k, k.Shares)
+	empty(k, k.Grants)
 	empty(k, Table[datapathFragmentKey, datapathFragment]{"fragments", k.objects.Fragments})
 	k.drain()
 	for _, ip := range []addresses{ipv4, ipv6} {

@@ -62,6 +62,8 @@ type Datapath struct {
 	Policy    Table[PolicyKey, PolicyEntry]
 	Conntrack Table[Tuple, Conntrack]
 	Conns     Table[Tuple, Conn]
+	Shares    Table[uint32, Share] // by ifindex of the host side; only the kernel writes it
+	Grants    Table[uint32, Grant] // the same key; proxies write it
 	Proxies   Table[uint32, Proxy] // by generation, 0 to 255; an array: all keys are always there
 	Numbers   Table[Number, Digest]
 
@@ -100,6 +102,9 @@ func Load(o Options) (_ *Datapath, err error) {
 		return nil, fmt.Errorf("read the built-in eBPF object: %w", err)
 	}
 	o.Sizes.apply(spec)
+	if err := spec.Variables["conns_share"].Set(ConnsShare(spec.Maps["conns"].MaxEntries)); err != nil {
+		return nil, fmt.Errorf("set a pod's share of conns: %w", err)
+	}
 	if o.EventLimit != 0 {
 		if err := spec.Variables["event_limit"].Set(o.EventLimit); err != nil {
 			return nil, fmt.Errorf("limit events: %w", err)
@@ -155,6 +160,8 @@ func Load(o Options) (_ *Datapath, err error) {
 	d.Policy = Table[PolicyKey, PolicyEntry]{"policy", d.objects.Policy}
 	d.Conntrack = Table[Tuple, Conntrack]{"conntrack", d.objects.Conntrack}
 	d.Conns = Table[Tuple, Conn]{"conns", d.objects.Conns}
+	d.Shares = Table[uint32, Share]{"shares", d.objects.Shares}
+	d.Grants = Table[uint32, Grant]{"grants", d.objects.Grants}
 	d.Proxies = Table[uint32, Proxy]{"proxies", d.objects.Proxies}
 	d.Numbers = Table[Number, Digest]{"numbers", d.objects.Numbers}
 	return d, nil

@@ -32,6 +32,10 @@ TABLE(policy, BPF_MAP_TYPE_HASH, 1048576, struct policy_key, struct policy_entry
 TABLE(conntrack, BPF_MAP_TYPE_LRU_HASH, 262144, struct tuple, struct conntrack, 0);
 /* What the proxy must know of a redirected flow; not LRU, so that a live one stays. */
 TABLE(conns, BPF_MAP_TYPE_HASH, 65536, struct tuple, struct conn, 0);
+/* How many entries of conns each veth has made, and may make. */
+TABLE(shares, BPF_MAP_TYPE_LRU_HASH, 8192, __u32, struct share, 0);
+/* What the proxy's last walk through conns found room for. Written by the proxy. */
+TABLE(grants, BPF_MAP_TYPE_LRU_HASH, 8192, __u32, struct grant, 0);
 /* Ports of datagrams in fragments. */
 TABLE(fragments, BPF_MAP_TYPE_LRU_HASH, 8192, struct fragment_key, struct fragment, 0);
 /* Who is on a pod's link. */

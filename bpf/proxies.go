@@ -80,10 +80,10 @@ func (d *Datapath) AttachedProxies() ([]uint8, error) {
 }
 
 // ProxyMaps opens the tables a proxy of that generation needs, by name: conns,
-// its listeners, revision, which only proxies read, and fqdn, all of which it may
-// write; and conntrack, which it may read. What it writes to fqdn makes the
-// programs believe that an address is one of a name's, and nothing else that it
-// could write makes them let a packet pass. The caller closes them.
+// grants, its listeners, revision, which only proxies read, and fqdn, all of which
+// it may write; and conntrack and shares, which it may read. What it writes to
+// fqdn makes the programs believe that an address is one of a name's, and nothing
+// else that it could write makes them let a packet pass. The caller closes them.
 func (d *Datapath) ProxyMaps(generation uint8) (_ map[string]*os.File, err error) {
 	files := map[string]*os.File{}
 	defer func() {
@@ -106,8 +106,10 @@ func (d *Datapath) ProxyMaps(generation uint8) (_ map[string]*os.File, err error
 		files[name] = os.NewFile(uintptr(fd), name)
 		return nil
 	}
-	for _, name := range []string{"conns", revisionTable, "fqdn", "conntrack"} {
-		if err := open(name, d.paths[name], name == "conntrack"); err != nil {
+	for name, readOnly := range map[string]bool{
+		"conns": false, "grants": false, revisionTable: false, "fqdn": false, "conntrack": true, "shares": true,
+	} {
+		if err := open(name, d.paths[name], readOnly); err != nil {
 			return nil, err
 		}
 	}

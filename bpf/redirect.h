@@ -11,6 +11,7 @@
 #pragma once
 #include "conntrack.h"
 #include "events.h"
+#include "share.h"
 
 /* Marks a packet that from_proxy puts on a veth's ingress, until from_pod there
  * has seen it. A pod can't set it: crossing a namespace clears marks. */
@@ -156,11 +157,14 @@ SUBPROGRAM int renew_conn(struct packet *p, const struct tuple *forward)
  * the first packet go there. again: this SYN is a repeated one. */
 SUBPROGRAM int redirect_new(struct __sk_buff *skb, struct packet *p, bool again)
 {
+	struct conn conn = {}, *old = NULL;
+	__u32 zero = 0, ifindex;
 	struct conntrack ct = {};
-	struct conn conn = {}, *old;
-	__u32 zero = 0;
-	struct state *s;
+	struct share *share;
 	struct proxy *px;
+	struct state *s;
+	bool room;
+	long err;
 
 	if (!p)
 		return TC_ACT_SHOT;
@@ -172,14 +176,22 @@ SUBPROGRAM int redirect_new(struct __sk_buff *skb, struct packet *p, bool again)
 	if (!px || !px->alive)
 		return drop_for(skb, p, REASON_NO_PROXY);
 
+	ifindex = skb->ifindex;
+	share = share_of(ifindex);
+	if (!share)
+		return drop_for(skb, p, REASON_CONNS_SHARE); /* no memory */
+	room = has_room(share, ifindex);
+	/* An entry that is replaced needs no room. */
+	if (again || !room)
+		old = bpf_map_lookup_elem(&conns, &p->tuple);
+	if (!room && !old)
+		return drop_for(skb, p, REASON_CONNS_SHARE);
+
 	conn.id = bpf_ktime_get_ns();
 	conn.generation = zero;
-	if (again) {
-		old = bpf_map_lookup_elem(&conns, &p->tuple);
-		if (old && old->generation == conn.generation)
-			conn.id = old->id;
-	}
-	conn.ifindex = skb->ifindex;
+	if (again && old && old->generation == conn.generation)
+		conn.id = old->id;
+	conn.ifindex = ifindex;
 	conn.revision = p->revision;
 	conn.src_identity = p->direction == DIRECTION_EGRESS ? p->identity : p->peer[0];
 	conn.dst_identity = p->direction == DIRECTION_EGRESS ? p->peer[0] : p->identity;
@@ -193,7 +205,13 @@ SUBPROGRAM int redirect_new(struct __sk_buff *skb, struct packet *p, bool again)
 	conn.rule[0] = p->found[0].rule;
 	conn.rule[1] = p->found[1].rule;
 	pod_l2(skb, p, conn.l2);
-	if (bpf_map_update_elem(&conns, &p->tuple, &conn, BPF_ANY))
+	err = bpf_map_update_elem(&conns, &p->tuple, &conn, old ? BPF_ANY : BPF_NOEXIST);
+	/* Counted when it is there: a walk may count it twice, but never miss it. */
+	if (!err && !old)
+		__sync_fetch_and_add(&share->made, 1);
+	else if (err == -EEXIST)
+		err = bpf_map_update_elem(&conns, &p->tuple, &conn, BPF_ANY);
+	if (err)
 		return drop_for(skb, p, REASON_CONNS_FULL);
 
 	ct.last_seen = p->now;

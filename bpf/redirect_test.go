@@ -306,10 +306,9 @@ func TestRedirectConnsFull(t *testing.T) {
 	k := newKernel(t)
 	k.policy(policyA, viaProxy)
 	p := ipv4.tcp()
-	for i := range 64 {
-		p.sport = uint16(2000 + i)
-		k.want(k.fromA(), p, redirect, redirected(out))
-	}
+	p.sport = 2000
+	k.want(k.fromA(), p, redirect, redirected(out))
+	k.fill(63)
 	p.sport = 9000
 	k.want(k.fromA(), p, dropped, droppedFor(flow.ReasonConnsFull, out))
 	if k.entry(p) != nil {

@@ -89,6 +89,8 @@ func TestLayouts(t *testing.T) {
 		"policy_info": {unsafe.Sizeof(PolicyInfo{}), 20},
 		"conntrack":   {unsafe.Sizeof(Conntrack{}), 56},
 		"conn":        {unsafe.Sizeof(Conn{}), 56},
+		"share":       {unsafe.Sizeof(Share{}), 24},
+		"grant":       {unsafe.Sizeof(Grant{}), 16},
 		"event":       {unsafe.Sizeof(datapathEvent{}), 80},
 		"prefix":      {unsafe.Sizeof(Prefix{}), 20},
 	} {

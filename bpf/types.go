@@ -27,6 +27,10 @@ type (
 	Conn        = datapathConn
 	Proxy       = datapathProxy
 	State       = datapathState
+	// Share is what the kernel counts of one veth's entries in Conns, Grant what
+	// a proxy lets it make. See share.h.
+	Share = datapathShare
+	Grant = datapathGrant
 	// Number is a number the agent gave out, Digest what it stands for.
 	Number = datapathNumber
 	Digest = datapathDigest
@@ -223,6 +227,9 @@ func (i datapathPolicyInfo) Union(old PolicyInfo) PolicyInfo {
 	}
 	return i
 }
+
+// ConnsShare is how many of the entries of Conns one veth may have: a quarter.
+func ConnsShare(entries uint32) uint32 { return max(entries/4, 1) }
 
 // ConnLocal << direction is a bit of Conn.L7: that end is a pod of this node.
 const ConnLocal = uint8(datapathConnBitsCONN_LOCAL)

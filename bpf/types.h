@@ -85,7 +85,7 @@ enum action { ACTION_DENY = 1, ACTION_ALLOW = 2, ACTION_REDIRECT = 3, ACTION_REF
  * established flow writes nothing here: both ends of it, on whatever CPUs, then
  * share the cache lines. */
 struct conntrack {
-	__u64 last_seen;  /* bpf_ktime_get_ns() (CLOCK_MONOTONIC) */
+	__u64 last_seen;   /* bpf_ktime_get_ns() (CLOCK_MONOTONIC) */
 	__u32 revision[2]; /* by direction: policy revision a forward packet was last judged at */
 	__u32 ifindex;	   /* redirected: host veth of the pod the proxy speaks for */
 	__u32 flags;	   /* CT_* */
@@ -125,6 +125,20 @@ struct conn {
 };
 
 enum conn_bits { CONN_LOCAL = 4 };
+
+/* shares: ifindex of a pod's host veth -> its part of conns, see share.h.
+ * Only the kernel writes it. */
+struct share {
+	__u64 born;  /* bpf_ktime_get_ns() of this entry: a grant is for one life of it */
+	__u64 made;  /* entries of conns that were made at this veth */
+	__u64 until; /* made may get so far: a copy of the last grant */
+};
+
+/* grants: the same key -> how far made may get. Written by proxies. */
+struct grant {
+	__u64 born;
+	__u64 until;
+};
 
 /* proxies: generation -> how to reach it. alive 0: gone or draining to none. */
 struct proxy {

@@ -37,6 +37,7 @@ const (
 	ReasonProxyUnknownFlow Reason = 49 // left the proxy for a flow that was never redirected
 	ReasonUDPNoFlow        Reason = 50 // datagram for the proxy without a redirected flow
 	ReasonPolicyMissing    Reason = 51 // the pod's policy is not in the kernel yet
+	ReasonConnsShare       Reason = 52 // one pod has its share of the redirected flows: a quarter of what there is room for
 )
 
 // firstDrop is the lowest number of a reason to drop.
@@ -76,6 +77,7 @@ func Reasons() []Reason {
 		ReasonProxyUnknownFlow,
 		ReasonUDPNoFlow,
 		ReasonPolicyMissing,
+		ReasonConnsShare,
 	}
 }
 
@@ -138,6 +140,8 @@ func (r Reason) String() string {
 		return "udp-no-flow"
 	case ReasonPolicyMissing:
 		return "policy-missing"
+	case ReasonConnsShare:
+		return "conns-share"
 	}
 	return fmt.Sprintf("reason-%d", uint8(r))
 }
@@ -202,6 +206,8 @@ func (r Reason) Explanation() string {
 		return "datagram for the proxy without a redirected flow"
 	case ReasonPolicyMissing:
 		return "the pod's policy is not in the kernel yet"
+	case ReasonConnsShare:
+		return "one pod has its share of the redirected flows: a quarter of what there is room for"
 	}
 	return ""
 }

@@ -14,12 +14,12 @@ import (
 
 // tables are what comes with a Wiring.
 type tables struct {
-	conns, revision, listeners, fqdn, conntrack *ebpf.Map
-	checkpoint                                  [2]*os.File
+	conns, revision, listeners, fqdn, conntrack, shares, grants *ebpf.Map
+	checkpoint                                                  [2]*os.File
 }
 
 // mapIDs tell the tables of one agent's from another's.
-type mapIDs struct{ conns, revision, listeners, fqdn, conntrack ebpf.MapID }
+type mapIDs struct{ conns, revision, listeners, fqdn, conntrack, shares, grants ebpf.MapID }
 
 // openMaps opens what the names say; the descriptors stay the caller's. Others
 // than those of a proxy are left alone.
@@ -31,6 +31,7 @@ func openMaps(names []string, files []*os.File) (_ *tables, err error) {
 	places := map[string]**ebpf.Map{
 		control.MapConns: &t.conns, control.MapRevision: &t.revision, control.MapListeners: &t.listeners,
 		control.MapFQDN: &t.fqdn, control.MapConntrack: &t.conntrack,
+		control.MapShares: &t.shares, control.MapGrants: &t.grants,
 	}
 	plain := map[string]**os.File{
 		control.MapCheckpoint0: &t.checkpoint[0], control.MapCheckpoint1: &t.checkpoint[1],
@@ -83,7 +84,7 @@ func openMap(f *os.File) (*ebpf.Map, error) {
 // close closes all but the revision, which is needed no longer than for mapping
 // it.
 func (t *tables) close() {
-	for _, m := range []*ebpf.Map{t.conns, t.listeners, t.fqdn, t.conntrack} {
+	for _, m := range []*ebpf.Map{t.conns, t.listeners, t.fqdn, t.conntrack, t.shares, t.grants} {
 		_ = m.Close() // nil is fine
 	}
 	for _, f := range t.checkpoint {
@@ -100,6 +101,7 @@ func (t *tables) ids() (ids mapIDs, err error) {
 	}{
 		{t.conns, &ids.conns}, {t.revision, &ids.revision}, {t.listeners, &ids.listeners},
 		{t.fqdn, &ids.fqdn}, {t.conntrack, &ids.conntrack},
+		{t.shares, &ids.shares}, {t.grants, &ids.grants},
 	} {
 		if *x.id, err = mapID(x.m); err != nil {
 			return ids, fmt.Errorf("identify a table: %w", err)

@@ -2,6 +2,7 @@ package proxy
 
 import (
 	"log/slog"
+	"maps"
 	"os"
 	"runtime"
 	"sync"
@@ -86,6 +87,22 @@ func (f *memoryFlows) walk(_ int, visit func(bpf.Tuple, bpf.Conn)) (bool, error)
 
 func (f *memoryFlows) size() int { return 1 << 16 }
 
+// memoryShares is a shareTable in memory.
+type memoryShares struct {
+	shares map[uint32]bpf.Share
+	grants map[uint32]bpf.Grant
+	writes int
+	fail   error
+}
+
+func (s *memoryShares) read() (map[uint32]bpf.Share, error) { return maps.Clone(s.shares), s.fail }
+
+func (s *memoryShares) grant(veth uint32, g bpf.Grant) error {
+	s.grants[veth] = g
+	s.writes++
+	return nil
+}
+
 // newData makes a data side on tables in memory.
 func newData(t testing.TB) (*dataSide, *memoryFlows, *uint32) {
 	t.Helper()
@@ -98,7 +115,8 @@ func newData(t testing.TB) (*dataSide, *memoryFlows, *uint32) {
 	d := &dataSide{
 		log: slog.New(slog.NewTextHandler(testWriter{t}, nil)), generation: 3,
 		flows: flows, revisions: revisions{revision},
-		sets: newRuleSets(), closed: http.Closed(), server: server,
+		shares: &memoryShares{shares: map[uint32]bpf.Share{}, grants: map[uint32]bpf.Grant{}},
+		sets:   newRuleSets(), closed: http.Closed(), server: server,
 		records: newRecordBuffer(), counters: newCounters(), max: 4, dial: failingDial,
 		share: 4, pairs: newPairTable(),
 	}

@@ -29,14 +29,44 @@ type flowTable interface {
 	size() int
 }
 
+// walker reads a table of the kernel bit by bit.
+type walker[K, V any] struct {
+	m      *ebpf.Map
+	cursor *ebpf.MapBatchCursor
+	keys   []K
+	values []V
+}
+
+// walk is that of flowTable.
+func (w *walker[K, V]) walk(n int, visit func(K, V)) (end bool, err error) {
+	if w.cursor == nil {
+		w.cursor = &ebpf.MapBatchCursor{}
+	}
+	if len(w.keys) < n {
+		w.keys, w.values = make([]K, n), make([]V, n)
+	}
+	got, err := w.m.BatchLookup(w.cursor, w.keys[:n], w.values[:n], nil)
+	end = errors.Is(err, ebpf.ErrKeyNotExist)
+	if most := int(w.m.MaxEntries()); errors.Is(err, unix.ENOSPC) && n < most {
+		// The next bucket holds more than n: this step has to be longer.
+		return w.walk(min(n*4, most), visit)
+	}
+	if err != nil {
+		w.cursor = nil // from the beginning the next time
+	}
+	if err != nil && !end {
+		return false, err
+	}
+	for i := range got {
+		visit(w.keys[i], w.values[i])
+	}
+	return end, nil
+}
+
 // mapFlows is the flowTable in the kernel.
 type mapFlows struct {
-	m  *ebpf.Map
+	walker[bpf.Tuple, bpf.Conn]
 	mu sync.Mutex // held while remove may have a successor's entry out
-
-	cursor *ebpf.MapBatchCursor
-	keys   []bpf.Tuple
-	values []bpf.Conn
 }
 
 func (f *mapFlows) size() int { return int(f.m.MaxEntries()) }
@@ -77,28 +107,41 @@ func (f *mapFlows) remove(t bpf.Tuple, id uint64) error {
 }
 
 func (f *mapFlows) walk(n int, visit func(bpf.Tuple, bpf.Conn)) (end bool, err error) {
-	if f.cursor == nil {
-		f.cursor = &ebpf.MapBatchCursor{}
+	if end, err = f.walker.walk(n, visit); err != nil {
+		err = fmt.Errorf("walk through conns: %w", err)
 	}
-	if len(f.keys) < n {
-		f.keys, f.values = make([]bpf.Tuple, n), make([]bpf.Conn, n)
+	return end, err
+}
+
+// shareTable is what each veth has made of conns, and may make.
+type shareTable interface {
+	// read returns all there are, by veth. It must not be called concurrently.
+	read() (map[uint32]bpf.Share, error)
+	grant(veth uint32, g bpf.Grant) error
+}
+
+// mapShares is the shareTable in the kernel.
+type mapShares struct {
+	walker[uint32, bpf.Share]
+	grants *ebpf.Map
+}
+
+func (s *mapShares) read() (map[uint32]bpf.Share, error) {
+	all := map[uint32]bpf.Share{}
+	for end := false; !end; {
+		var err error
+		if end, err = s.walk(256, func(veth uint32, share bpf.Share) { all[veth] = share }); err != nil {
+			return nil, fmt.Errorf("read shares: %w", err)
+		}
 	}
-	got, err := f.m.BatchLookup(f.cursor, f.keys[:n], f.values[:n], nil)
-	end = errors.Is(err, ebpf.ErrKeyNotExist)
-	if errors.Is(err, unix.ENOSPC) && n < f.size() {
-		// The next bucket holds more than n: this step has to be longer.
-		return f.walk(min(n*4, f.size()), visit)
+	return all, nil
+}
+
+func (s *mapShares) grant(veth uint32, g bpf.Grant) error {
+	if err := s.grants.Put(&veth, &g); err != nil {
+		return fmt.Errorf("grant veth %d room: %w", veth, err)
 	}
-	if err != nil {
-		f.cursor = nil // from the beginning the next time
-	}
-	if err != nil && !end {
-		return false, fmt.Errorf("walk through conns: %w", err)
-	}
-	for i := range got {
-		visit(f.keys[i], f.values[i])
-	}
-	return end, nil
+	return nil
 }
 
 // revisions tells which policy is in force, by memory shared with the agent.

@@ -19,7 +19,7 @@ func newMapFlows(t testing.TB, n uint32) *mapFlows {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = m.Close() })
-	return &mapFlows{m: m}
+	return &mapFlows{walker: walker[bpf.Tuple, bpf.Conn]{m: m}}
 }
 
 func numbered(i int) bpf.Tuple {
@@ -133,35 +133,6 @@ func TestWalkSmallSteps(t *testing.T) {
 	}
 	if seen != 64 {
 		t.Errorf("saw %d of 64", seen)
-	}
-}
-
-func TestSweep(t *testing.T) {
-	d, _, _ := newData(t)
-	f := newMapFlows(t, 64)
-	d.flows = f
-	const now = uint64(100e9)
-	old, young := now-uint64(sweepAge)-1, now-uint64(sweepAge)+1
-	put(t, f, numbered(0), bpf.Conn{Id: old, Generation: 3})
-	put(t, f, numbered(1), bpf.Conn{Id: young, Generation: 3})
-	put(t, f, numbered(2), bpf.Conn{Id: old, Generation: 2}) // another proxy's
-	put(t, f, numbered(3), bpf.Conn{Id: old, Generation: 3}) // has a pair
-	if _, ok := d.pairs.put(&pair{tuple: numbered(3)}, 10, 10); !ok {
-		t.Fatal("no room for a pair")
-	}
-	for end := false; !end; {
-		var err error
-		if end, err = d.sweepSome(16, now); err != nil {
-			t.Fatal(err)
-		}
-	}
-	for i, want := range []bool{false, true, true, true} {
-		if _, ok, _ := f.get(numbered(i)); ok != want {
-			t.Errorf("entry %d is there: %v, want %v", i, ok, want)
-		}
-	}
-	if n := d.counters.swept.Load(); n != 1 {
-		t.Errorf("%d counted", n)
 	}
 }
 

@@ -12,6 +12,7 @@ import (
 
 	"github.com/cilium/ebpf"
 
+	"github.com/weirnet/weir/bpf"
 	"github.com/weirnet/weir/proxy/control"
 	"github.com/weirnet/weir/proxy/http"
 )
@@ -166,11 +167,12 @@ func (p *process) setUp(m *control.Wiring, maps *tables) (*wired, error) {
 	if err != nil {
 		return nil, err
 	}
-	flows := &mapFlows{m: maps.conns}
+	flows := &mapFlows{walker: walker[bpf.Tuple, bpf.Conn]{m: maps.conns}}
 	most := min(flows.size(), maxPairs())
 	d := &dataSide{
 		log: p.log, generation: uint8(m.Generation), flows: flows, revisions: revisions,
-		sets: p.sets, closed: http.Closed(), server: p.server, records: p.records, counters: p.counters,
+		shares: &mapShares{walker: walker[uint32, bpf.Share]{m: maps.shares}, grants: maps.grants},
+		sets:   p.sets, closed: http.Closed(), server: p.server, records: p.records, counters: p.counters,
 		max: most, share: max(most/podShare, 1), congestion: congestion, dial: dialAs,
 		pairs: newPairTable(),
 	}
@@ -184,7 +186,7 @@ func (p *process) setUp(m *control.Wiring, maps *tables) (*wired, error) {
 	for _, l := range listeners {
 		p.group.Go(func() error { return d.accept(l) })
 	}
-	p.group.Go(func() error { d.sweep(p.ctx); return nil })
+	p.group.Go(func() error { newSweeper(d).run(p.ctx); return nil })
 	w := &wired{
 		generation: uint8(m.Generation), listeners: listeners, steering: steering, data: d,
 		fqdn: maps.fqdn, conntrack: maps.conntrack, checkpoint: maps.checkpoint,

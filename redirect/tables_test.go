@@ -28,7 +28,7 @@ func TestProxyHoldsItsTablesOnly(t *testing.T) {
 			t.Fatal(err)
 		}
 		sent := slices.Sorted(maps.Keys(tables))
-		if want := []string{"conns", "conntrack", "fqdn", "listeners", "revision"}; !slices.Equal(sent, want) {
+		if want := []string{"conns", "conntrack", "fqdn", "grants", "listeners", "revision", "shares"}; !slices.Equal(sent, want) {
 			t.Errorf("it is sent %q", sent)
 		}
 		want := map[string]string{}
@@ -53,7 +53,7 @@ func TestProxyHoldsItsTablesOnly(t *testing.T) {
 		}
 		slices.Sort(held)
 		// The revision is mapped, and needs no descriptor then.
-		if !slices.Equal(held, []string{control.MapConns, control.MapConntrack, control.MapFQDN, control.MapListeners}) {
+		if !slices.Equal(held, []string{control.MapConns, control.MapConntrack, control.MapFQDN, control.MapGrants, control.MapListeners, control.MapShares}) {
 			t.Errorf("the proxy holds %q", held)
 		}
 		mapped, err := os.ReadFile(fmt.Sprintf("/proc/%d/maps", child))

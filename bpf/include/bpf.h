@@ -56,6 +56,7 @@ enum {
 };
 enum {
 	ENOENT = 2,
+	EEXIST = 17,
 	EINVAL = 22,
 };
 enum {

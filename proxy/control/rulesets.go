@@ -13,6 +13,8 @@ const (
 	MapListeners = "listeners" // the sockmap of this generation
 	MapFQDN      = "fqdn"
 	MapConntrack = "conntrack" // read-only
+	MapShares    = "shares"    // read-only
+	MapGrants    = "grants"
 	// Two files to write what was learned to, in turn, so that one of them is
 	// whole whenever the process ends.
 	MapCheckpoint0 = "checkpoint0"
