@@ -242,7 +242,7 @@ func TestWriteSubjectPolicy(t *testing.T) {
 func TestObjects(t *testing.T) {
 	dir := t.TempDir()
 	n := &node{prefix: netip.MustParsePrefix("10.88.3.0/24"), addr: netip.MustParseAddr("10.89.3.1")}
-	for i := range weirPods {
+	for i := range nodePods {
 		n.pods = append(n.pods, pod{name: fmt.Sprintf("pod-%d", i+1), addr: netip.AddrFrom4([4]byte{10, 88, 3, byte(i + 1)})})
 	}
 	if err := writeObjects(dir, n); err != nil {

@@ -107,7 +107,7 @@ spec:
 
 // Policies whose changes are timed: each subject pod has some of its own.
 const (
-	subjects           = weirPods - 2
+	subjects           = nodePods - 2
 	policiesPerSubject = 10
 )
 

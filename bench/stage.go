@@ -34,9 +34,10 @@ type stage struct {
 	procs   []*process
 }
 
-// weirPods is how many pods the node with Weir has: the client, the server,
-// and those that the policy changes are about.
-const weirPods = 102
+// nodePods is how many pods each node has: the client, the server, and those
+// that the policy changes are about where Weir runs. Without Weir they are there
+// as well, for devices and routes have a price of their own.
+const nodePods = 102
 
 func newStage(ctx context.Context, log *slog.Logger, o options, workers int) (*stage, error) {
 	s := &stage{log: log, o: o, workers: workers, targets: map[string]target{}}
@@ -73,9 +74,9 @@ func newStage(ctx context.Context, log *slog.Logger, o options, workers int) (*s
 }
 
 // addNode makes a node with its servers.
-func (s *stage) addNode(name string, subnet, pods int) (*node, error) {
+func (s *stage) addNode(name string, subnet int) (*node, error) {
 	name = fmt.Sprintf("%s%d-%s", namePrefix, os.Getpid(), name)
-	n, err := newNode(name, subnet, pods)
+	n, err := newNode(name, subnet, nodePods)
 	s.nodes = append(s.nodes, n)
 	if err != nil {
 		return n, fmt.Errorf("make node %s: %w", name, err)
@@ -114,7 +115,7 @@ func (s *stage) addTarget(ctx context.Context, t target, port int, enforced bool
 
 // addPlain makes the node without Weir, and the rivals on it.
 func (s *stage) addPlain(ctx context.Context) error {
-	n, err := s.addNode("plain", 1, 2)
+	n, err := s.addNode("plain", 1)
 	if err != nil {
 		return err
 	}
@@ -169,7 +170,7 @@ func (s *stage) addRuleTargets(ctx context.Context, t target) error {
 
 // addParse makes the node whose packets are parsed and nothing else.
 func (s *stage) addParse() error {
-	n, err := s.addNode("parse", 2, 2)
+	n, err := s.addNode("parse", 2)
 	if err != nil {
 		return err
 	}
@@ -184,7 +185,7 @@ func (s *stage) addParse() error {
 
 // addWeir makes the node with Weir on it.
 func (s *stage) addWeir(ctx context.Context) error {
-	n, err := s.addNode("weir", 3, weirPods)
+	n, err := s.addNode("weir", 3)
 	if err != nil {
 		return err
 	}
