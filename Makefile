@@ -19,7 +19,7 @@ NEED_GENERATE := clang-14 llvm-14 clang-format-14 protobuf-compiler
 NEED_TEST     := iproute2 nftables nginx-light procps
 NEED_RACE     := $(NEED_TEST) gcc libc6-dev
 NEED_DEMO     := iproute2 nftables nginx-light curl procps
-NEED_BENCH    := $(NEED_TEST) curl haproxy wrk python3-pip
+NEED_BENCH    := $(NEED_TEST) curl haproxy wrk python3-pip unbound dnsmasq-base dnsperf
 
 .PHONY: help
 help: ## This list

@@ -32,6 +32,16 @@ func (r *report) judge() {
 		}
 		return pairedRatio(c.of(num, f), c.of(den, f))
 	}
+	// difference subtracts one figure of two targets, round by round.
+	difference := func(cell, a, b string, f func(sample) float64) []float64 {
+		c, _ := r.cell(cell)
+		x, y := c.of(a, f), c.of(b, f)
+		out := make([]float64, min(len(x), len(y)))
+		for i := range out {
+			out[i] = x[i] - y[i]
+		}
+		return out
+	}
 	value := func(name string) float64 {
 		for _, f := range r.Figures {
 			if f.Name == name {
@@ -59,6 +69,12 @@ func (r *report) judge() {
 	add("HTTP, a worker per CPU, CPU per request of Envoy's (processes)", ratio("http-32"+perCPU, weirHTTP, envoy, proxyCPU), "<=", 0.4)
 	add("HTTP, 1,000 rules, requests/s of 1 rule's", ratio("http-rules", weirMany, weirOne, rate), ">=", 0.95)
 	add("HTTP, 1 MiB bodies, of direct", ratio("http-large", weirHTTP, direct, rate), ">=", 0.5)
+	add("DNS, queries/s of direct", ratio("dns", weirHTTP, direct, rate), ">=", 0.45)
+	add("DNS, queries/s of dnsmasq's", ratio("dns", weirHTTP, dnsmasq, rate), ">=", 1)
+	add("DNS, added latency, p50, us", median(difference("dns-1", weirHTTP, direct, p50)), "<=", 80)
+	add("DNS, added latency, p99, us", median(difference("dns-1", weirHTTP, direct, p99)), "<=", 1000)
+	add("connections refused after an answer", value(figurePairs), "<=", 0)
+	add("100,000 names with 300,000 addresses, proxy RSS, MB", value(figureNames), "<=", 120)
 	add("heap allocations per request", value(figureAllocs), "<=", 0)
 	add("10,000 idle connections, proxy RSS, MB", value(figureIdle), "<=", 120)
 	add("policy change until enforced, p99, ms", value(figureChange), "<=", 100)
@@ -70,5 +86,7 @@ const (
 	figureFull        = "tc program, full"
 	figureAllocs      = "allocations per request"
 	figureIdle        = "idle connections: weir RSS"
+	figurePairs       = "names connected to as soon as they are answered: refused"
+	figureNames       = "names learned: weir RSS"
 	figureChange      = "policy change until enforced, p99"
 )

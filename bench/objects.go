@@ -57,6 +57,9 @@ status: {phase: Running, podIP: %[6]s, podIPs: [{ip: %[6]s}]}
 	if err := os.WriteFile(filepath.Join(dir, "server.yaml"), []byte(serverPolicy()), 0o644); err != nil {
 		return err
 	}
+	if err := os.WriteFile(filepath.Join(dir, "dns.yaml"), []byte(dnsPolicy()), 0o644); err != nil {
+		return err
+	}
 	for subject := range subjects {
 		for number := range policiesPerSubject {
 			if _, err := writeSubjectPolicy(dir, subject, number, false); err != nil {
@@ -103,6 +106,34 @@ spec:
 		}
 	}
 	return b.String()
+}
+
+// dnsPolicy lets the client ask the servers for the names of the bench, and
+// connect to those that are made up.
+func dnsPolicy() string {
+	return fmt.Sprintf(`apiVersion: cilium.io/v2
+kind: CiliumNetworkPolicy
+metadata: {name: dns, namespace: %s}
+spec:
+  endpointSelector: {matchLabels: {role: client}}
+  egress:
+  - toEndpoints: [{matchLabels: {role: server}}]
+    toPorts:
+    - ports: [{port: "%d", protocol: UDP}, {port: "%d", protocol: UDP}]
+      rules:
+        dns: [{matchPattern: "*.bench.test"}, {matchPattern: "*.pairs.test"}]
+  - toFQDNs: [{matchPattern: "*.pairs.test"}]
+    toPorts: [{ports: [{port: "%d", protocol: TCP}]}]
+---
+apiVersion: cilium.io/v2
+kind: CiliumNetworkPolicy
+metadata: {name: dns-server, namespace: %[1]s}
+spec:
+  endpointSelector: {matchLabels: {role: server}}
+  ingress:
+  - fromEndpoints: [{matchLabels: {role: client}}]
+    toPorts: [{ports: [{port: "%[2]d", protocol: UDP}, {port: "%[3]d", protocol: UDP}]}]
+`, namespace, dnsPort, madeUpPort, worldPort)
 }
 
 // Policies whose changes are timed: each subject pod has some of its own.

@@ -29,25 +29,27 @@ type effort struct {
 	idle       int           // connections
 	changes    int           // policy changes that are timed
 	repeats    int           // of Go benchmarks
+	pairs      int           // names that are connected to
+	names      int           // names that are kept
 	rest       time.Duration // until a proxy with idle connections is looked at
 }
 
 func fullEffort() effort {
 	return effort{rounds: 5, duration: 3 * time.Second, l4Rounds: 25, l4Duration: 600 * time.Millisecond, idle: 10000, changes: 200,
-		repeats: 5, rest: 5 * time.Second}
+		repeats: 5, rest: 5 * time.Second, pairs: 100_000, names: 100_000}
 }
 
 func quickEffort() effort {
 	return effort{rounds: 1, duration: time.Second, l4Rounds: 3, l4Duration: 300 * time.Millisecond, idle: 500, changes: 20,
-		repeats: 1, rest: time.Second}
+		repeats: 1, rest: time.Second, pairs: 2000, names: 2000}
 }
 
 // cells is everything that is measured by putting targets under load in turn.
-func cells(e effort, script string) []cell {
+func cells(e effort, s *stage) []cell {
 	rivals := []string{nginx, haproxy, envoy}
 	http := func(name, title string, item, conns, rounds int, targets ...string) cell {
 		return cell{name: name, title: title, unit: "req/s", base: direct, targets: targets, port: hundredPort,
-			rounds: rounds, duration: e.duration, load: httpLoad(script, item, conns)}
+			rounds: rounds, duration: e.duration, load: httpLoad(s.script, item, conns)}
 	}
 	l4 := func(name, title, unit string) cell {
 		return cell{name: name, title: title, unit: unit, base: direct,
@@ -72,13 +74,17 @@ func cells(e effort, script string) []cell {
 		http("http-large", "HTTP, 4 connections, 1 MiB, 100 rules", largeItem, 4, e.rounds,
 			append([]string{direct, weirHTTP}, rivals...)...),
 		stream, rr, rr16, crr,
+		{name: "dns", title: "DNS, dnsperf", unit: "queries/s", base: direct, targets: []string{direct, weirHTTP, dnsmasq}, port: dnsPort,
+			rounds: e.rounds, duration: e.duration, load: dnsLoad(s)},
+		{name: "dns-1", title: "DNS, one question at a time, 1,000 new addresses a second meanwhile", unit: "queries/s", base: direct,
+			targets: []string{direct, weirHTTP}, port: dnsPort, rounds: e.rounds, duration: e.duration, load: dnsLatencyLoad(s)},
 	}
 }
 
 // cellsPerCPU are the cells that are measured again with a worker per CPU.
-func cellsPerCPU(e effort, script string) []cell {
+func cellsPerCPU(e effort, s *stage) []cell {
 	var again []cell
-	for _, c := range cells(e, script) {
+	for _, c := range cells(e, s) {
 		if c.name == "http-32" || c.name == "http-1" {
 			c.name += perCPU
 			c.title += ", a worker per CPU"

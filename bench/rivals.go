@@ -28,11 +28,23 @@ type configValues struct {
 	OriginPort  int
 	Ports       []int
 	Sets        []ruleSet
+	Names       int // of a DNS zone
+}
+
+// NameNumbers are 1 to Names.
+func (v configValues) NameNumbers() []int {
+	n := make([]int, v.Names)
+	for i := range n {
+		n[i] = i + 1
+	}
+	return n
 }
 
 // writeConfig fills a template into dir and returns the file's path.
 func writeConfig(dir, tmpl, file string, v configValues) (string, error) {
-	t, err := template.ParseFS(configs, "configs/"+tmpl)
+	t, err := template.New(tmpl).Funcs(template.FuncMap{
+		"div": func(a, b int) int { return a / b }, "mod": func(a, b int) int { return a%b + 1 },
+	}).ParseFS(configs, "configs/"+tmpl)
 	if err != nil {
 		return "", fmt.Errorf("read template %s: %w", tmpl, err)
 	}

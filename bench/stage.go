@@ -31,6 +31,7 @@ type stage struct {
 	weir    *weirAgent
 	parse   []link.Link
 	nodes   []*node
+	dns     dnsStage
 	procs   []*process
 }
 
@@ -94,7 +95,7 @@ func (s *stage) addNode(name string, subnet int) (*node, error) {
 		}
 		n.servers = append(n.servers, p)
 	}
-	return n, nil
+	return n, s.addDNS(n)
 }
 
 func (s *stage) started(p *process, err error) (*process, error) {
@@ -127,6 +128,13 @@ func (s *stage) addPlain(ctx context.Context) error {
 	base := target{name: direct, from: n.client(), to: at(server, 0), origin: server, servers: n.serverPids}
 	if err := s.addTarget(ctx, base, hundredPort, false); err != nil {
 		return err
+	}
+	if !slices.Contains(s.o.without, dnsmasq) {
+		p, err := s.addDnsmasq(n)
+		if err != nil {
+			return err
+		}
+		s.targets[dnsmasq] = target{name: dnsmasq, from: n.client(), to: at(n.addr, dnsmasqPort-dnsPort), origin: server, servers: n.serverPids, pids: p.tree}
 	}
 	envoyPath := s.o.envoy
 	if envoyPath == "" && !slices.Contains(s.o.without, envoy) {

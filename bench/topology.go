@@ -21,6 +21,8 @@ type node struct {
 	prefix netip.Prefix
 	addr   netip.Addr // the node's own
 	pods   []pod
+	// world is a namespace that has every outside address.
+	world string
 	// servers run in the server pod.
 	servers []*process
 }
@@ -38,6 +40,7 @@ type pod struct {
 func newNode(name string, subnet, pods int) (*node, error) {
 	n := &node{
 		name:   name,
+		world:  name + "-world",
 		prefix: netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 88, byte(subnet), 0}), 24),
 		addr:   netip.AddrFrom4([4]byte{10, 89, byte(subnet), 1}),
 	}
@@ -81,6 +84,9 @@ func (n *node) wire() error {
 	if err := ipBatch(n.name, host); err != nil {
 		return err
 	}
+	if err := n.wireWorld(); err != nil {
+		return err
+	}
 	for i, p := range n.pods {
 		inside := []string{
 			"link set lo up",
@@ -102,6 +108,34 @@ func (n *node) wire() error {
 		}
 	}
 	return nil
+}
+
+// wireWorld makes a namespace beyond the node that has every address of
+// worldNet.
+func (n *node) wireWorld() error {
+	if err := ip("netns", "add", n.world); err != nil {
+		return err
+	}
+	err := ipBatch(n.name, []string{
+		"link add world address 02:88:00:00:03:00 type veth peer name eth0 address 02:88:00:00:04:00 netns " + n.world,
+		"link set world up",
+		fmt.Sprintf("neigh add %s lladdr 02:88:00:00:04:00 dev world nud permanent", gateway),
+		fmt.Sprintf("route add %s via %s dev world onlink src %s", worldNet, gateway, n.addr),
+	})
+	if err != nil {
+		return err
+	}
+	err = ipBatch(n.world, []string{
+		"link set lo up",
+		"link set eth0 up",
+		fmt.Sprintf("neigh add %s lladdr 02:88:00:00:03:00 dev eth0 nud permanent", gateway),
+		fmt.Sprintf("route add default via %s dev eth0 onlink", gateway),
+		fmt.Sprintf("route add local %s dev lo", worldNet),
+	})
+	if err != nil {
+		return err
+	}
+	return inNamespace(n.world, "sysctl", "-qw", "net.core.somaxconn=16384", "net.ipv4.tcp_max_syn_backlog=16384")
 }
 
 // client and server are the two pods that every cell runs between.
@@ -128,7 +162,7 @@ func (n *node) serverPids() []int {
 
 // remove deletes the namespaces, and with them everything that hangs on them.
 func (n *node) remove() {
-	lines := []string{"netns del " + n.name}
+	lines := []string{"netns del " + n.name, "netns del " + n.world}
 	for _, p := range n.pods {
 		lines = append(lines, "netns del "+p.ns)
 	}
