@@ -43,7 +43,9 @@ type podConfig struct {
 }
 
 // miniAgent enforces one fixed policy with a real datapath, Manager and proxy.
-// It prints records as JSON lines, and answers "conns" with their number.
+// It prints records as JSON lines, and answers "conns" with their number,
+// "refused" with how many packets were dropped for a pod's share of them, and
+// "leave" when the Manager has gone and the proxy is alone.
 func miniAgent(ctx context.Context, dir, config string) error {
 	var pods []podConfig
 	if err := json.Unmarshal([]byte(config), &pods); err != nil {
@@ -54,7 +56,7 @@ func miniAgent(ctx context.Context, dir, config string) error {
 		return err
 	}
 	defer func() { _ = bpf.UnmountPins(pins) }()
-	d, err := bpf.Load(bpf.Options{Pins: pins, Sizes: bpf.Sizes{Conns: 4096, Conntrack: 4096, Policy: 1024}})
+	d, err := bpf.Load(bpf.Options{Pins: pins, Sizes: bpf.Sizes{Conns: laneConns, Conntrack: 4096, Policy: 1024}})
 	if err != nil {
 		return err
 	}
@@ -113,26 +115,42 @@ func miniAgent(ctx context.Context, dir, config string) error {
 	d.BumpRevision()
 	fmt.Println("ready")
 	in := bufio.NewScanner(os.Stdin)
+	leave := sync.OnceValue(func() error { stop(); return <-done })
 	for in.Scan() {
-		var failed error
-		n := 0
-		for range d.Conns.All(&failed) {
-			n++
+		switch in.Text() {
+		case "conns":
+			var failed error
+			n := 0
+			for range d.Conns.All(&failed) {
+				n++
+			}
+			fmt.Printf("answer %d %v\n", n, failed)
+		case "refused":
+			counters, err := d.Counters()
+			n := uint64(0)
+			for _, c := range counters {
+				if c.Reason == flow.ReasonConnsShare {
+					n += c.Packets
+				}
+			}
+			fmt.Printf("answer %d %v\n", n, err)
+		case "leave":
+			fmt.Printf("answer 0 %v\n", leave())
 		}
-		fmt.Printf("conns %d %v\n", n, failed)
 	}
-	stop()
-	return errors.Join(<-done, Remove(context.Background(), filepath.Base(dir), dir, 0))
+	return errors.Join(leave(), Remove(context.Background(), filepath.Base(dir), dir, 0))
 }
 
-// lane is a node with a client and a server, and a proxy between them.
+// lane is a node with a client and a server, and a proxy between them. The rival
+// is another client.
 type lane struct {
 	t                *testing.T
 	client, server   *node.Pod
+	rival            *node.Pod
 	in               io.WriteCloser
 	mu               sync.Mutex
 	records          []flow.Record
-	conns            chan string
+	answers          chan string
 	requests, closed chan string // paths asked for, and how connections ended at the server
 }
 
@@ -152,9 +170,9 @@ func openLane(t *testing.T) *lane {
 	if err != nil {
 		t.Fatal(err)
 	}
-	l := &lane{t: t, conns: make(chan string, 1), requests: make(chan string, 16), closed: make(chan string, 16)}
+	l := &lane{t: t, answers: make(chan string, 1), requests: make(chan string, 16), closed: make(chan string, 16)}
 	var pods []podConfig
-	for _, name := range []string{"client", "server"} {
+	for _, name := range []string{"client", "server", "rival"} {
 		p, err := n.AddPod(node.PodObject("ns", name), node.Routed)
 		if err != nil {
 			t.Fatal(err)
@@ -168,13 +186,16 @@ func openLane(t *testing.T) *lane {
 			t.Fatal(err)
 		}
 		pods = append(pods, podConfig{
-			Addrs: p.Addrs, Ifindex: outside.Attrs().Index, Egress: name == "client",
+			Addrs: p.Addrs, Ifindex: outside.Attrs().Index, Egress: name != "server",
 			PodMAC: inside.Attrs().HardwareAddr, HostMAC: outside.Attrs().HardwareAddr,
 		})
-		if name == "client" {
+		switch name {
+		case "client":
 			l.client = p
-		} else {
+		case "server":
 			l.server = p
+		default:
+			l.rival = p
 		}
 	}
 	config, err := json.Marshal(pods)
@@ -225,8 +246,8 @@ func (l *lane) read(out io.Reader, ready, done chan struct{}) {
 		switch line := lines.Text(); {
 		case line == "ready":
 			close(ready)
-		case strings.HasPrefix(line, "conns "):
-			l.conns <- strings.TrimPrefix(line, "conns ")
+		case strings.HasPrefix(line, "answer "):
+			l.answers <- strings.TrimPrefix(line, "answer ")
 		default:
 			var r flow.Record
 			if err := json.Unmarshal([]byte(line), &r); err != nil {
@@ -252,24 +273,39 @@ func (l *lane) recorded(path string) (out []flow.Record) {
 	return out
 }
 
+// order tells the agent something, and returns the number it answers with.
+func (l *lane) order(what string) (n int) {
+	l.t.Helper()
+	fmt.Fprintln(l.in, what)
+	var rest string
+	answer := <-l.answers
+	if _, err := fmt.Sscan(answer, &n, &rest); err != nil || rest != "<nil>" {
+		l.t.Fatalf("%s: %s, %v", what, answer, err)
+	}
+	return n
+}
+
 // noConns waits until no redirected flow is left in the kernel.
 func (l *lane) noConns() {
 	l.t.Helper()
-	last := ""
+	last := 0
 	for range 100 {
-		fmt.Fprintln(l.in, "conns")
-		if last = <-l.conns; last == "0 <nil>" {
+		if last = l.order("conns"); last == 0 {
 			return
 		}
 		time.Sleep(20 * time.Millisecond)
 	}
-	l.t.Errorf("entries left in conns: %s", last)
+	l.t.Errorf("%d entries left in conns", last)
 }
 
 func (l *lane) tryDial(to netip.AddrPort, from int) (*net.TCPConn, error) {
+	return dialFrom(l.client, to, from)
+}
+
+func dialFrom(p *node.Pod, to netip.AddrPort, from int) (*net.TCPConn, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
 	defer cancel()
-	c, err := l.client.Dial(ctx, &net.Dialer{LocalAddr: &net.TCPAddr{Port: from}}, "tcp", to.String())
+	c, err := p.Dial(ctx, &net.Dialer{LocalAddr: &net.TCPAddr{Port: from}}, "tcp", to.String())
 	if err != nil {
 		return nil, err
 	}
