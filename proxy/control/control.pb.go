@@ -38,7 +38,11 @@ type Welcome struct {
 	// Boot is random, chosen when the process started.
 	Boot string `protobuf:"bytes,3,opt,name=boot,proto3" json:"boot,omitempty"`
 	// Generation it was wired as; 0: not wired yet.
-	Generation    uint32 `protobuf:"varint,4,opt,name=generation,proto3" json:"generation,omitempty"`
+	Generation uint32 `protobuf:"varint,4,opt,name=generation,proto3" json:"generation,omitempty"`
+	// Build tells binaries apart; empty: unknown.
+	Build string `protobuf:"bytes,5,opt,name=build,proto3" json:"build,omitempty"`
+	// Managed: an agent started it, and replaces it by one of its own binary.
+	Managed       bool `protobuf:"varint,6,opt,name=managed,proto3" json:"managed,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -101,8 +105,23 @@ func (x *Welcome) GetGeneration() uint32 {
 	return 0
 }
 
+func (x *Welcome) GetBuild() string {
+	if x != nil {
+		return x.Build
+	}
+	return ""
+}
+
+func (x *Welcome) GetManaged() bool {
+	if x != nil {
+		return x.Managed
+	}
+	return false
+}
+
 // Wiring tells the proxy what it is and how its namespace is joined to the
-// node. Descriptors come with it, one for each name in maps.
+// node. Descriptors come with it, one for each name in maps. Or it asks for
+// something else (stop, hand_over, take_over), and ends the connection.
 type Wiring struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// DNS is how names are learned; without it the proxy's defaults hold.
@@ -120,7 +139,14 @@ type Wiring struct {
 	Stop  bool  `protobuf:"varint,5,opt,name=stop,proto3" json:"stop,omitempty"`
 	Drain int64 `protobuf:"varint,6,opt,name=drain,proto3" json:"drain,omitempty"`
 	// Restart: with stop, the supervisor starts a successor.
-	Restart       bool `protobuf:"varint,7,opt,name=restart,proto3" json:"restart,omitempty"`
+	Restart bool `protobuf:"varint,7,opt,name=restart,proto3" json:"restart,omitempty"`
+	// HandOver: the one descriptor is a connection to a successor. What was
+	// learned goes there at once, connections once Drain says so. A later one
+	// takes its place.
+	HandOver bool `protobuf:"varint,9,opt,name=hand_over,json=handOver,proto3" json:"hand_over,omitempty"`
+	// TakeOver: the one descriptor is the other end of that. It is answered when
+	// what was learned is in.
+	TakeOver      bool `protobuf:"varint,10,opt,name=take_over,json=takeOver,proto3" json:"take_over,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -207,6 +233,20 @@ func (x *Wiring) GetDrain() int64 {
 func (x *Wiring) GetRestart() bool {
 	if x != nil {
 		return x.Restart
+	}
+	return false
+}
+
+func (x *Wiring) GetHandOver() bool {
+	if x != nil {
+		return x.HandOver
+	}
+	return false
+}
+
+func (x *Wiring) GetTakeOver() bool {
+	if x != nil {
+		return x.TakeOver
 	}
 	return false
 }
@@ -1776,7 +1816,13 @@ type StatusResponse struct {
 	UpstreamTimeout uint64            `protobuf:"varint,16,opt,name=upstream_timeout,json=upstreamTimeout,proto3" json:"upstream_timeout,omitempty"`
 	Draining        bool              `protobuf:"varint,17,opt,name=draining,proto3" json:"draining,omitempty"`
 	// Notes tells what could not be set up as intended but works without.
-	Notes         []string `protobuf:"bytes,18,rep,name=notes,proto3" json:"notes,omitempty"`
+	Notes []string `protobuf:"bytes,18,rep,name=notes,proto3" json:"notes,omitempty"`
+	// Held are connections of other generations, which were taken over.
+	Held []*Held `protobuf:"bytes,19,rep,name=held,proto3" json:"held,omitempty"`
+	// HandedOver counts connections that went to the successor.
+	HandedOver uint64 `protobuf:"varint,20,opt,name=handed_over,json=handedOver,proto3" json:"handed_over,omitempty"`
+	// DrainUntil is when a drain ends at the latest; nanoseconds since the epoch.
+	DrainUntil    int64 `protobuf:"varint,21,opt,name=drain_until,json=drainUntil,proto3" json:"drain_until,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1930,19 +1976,106 @@ func (x *StatusResponse) GetNotes() []string {
 	return nil
 }
 
+func (x *StatusResponse) GetHeld() []*Held {
+	if x != nil {
+		return x.Held
+	}
+	return nil
+}
+
+func (x *StatusResponse) GetHandedOver() uint64 {
+	if x != nil {
+		return x.HandedOver
+	}
+	return 0
+}
+
+func (x *StatusResponse) GetDrainUntil() int64 {
+	if x != nil {
+		return x.DrainUntil
+	}
+	return 0
+}
+
+// Held are a generation's connections that another process than its own has.
+type Held struct {
+	state       protoimpl.MessageState `protogen:"open.v1"`
+	Generation  uint32                 `protobuf:"varint,1,opt,name=generation,proto3" json:"generation,omitempty"`
+	Connections uint64                 `protobuf:"varint,2,opt,name=connections,proto3" json:"connections,omitempty"`
+	// Receiving: more may come.
+	Receiving     bool `protobuf:"varint,3,opt,name=receiving,proto3" json:"receiving,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Held) Reset() {
+	*x = Held{}
+	mi := &file_control_proto_msgTypes[28]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Held) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Held) ProtoMessage() {}
+
+func (x *Held) ProtoReflect() protoreflect.Message {
+	mi := &file_control_proto_msgTypes[28]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Held.ProtoReflect.Descriptor instead.
+func (*Held) Descriptor() ([]byte, []int) {
+	return file_control_proto_rawDescGZIP(), []int{28}
+}
+
+func (x *Held) GetGeneration() uint32 {
+	if x != nil {
+		return x.Generation
+	}
+	return 0
+}
+
+func (x *Held) GetConnections() uint64 {
+	if x != nil {
+		return x.Connections
+	}
+	return 0
+}
+
+func (x *Held) GetReceiving() bool {
+	if x != nil {
+		return x.Receiving
+	}
+	return false
+}
+
 type DrainRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Timeout in nanoseconds; 0: at once.
 	Timeout int64 `protobuf:"varint,1,opt,name=timeout,proto3" json:"timeout,omitempty"`
 	// Restart: a supervisor starts a successor; otherwise it goes, too.
-	Restart       bool `protobuf:"varint,2,opt,name=restart,proto3" json:"restart,omitempty"`
+	Restart bool `protobuf:"varint,2,opt,name=restart,proto3" json:"restart,omitempty"`
+	// Successor: new flows go to another proxy by now. What still comes here is
+	// served, and each connection handed to it (HandOver) that stands between two
+	// messages.
+	Successor     bool `protobuf:"varint,3,opt,name=successor,proto3" json:"successor,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *DrainRequest) Reset() {
 	*x = DrainRequest{}
-	mi := &file_control_proto_msgTypes[28]
+	mi := &file_control_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1954,7 +2087,7 @@ func (x *DrainRequest) String() string {
 func (*DrainRequest) ProtoMessage() {}
 
 func (x *DrainRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[28]
+	mi := &file_control_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1967,7 +2100,7 @@ func (x *DrainRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DrainRequest.ProtoReflect.Descriptor instead.
 func (*DrainRequest) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{28}
+	return file_control_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *DrainRequest) GetTimeout() int64 {
@@ -1984,6 +2117,13 @@ func (x *DrainRequest) GetRestart() bool {
 	return false
 }
 
+func (x *DrainRequest) GetSuccessor() bool {
+	if x != nil {
+		return x.Successor
+	}
+	return false
+}
+
 type DrainResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -1992,7 +2132,7 @@ type DrainResponse struct {
 
 func (x *DrainResponse) Reset() {
 	*x = DrainResponse{}
-	mi := &file_control_proto_msgTypes[29]
+	mi := &file_control_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2004,7 +2144,7 @@ func (x *DrainResponse) String() string {
 func (*DrainResponse) ProtoMessage() {}
 
 func (x *DrainResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[29]
+	mi := &file_control_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2017,21 +2157,448 @@ func (x *DrainResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DrainResponse.ProtoReflect.Descriptor instead.
 func (*DrainResponse) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{29}
+	return file_control_proto_rawDescGZIP(), []int{30}
+}
+
+type EndGenerationRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Generation    uint32                 `protobuf:"varint,1,opt,name=generation,proto3" json:"generation,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *EndGenerationRequest) Reset() {
+	*x = EndGenerationRequest{}
+	mi := &file_control_proto_msgTypes[31]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *EndGenerationRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*EndGenerationRequest) ProtoMessage() {}
+
+func (x *EndGenerationRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_control_proto_msgTypes[31]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use EndGenerationRequest.ProtoReflect.Descriptor instead.
+func (*EndGenerationRequest) Descriptor() ([]byte, []int) {
+	return file_control_proto_rawDescGZIP(), []int{31}
+}
+
+func (x *EndGenerationRequest) GetGeneration() uint32 {
+	if x != nil {
+		return x.Generation
+	}
+	return 0
+}
+
+type EndGenerationResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *EndGenerationResponse) Reset() {
+	*x = EndGenerationResponse{}
+	mi := &file_control_proto_msgTypes[32]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *EndGenerationResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*EndGenerationResponse) ProtoMessage() {}
+
+func (x *EndGenerationResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_control_proto_msgTypes[32]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use EndGenerationResponse.ProtoReflect.Descriptor instead.
+func (*EndGenerationResponse) Descriptor() ([]byte, []int) {
+	return file_control_proto_rawDescGZIP(), []int{32}
+}
+
+// HandOver is a message from a proxy to its successor, one packet of a unix
+// socket of its own.
+type HandOver struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Types that are valid to be assigned to What:
+	//
+	//	*HandOver_Predecessor
+	//	*HandOver_Learned
+	//	*HandOver_LearnedAll
+	//	*HandOver_Connection
+	What          isHandOver_What `protobuf_oneof:"what"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *HandOver) Reset() {
+	*x = HandOver{}
+	mi := &file_control_proto_msgTypes[33]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *HandOver) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*HandOver) ProtoMessage() {}
+
+func (x *HandOver) ProtoReflect() protoreflect.Message {
+	mi := &file_control_proto_msgTypes[33]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use HandOver.ProtoReflect.Descriptor instead.
+func (*HandOver) Descriptor() ([]byte, []int) {
+	return file_control_proto_rawDescGZIP(), []int{33}
+}
+
+func (x *HandOver) GetWhat() isHandOver_What {
+	if x != nil {
+		return x.What
+	}
+	return nil
+}
+
+func (x *HandOver) GetPredecessor() *Predecessor {
+	if x != nil {
+		if x, ok := x.What.(*HandOver_Predecessor); ok {
+			return x.Predecessor
+		}
+	}
+	return nil
+}
+
+func (x *HandOver) GetLearned() *Learned {
+	if x != nil {
+		if x, ok := x.What.(*HandOver_Learned); ok {
+			return x.Learned
+		}
+	}
+	return nil
+}
+
+func (x *HandOver) GetLearnedAll() *LearnedAll {
+	if x != nil {
+		if x, ok := x.What.(*HandOver_LearnedAll); ok {
+			return x.LearnedAll
+		}
+	}
+	return nil
+}
+
+func (x *HandOver) GetConnection() *Connection {
+	if x != nil {
+		if x, ok := x.What.(*HandOver_Connection); ok {
+			return x.Connection
+		}
+	}
+	return nil
+}
+
+type isHandOver_What interface {
+	isHandOver_What()
+}
+
+type HandOver_Predecessor struct {
+	Predecessor *Predecessor `protobuf:"bytes,1,opt,name=predecessor,proto3,oneof"` // the first
+}
+
+type HandOver_Learned struct {
+	Learned *Learned `protobuf:"bytes,2,opt,name=learned,proto3,oneof"`
+}
+
+type HandOver_LearnedAll struct {
+	LearnedAll *LearnedAll `protobuf:"bytes,3,opt,name=learned_all,json=learnedAll,proto3,oneof"` // no more of it comes at once
+}
+
+type HandOver_Connection struct {
+	Connection *Connection `protobuf:"bytes,4,opt,name=connection,proto3,oneof"`
+}
+
+func (*HandOver_Predecessor) isHandOver_What() {}
+
+func (*HandOver_Learned) isHandOver_What() {}
+
+func (*HandOver_LearnedAll) isHandOver_What() {}
+
+func (*HandOver_Connection) isHandOver_What() {}
+
+type Predecessor struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Boot  string                 `protobuf:"bytes,1,opt,name=boot,proto3" json:"boot,omitempty"`
+	// Generations that connections may be of: its own, and those it took over.
+	Generations   []uint32 `protobuf:"varint,2,rep,packed,name=generations,proto3" json:"generations,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Predecessor) Reset() {
+	*x = Predecessor{}
+	mi := &file_control_proto_msgTypes[34]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Predecessor) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Predecessor) ProtoMessage() {}
+
+func (x *Predecessor) ProtoReflect() protoreflect.Message {
+	mi := &file_control_proto_msgTypes[34]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Predecessor.ProtoReflect.Descriptor instead.
+func (*Predecessor) Descriptor() ([]byte, []int) {
+	return file_control_proto_rawDescGZIP(), []int{34}
+}
+
+func (x *Predecessor) GetBoot() string {
+	if x != nil {
+		return x.Boot
+	}
+	return ""
+}
+
+func (x *Predecessor) GetGenerations() []uint32 {
+	if x != nil {
+		return x.Generations
+	}
+	return nil
+}
+
+// Learned is what a server said, as it is kept.
+type Learned struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Names         []*Name                `protobuf:"bytes,1,rep,name=names,proto3" json:"names,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Learned) Reset() {
+	*x = Learned{}
+	mi := &file_control_proto_msgTypes[35]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Learned) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Learned) ProtoMessage() {}
+
+func (x *Learned) ProtoReflect() protoreflect.Message {
+	mi := &file_control_proto_msgTypes[35]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Learned.ProtoReflect.Descriptor instead.
+func (*Learned) Descriptor() ([]byte, []int) {
+	return file_control_proto_rawDescGZIP(), []int{35}
+}
+
+func (x *Learned) GetNames() []*Name {
+	if x != nil {
+		return x.Names
+	}
+	return nil
+}
+
+type LearnedAll struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *LearnedAll) Reset() {
+	*x = LearnedAll{}
+	mi := &file_control_proto_msgTypes[36]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *LearnedAll) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*LearnedAll) ProtoMessage() {}
+
+func (x *LearnedAll) ProtoReflect() protoreflect.Message {
+	mi := &file_control_proto_msgTypes[36]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use LearnedAll.ProtoReflect.Descriptor instead.
+func (*LearnedAll) Descriptor() ([]byte, []int) {
+	return file_control_proto_rawDescGZIP(), []int{36}
+}
+
+// Connection stands between two messages. Two descriptors come with it: the
+// client's socket and the server's.
+type Connection struct {
+	state           protoimpl.MessageState `protogen:"open.v1"`
+	Source          []byte                 `protobuf:"bytes,1,opt,name=source,proto3" json:"source,omitempty"` // the client, and where it connected to
+	Destination     []byte                 `protobuf:"bytes,2,opt,name=destination,proto3" json:"destination,omitempty"`
+	SourcePort      uint32                 `protobuf:"varint,3,opt,name=source_port,json=sourcePort,proto3" json:"source_port,omitempty"`
+	DestinationPort uint32                 `protobuf:"varint,4,opt,name=destination_port,json=destinationPort,proto3" json:"destination_port,omitempty"`
+	Id              uint64                 `protobuf:"varint,5,opt,name=id,proto3" json:"id,omitempty"` // of its entry in conns
+	Generation      uint32                 `protobuf:"varint,6,opt,name=generation,proto3" json:"generation,omitempty"`
+	// Input was read from the client and not dealt with.
+	Input         []byte `protobuf:"bytes,7,opt,name=input,proto3" json:"input,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Connection) Reset() {
+	*x = Connection{}
+	mi := &file_control_proto_msgTypes[37]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Connection) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Connection) ProtoMessage() {}
+
+func (x *Connection) ProtoReflect() protoreflect.Message {
+	mi := &file_control_proto_msgTypes[37]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Connection.ProtoReflect.Descriptor instead.
+func (*Connection) Descriptor() ([]byte, []int) {
+	return file_control_proto_rawDescGZIP(), []int{37}
+}
+
+func (x *Connection) GetSource() []byte {
+	if x != nil {
+		return x.Source
+	}
+	return nil
+}
+
+func (x *Connection) GetDestination() []byte {
+	if x != nil {
+		return x.Destination
+	}
+	return nil
+}
+
+func (x *Connection) GetSourcePort() uint32 {
+	if x != nil {
+		return x.SourcePort
+	}
+	return 0
+}
+
+func (x *Connection) GetDestinationPort() uint32 {
+	if x != nil {
+		return x.DestinationPort
+	}
+	return 0
+}
+
+func (x *Connection) GetId() uint64 {
+	if x != nil {
+		return x.Id
+	}
+	return 0
+}
+
+func (x *Connection) GetGeneration() uint32 {
+	if x != nil {
+		return x.Generation
+	}
+	return 0
+}
+
+func (x *Connection) GetInput() []byte {
+	if x != nil {
+		return x.Input
+	}
+	return nil
 }
 
 var File_control_proto protoreflect.FileDescriptor
 
 const file_control_proto_rawDesc = "" +
 	"\n" +
-	"\rcontrol.proto\x12\rweir.proxy.v1\"s\n" +
+	"\rcontrol.proto\x12\rweir.proxy.v1\"\xa3\x01\n" +
 	"\aWelcome\x12\x1a\n" +
 	"\bprotocol\x18\x01 \x01(\rR\bprotocol\x12\x18\n" +
 	"\aversion\x18\x02 \x01(\tR\aversion\x12\x12\n" +
 	"\x04boot\x18\x03 \x01(\tR\x04boot\x12\x1e\n" +
 	"\n" +
 	"generation\x18\x04 \x01(\rR\n" +
-	"generation\"\xda\x01\n" +
+	"generation\x12\x14\n" +
+	"\x05build\x18\x05 \x01(\tR\x05build\x12\x18\n" +
+	"\amanaged\x18\x06 \x01(\bR\amanaged\"\x94\x02\n" +
 	"\x06Wiring\x12,\n" +
 	"\x03dns\x18\b \x01(\v2\x1a.weir.proxy.v1.DNSSettingsR\x03dns\x12\x1e\n" +
 	"\n" +
@@ -2042,7 +2609,10 @@ const file_control_proto_rawDesc = "" +
 	"\x04maps\x18\x04 \x03(\tR\x04maps\x12\x12\n" +
 	"\x04stop\x18\x05 \x01(\bR\x04stop\x12\x14\n" +
 	"\x05drain\x18\x06 \x01(\x03R\x05drain\x12\x18\n" +
-	"\arestart\x18\a \x01(\bR\arestart\"3\n" +
+	"\arestart\x18\a \x01(\bR\arestart\x12\x1b\n" +
+	"\thand_over\x18\t \x01(\bR\bhandOver\x12\x1b\n" +
+	"\ttake_over\x18\n" +
+	" \x01(\bR\btakeOver\"3\n" +
 	"\x05Wired\x12\x14\n" +
 	"\x05error\x18\x01 \x01(\tR\x05error\x12\x14\n" +
 	"\x05stale\x18\x02 \x01(\bR\x05stale\"\xe2\x01\n" +
@@ -2152,7 +2722,7 @@ const file_control_proto_rawDesc = "" +
 	"\taddresses\x18\x05 \x03(\fR\taddresses\x12\x14\n" +
 	"\x05chain\x18\x06 \x03(\tR\x05chain\x12\x1a\n" +
 	"\banswered\x18\a \x01(\bR\banswered\"\x0f\n" +
-	"\rStatusRequest\"\xfc\x04\n" +
+	"\rStatusRequest\"\xe7\x05\n" +
 	"\x0eStatusResponse\x12\x1e\n" +
 	"\n" +
 	"generation\x18\x01 \x01(\rR\n" +
@@ -2173,14 +2743,59 @@ const file_control_proto_rawDesc = "" +
 	"\x0fupstream_failed\x18\x0f \x01(\x04R\x0eupstreamFailed\x12)\n" +
 	"\x10upstream_timeout\x18\x10 \x01(\x04R\x0fupstreamTimeout\x12\x1a\n" +
 	"\bdraining\x18\x11 \x01(\bR\bdraining\x12\x14\n" +
-	"\x05notes\x18\x12 \x03(\tR\x05notes\x1a9\n" +
+	"\x05notes\x18\x12 \x03(\tR\x05notes\x12'\n" +
+	"\x04held\x18\x13 \x03(\v2\x13.weir.proxy.v1.HeldR\x04held\x12\x1f\n" +
+	"\vhanded_over\x18\x14 \x01(\x04R\n" +
+	"handedOver\x12\x1f\n" +
+	"\vdrain_until\x18\x15 \x01(\x03R\n" +
+	"drainUntil\x1a9\n" +
 	"\vDeniedEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\x04R\x05value:\x028\x01\"B\n" +
+	"\x05value\x18\x02 \x01(\x04R\x05value:\x028\x01\"f\n" +
+	"\x04Held\x12\x1e\n" +
+	"\n" +
+	"generation\x18\x01 \x01(\rR\n" +
+	"generation\x12 \n" +
+	"\vconnections\x18\x02 \x01(\x04R\vconnections\x12\x1c\n" +
+	"\treceiving\x18\x03 \x01(\bR\treceiving\"`\n" +
 	"\fDrainRequest\x12\x18\n" +
 	"\atimeout\x18\x01 \x01(\x03R\atimeout\x12\x18\n" +
-	"\arestart\x18\x02 \x01(\bR\arestart\"\x0f\n" +
-	"\rDrainResponse2\x98\x04\n" +
+	"\arestart\x18\x02 \x01(\bR\arestart\x12\x1c\n" +
+	"\tsuccessor\x18\x03 \x01(\bR\tsuccessor\"\x0f\n" +
+	"\rDrainResponse\"6\n" +
+	"\x14EndGenerationRequest\x12\x1e\n" +
+	"\n" +
+	"generation\x18\x01 \x01(\rR\n" +
+	"generation\"\x17\n" +
+	"\x15EndGenerationResponse\"\x81\x02\n" +
+	"\bHandOver\x12>\n" +
+	"\vpredecessor\x18\x01 \x01(\v2\x1a.weir.proxy.v1.PredecessorH\x00R\vpredecessor\x122\n" +
+	"\alearned\x18\x02 \x01(\v2\x16.weir.proxy.v1.LearnedH\x00R\alearned\x12<\n" +
+	"\vlearned_all\x18\x03 \x01(\v2\x19.weir.proxy.v1.LearnedAllH\x00R\n" +
+	"learnedAll\x12;\n" +
+	"\n" +
+	"connection\x18\x04 \x01(\v2\x19.weir.proxy.v1.ConnectionH\x00R\n" +
+	"connectionB\x06\n" +
+	"\x04what\"C\n" +
+	"\vPredecessor\x12\x12\n" +
+	"\x04boot\x18\x01 \x01(\tR\x04boot\x12 \n" +
+	"\vgenerations\x18\x02 \x03(\rR\vgenerations\"4\n" +
+	"\aLearned\x12)\n" +
+	"\x05names\x18\x01 \x03(\v2\x13.weir.proxy.v1.NameR\x05names\"\f\n" +
+	"\n" +
+	"LearnedAll\"\xd8\x01\n" +
+	"\n" +
+	"Connection\x12\x16\n" +
+	"\x06source\x18\x01 \x01(\fR\x06source\x12 \n" +
+	"\vdestination\x18\x02 \x01(\fR\vdestination\x12\x1f\n" +
+	"\vsource_port\x18\x03 \x01(\rR\n" +
+	"sourcePort\x12)\n" +
+	"\x10destination_port\x18\x04 \x01(\rR\x0fdestinationPort\x12\x0e\n" +
+	"\x02id\x18\x05 \x01(\x04R\x02id\x12\x1e\n" +
+	"\n" +
+	"generation\x18\x06 \x01(\rR\n" +
+	"generation\x12\x14\n" +
+	"\x05input\x18\a \x01(\fR\x05input2\xf4\x04\n" +
 	"\x05Proxy\x12T\n" +
 	"\vSetRuleSets\x12!.weir.proxy.v1.SetRuleSetsRequest\x1a\".weir.proxy.v1.SetRuleSetsResponse\x12K\n" +
 	"\bSetNames\x12\x1e.weir.proxy.v1.SetNamesRequest\x1a\x1f.weir.proxy.v1.SetNamesResponse\x12O\n" +
@@ -2188,7 +2803,8 @@ const file_control_proto_rawDesc = "" +
 	"\tListNames\x12\x1f.weir.proxy.v1.ListNamesRequest\x1a\x18.weir.proxy.v1.NameBatch0\x01\x12F\n" +
 	"\aRecords\x12\x1d.weir.proxy.v1.RecordsRequest\x1a\x1a.weir.proxy.v1.RecordBatch0\x01\x12E\n" +
 	"\x06Status\x12\x1c.weir.proxy.v1.StatusRequest\x1a\x1d.weir.proxy.v1.StatusResponse\x12B\n" +
-	"\x05Drain\x12\x1b.weir.proxy.v1.DrainRequest\x1a\x1c.weir.proxy.v1.DrainResponseB'Z%github.com/weirnet/weir/proxy/controlb\x06proto3"
+	"\x05Drain\x12\x1b.weir.proxy.v1.DrainRequest\x1a\x1c.weir.proxy.v1.DrainResponse\x12Z\n" +
+	"\rEndGeneration\x12#.weir.proxy.v1.EndGenerationRequest\x1a$.weir.proxy.v1.EndGenerationResponseB'Z%github.com/weirnet/weir/proxy/controlb\x06proto3"
 
 var (
 	file_control_proto_rawDescOnce sync.Once
@@ -2202,39 +2818,47 @@ func file_control_proto_rawDescGZIP() []byte {
 	return file_control_proto_rawDescData
 }
 
-var file_control_proto_msgTypes = make([]protoimpl.MessageInfo, 31)
+var file_control_proto_msgTypes = make([]protoimpl.MessageInfo, 39)
 var file_control_proto_goTypes = []any{
-	(*Welcome)(nil),              // 0: weir.proxy.v1.Welcome
-	(*Wiring)(nil),               // 1: weir.proxy.v1.Wiring
-	(*Wired)(nil),                // 2: weir.proxy.v1.Wired
-	(*RuleSet)(nil),              // 3: weir.proxy.v1.RuleSet
-	(*DNSRule)(nil),              // 4: weir.proxy.v1.DNSRule
-	(*NameSelector)(nil),         // 5: weir.proxy.v1.NameSelector
-	(*NameSet)(nil),              // 6: weir.proxy.v1.NameSet
-	(*NameIdentity)(nil),         // 7: weir.proxy.v1.NameIdentity
-	(*SetNamesRequest)(nil),      // 8: weir.proxy.v1.SetNamesRequest
-	(*SetNamesResponse)(nil),     // 9: weir.proxy.v1.SetNamesResponse
-	(*WatchNameSetsRequest)(nil), // 10: weir.proxy.v1.WatchNameSetsRequest
-	(*NameSets)(nil),             // 11: weir.proxy.v1.NameSets
-	(*DNSSettings)(nil),          // 12: weir.proxy.v1.DNSSettings
-	(*ListNamesRequest)(nil),     // 13: weir.proxy.v1.ListNamesRequest
-	(*NameBatch)(nil),            // 14: weir.proxy.v1.NameBatch
-	(*Name)(nil),                 // 15: weir.proxy.v1.Name
-	(*NameAddress)(nil),          // 16: weir.proxy.v1.NameAddress
-	(*HTTPRule)(nil),             // 17: weir.proxy.v1.HTTPRule
-	(*HeaderMatch)(nil),          // 18: weir.proxy.v1.HeaderMatch
-	(*SetRuleSetsRequest)(nil),   // 19: weir.proxy.v1.SetRuleSetsRequest
-	(*SetRuleSetsResponse)(nil),  // 20: weir.proxy.v1.SetRuleSetsResponse
-	(*RejectedSet)(nil),          // 21: weir.proxy.v1.RejectedSet
-	(*RecordsRequest)(nil),       // 22: weir.proxy.v1.RecordsRequest
-	(*RecordBatch)(nil),          // 23: weir.proxy.v1.RecordBatch
-	(*Record)(nil),               // 24: weir.proxy.v1.Record
-	(*DNS)(nil),                  // 25: weir.proxy.v1.DNS
-	(*StatusRequest)(nil),        // 26: weir.proxy.v1.StatusRequest
-	(*StatusResponse)(nil),       // 27: weir.proxy.v1.StatusResponse
-	(*DrainRequest)(nil),         // 28: weir.proxy.v1.DrainRequest
-	(*DrainResponse)(nil),        // 29: weir.proxy.v1.DrainResponse
-	nil,                          // 30: weir.proxy.v1.StatusResponse.DeniedEntry
+	(*Welcome)(nil),               // 0: weir.proxy.v1.Welcome
+	(*Wiring)(nil),                // 1: weir.proxy.v1.Wiring
+	(*Wired)(nil),                 // 2: weir.proxy.v1.Wired
+	(*RuleSet)(nil),               // 3: weir.proxy.v1.RuleSet
+	(*DNSRule)(nil),               // 4: weir.proxy.v1.DNSRule
+	(*NameSelector)(nil),          // 5: weir.proxy.v1.NameSelector
+	(*NameSet)(nil),               // 6: weir.proxy.v1.NameSet
+	(*NameIdentity)(nil),          // 7: weir.proxy.v1.NameIdentity
+	(*SetNamesRequest)(nil),       // 8: weir.proxy.v1.SetNamesRequest
+	(*SetNamesResponse)(nil),      // 9: weir.proxy.v1.SetNamesResponse
+	(*WatchNameSetsRequest)(nil),  // 10: weir.proxy.v1.WatchNameSetsRequest
+	(*NameSets)(nil),              // 11: weir.proxy.v1.NameSets
+	(*DNSSettings)(nil),           // 12: weir.proxy.v1.DNSSettings
+	(*ListNamesRequest)(nil),      // 13: weir.proxy.v1.ListNamesRequest
+	(*NameBatch)(nil),             // 14: weir.proxy.v1.NameBatch
+	(*Name)(nil),                  // 15: weir.proxy.v1.Name
+	(*NameAddress)(nil),           // 16: weir.proxy.v1.NameAddress
+	(*HTTPRule)(nil),              // 17: weir.proxy.v1.HTTPRule
+	(*HeaderMatch)(nil),           // 18: weir.proxy.v1.HeaderMatch
+	(*SetRuleSetsRequest)(nil),    // 19: weir.proxy.v1.SetRuleSetsRequest
+	(*SetRuleSetsResponse)(nil),   // 20: weir.proxy.v1.SetRuleSetsResponse
+	(*RejectedSet)(nil),           // 21: weir.proxy.v1.RejectedSet
+	(*RecordsRequest)(nil),        // 22: weir.proxy.v1.RecordsRequest
+	(*RecordBatch)(nil),           // 23: weir.proxy.v1.RecordBatch
+	(*Record)(nil),                // 24: weir.proxy.v1.Record
+	(*DNS)(nil),                   // 25: weir.proxy.v1.DNS
+	(*StatusRequest)(nil),         // 26: weir.proxy.v1.StatusRequest
+	(*StatusResponse)(nil),        // 27: weir.proxy.v1.StatusResponse
+	(*Held)(nil),                  // 28: weir.proxy.v1.Held
+	(*DrainRequest)(nil),          // 29: weir.proxy.v1.DrainRequest
+	(*DrainResponse)(nil),         // 30: weir.proxy.v1.DrainResponse
+	(*EndGenerationRequest)(nil),  // 31: weir.proxy.v1.EndGenerationRequest
+	(*EndGenerationResponse)(nil), // 32: weir.proxy.v1.EndGenerationResponse
+	(*HandOver)(nil),              // 33: weir.proxy.v1.HandOver
+	(*Predecessor)(nil),           // 34: weir.proxy.v1.Predecessor
+	(*Learned)(nil),               // 35: weir.proxy.v1.Learned
+	(*LearnedAll)(nil),            // 36: weir.proxy.v1.LearnedAll
+	(*Connection)(nil),            // 37: weir.proxy.v1.Connection
+	nil,                           // 38: weir.proxy.v1.StatusResponse.DeniedEntry
 }
 var file_control_proto_depIdxs = []int32{
 	12, // 0: weir.proxy.v1.Wiring.dns:type_name -> weir.proxy.v1.DNSSettings
@@ -2253,26 +2877,34 @@ var file_control_proto_depIdxs = []int32{
 	21, // 13: weir.proxy.v1.SetRuleSetsResponse.rejected:type_name -> weir.proxy.v1.RejectedSet
 	24, // 14: weir.proxy.v1.RecordBatch.records:type_name -> weir.proxy.v1.Record
 	25, // 15: weir.proxy.v1.Record.dns:type_name -> weir.proxy.v1.DNS
-	30, // 16: weir.proxy.v1.StatusResponse.denied:type_name -> weir.proxy.v1.StatusResponse.DeniedEntry
-	19, // 17: weir.proxy.v1.Proxy.SetRuleSets:input_type -> weir.proxy.v1.SetRuleSetsRequest
-	8,  // 18: weir.proxy.v1.Proxy.SetNames:input_type -> weir.proxy.v1.SetNamesRequest
-	10, // 19: weir.proxy.v1.Proxy.WatchNameSets:input_type -> weir.proxy.v1.WatchNameSetsRequest
-	13, // 20: weir.proxy.v1.Proxy.ListNames:input_type -> weir.proxy.v1.ListNamesRequest
-	22, // 21: weir.proxy.v1.Proxy.Records:input_type -> weir.proxy.v1.RecordsRequest
-	26, // 22: weir.proxy.v1.Proxy.Status:input_type -> weir.proxy.v1.StatusRequest
-	28, // 23: weir.proxy.v1.Proxy.Drain:input_type -> weir.proxy.v1.DrainRequest
-	20, // 24: weir.proxy.v1.Proxy.SetRuleSets:output_type -> weir.proxy.v1.SetRuleSetsResponse
-	9,  // 25: weir.proxy.v1.Proxy.SetNames:output_type -> weir.proxy.v1.SetNamesResponse
-	11, // 26: weir.proxy.v1.Proxy.WatchNameSets:output_type -> weir.proxy.v1.NameSets
-	14, // 27: weir.proxy.v1.Proxy.ListNames:output_type -> weir.proxy.v1.NameBatch
-	23, // 28: weir.proxy.v1.Proxy.Records:output_type -> weir.proxy.v1.RecordBatch
-	27, // 29: weir.proxy.v1.Proxy.Status:output_type -> weir.proxy.v1.StatusResponse
-	29, // 30: weir.proxy.v1.Proxy.Drain:output_type -> weir.proxy.v1.DrainResponse
-	24, // [24:31] is the sub-list for method output_type
-	17, // [17:24] is the sub-list for method input_type
-	17, // [17:17] is the sub-list for extension type_name
-	17, // [17:17] is the sub-list for extension extendee
-	0,  // [0:17] is the sub-list for field type_name
+	38, // 16: weir.proxy.v1.StatusResponse.denied:type_name -> weir.proxy.v1.StatusResponse.DeniedEntry
+	28, // 17: weir.proxy.v1.StatusResponse.held:type_name -> weir.proxy.v1.Held
+	34, // 18: weir.proxy.v1.HandOver.predecessor:type_name -> weir.proxy.v1.Predecessor
+	35, // 19: weir.proxy.v1.HandOver.learned:type_name -> weir.proxy.v1.Learned
+	36, // 20: weir.proxy.v1.HandOver.learned_all:type_name -> weir.proxy.v1.LearnedAll
+	37, // 21: weir.proxy.v1.HandOver.connection:type_name -> weir.proxy.v1.Connection
+	15, // 22: weir.proxy.v1.Learned.names:type_name -> weir.proxy.v1.Name
+	19, // 23: weir.proxy.v1.Proxy.SetRuleSets:input_type -> weir.proxy.v1.SetRuleSetsRequest
+	8,  // 24: weir.proxy.v1.Proxy.SetNames:input_type -> weir.proxy.v1.SetNamesRequest
+	10, // 25: weir.proxy.v1.Proxy.WatchNameSets:input_type -> weir.proxy.v1.WatchNameSetsRequest
+	13, // 26: weir.proxy.v1.Proxy.ListNames:input_type -> weir.proxy.v1.ListNamesRequest
+	22, // 27: weir.proxy.v1.Proxy.Records:input_type -> weir.proxy.v1.RecordsRequest
+	26, // 28: weir.proxy.v1.Proxy.Status:input_type -> weir.proxy.v1.StatusRequest
+	29, // 29: weir.proxy.v1.Proxy.Drain:input_type -> weir.proxy.v1.DrainRequest
+	31, // 30: weir.proxy.v1.Proxy.EndGeneration:input_type -> weir.proxy.v1.EndGenerationRequest
+	20, // 31: weir.proxy.v1.Proxy.SetRuleSets:output_type -> weir.proxy.v1.SetRuleSetsResponse
+	9,  // 32: weir.proxy.v1.Proxy.SetNames:output_type -> weir.proxy.v1.SetNamesResponse
+	11, // 33: weir.proxy.v1.Proxy.WatchNameSets:output_type -> weir.proxy.v1.NameSets
+	14, // 34: weir.proxy.v1.Proxy.ListNames:output_type -> weir.proxy.v1.NameBatch
+	23, // 35: weir.proxy.v1.Proxy.Records:output_type -> weir.proxy.v1.RecordBatch
+	27, // 36: weir.proxy.v1.Proxy.Status:output_type -> weir.proxy.v1.StatusResponse
+	30, // 37: weir.proxy.v1.Proxy.Drain:output_type -> weir.proxy.v1.DrainResponse
+	32, // 38: weir.proxy.v1.Proxy.EndGeneration:output_type -> weir.proxy.v1.EndGenerationResponse
+	31, // [31:39] is the sub-list for method output_type
+	23, // [23:31] is the sub-list for method input_type
+	23, // [23:23] is the sub-list for extension type_name
+	23, // [23:23] is the sub-list for extension extendee
+	0,  // [0:23] is the sub-list for field type_name
 }
 
 func init() { file_control_proto_init() }
@@ -2280,13 +2912,19 @@ func file_control_proto_init() {
 	if File_control_proto != nil {
 		return
 	}
+	file_control_proto_msgTypes[33].OneofWrappers = []any{
+		(*HandOver_Predecessor)(nil),
+		(*HandOver_Learned)(nil),
+		(*HandOver_LearnedAll)(nil),
+		(*HandOver_Connection)(nil),
+	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_control_proto_rawDesc), len(file_control_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   31,
+			NumMessages:   39,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

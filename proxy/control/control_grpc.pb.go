@@ -32,6 +32,7 @@ const (
 	Proxy_Records_FullMethodName       = "/weir.proxy.v1.Proxy/Records"
 	Proxy_Status_FullMethodName        = "/weir.proxy.v1.Proxy/Status"
 	Proxy_Drain_FullMethodName         = "/weir.proxy.v1.Proxy/Drain"
+	Proxy_EndGeneration_FullMethodName = "/weir.proxy.v1.Proxy/EndGeneration"
 )
 
 // ProxyClient is the client API for Proxy service.
@@ -56,9 +57,13 @@ type ProxyClient interface {
 	// Status answers when every event loop has come round: no answer means that
 	// the proxy hangs.
 	Status(ctx context.Context, in *StatusRequest, opts ...grpc.CallOption) (*StatusResponse, error)
-	// Drain ends the process: no new connections, idle ones are closed, the
-	// others get until the deadline. It answers at once.
+	// Drain ends the process: no new connections, idle ones are closed or handed
+	// to the successor, the others get until the deadline. It answers at once. Of
+	// several deadlines the first counts.
 	Drain(ctx context.Context, in *DrainRequest, opts ...grpc.CallOption) (*DrainResponse, error)
+	// EndGeneration ends the connections that were taken over from a generation,
+	// each when it next stands between two messages. It answers at once.
+	EndGeneration(ctx context.Context, in *EndGenerationRequest, opts ...grpc.CallOption) (*EndGenerationResponse, error)
 }
 
 type proxyClient struct {
@@ -166,6 +171,16 @@ func (c *proxyClient) Drain(ctx context.Context, in *DrainRequest, opts ...grpc.
 	return out, nil
 }
 
+func (c *proxyClient) EndGeneration(ctx context.Context, in *EndGenerationRequest, opts ...grpc.CallOption) (*EndGenerationResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(EndGenerationResponse)
+	err := c.cc.Invoke(ctx, Proxy_EndGeneration_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // ProxyServer is the server API for Proxy service.
 // All implementations must embed UnimplementedProxyServer
 // for forward compatibility.
@@ -188,9 +203,13 @@ type ProxyServer interface {
 	// Status answers when every event loop has come round: no answer means that
 	// the proxy hangs.
 	Status(context.Context, *StatusRequest) (*StatusResponse, error)
-	// Drain ends the process: no new connections, idle ones are closed, the
-	// others get until the deadline. It answers at once.
+	// Drain ends the process: no new connections, idle ones are closed or handed
+	// to the successor, the others get until the deadline. It answers at once. Of
+	// several deadlines the first counts.
 	Drain(context.Context, *DrainRequest) (*DrainResponse, error)
+	// EndGeneration ends the connections that were taken over from a generation,
+	// each when it next stands between two messages. It answers at once.
+	EndGeneration(context.Context, *EndGenerationRequest) (*EndGenerationResponse, error)
 	mustEmbedUnimplementedProxyServer()
 }
 
@@ -221,6 +240,9 @@ func (UnimplementedProxyServer) Status(context.Context, *StatusRequest) (*Status
 }
 func (UnimplementedProxyServer) Drain(context.Context, *DrainRequest) (*DrainResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method Drain not implemented")
+}
+func (UnimplementedProxyServer) EndGeneration(context.Context, *EndGenerationRequest) (*EndGenerationResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method EndGeneration not implemented")
 }
 func (UnimplementedProxyServer) mustEmbedUnimplementedProxyServer() {}
 func (UnimplementedProxyServer) testEmbeddedByValue()               {}
@@ -348,6 +370,24 @@ func _Proxy_Drain_Handler(srv interface{}, ctx context.Context, dec func(interfa
 	return interceptor(ctx, in, info, handler)
 }
 
+func _Proxy_EndGeneration_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(EndGenerationRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(ProxyServer).EndGeneration(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Proxy_EndGeneration_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(ProxyServer).EndGeneration(ctx, req.(*EndGenerationRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // Proxy_ServiceDesc is the grpc.ServiceDesc for Proxy service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -370,6 +410,10 @@ var Proxy_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "Drain",
 			Handler:    _Proxy_Drain_Handler,
+		},
+		{
+			MethodName: "EndGeneration",
+			Handler:    _Proxy_EndGeneration_Handler,
 		},
 	},
 	Streams: []grpc.StreamDesc{
