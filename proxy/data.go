@@ -164,6 +164,8 @@ func (d *dataSide) deny(reason string) { d.counters.deny(reason) }
 // observe counts and records a request.
 func (d *dataSide) observe(p *pair, r *http.Record) {
 	switch {
+	case r.Again:
+		d.counters.deny(r.Reason.String())
 	case r.Verdict == http.Allowed:
 		d.counters.requests.Add(1)
 	case r.Verdict != http.Failed:
@@ -175,10 +177,11 @@ func (d *dataSide) observe(p *pair, r *http.Record) {
 	d.records.add(p, r)
 }
 
-// drain lets what is open go on until ctx ends, accepts nothing new, and
-// returns when no connection is left.
+// drain accepts nothing new, ends idle connections, lets the others go on until
+// a message ends, at most until ctx does, and returns when none is left.
 func (d *dataSide) drain(ctx context.Context) {
 	d.draining.Store(true)
+	d.server.Drain()
 	tick := time.NewTicker(20 * time.Millisecond)
 	defer tick.Stop()
 	for d.pairs.len() > 0 && ctx.Err() == nil {

@@ -173,6 +173,36 @@ func TestDrain(t *testing.T) {
 	}
 }
 
+// TestDrainEndsIdleConnections long before its limit, and in good order.
+func TestDrainEndsIdleConnections(t *testing.T) {
+	d, flows, _ := newData(t)
+	serve(t, d)
+	server, upstream := tcpPair(t)
+	d.dial = func(context.Context, netip.AddrPort, netip.AddrPort, bool) (*net.TCPConn, error) { return upstream, nil }
+	accepted, dialed := tcpPair(t)
+	client, dest := ends(accepted)
+	flows.set(bpf.TupleOf(client, dest, unix.IPPROTO_TCP), bpf.Conn{Id: 1, Generation: 3})
+	d.admit(accepted)
+	ended := make(chan error, 1)
+	go func() {
+		_, err := io.Copy(io.Discard, dialed)
+		_ = dialed.Close()
+		ended <- err
+	}()
+	limit, cancel := context.WithTimeout(t.Context(), 4*time.Second)
+	defer cancel()
+	d.drain(limit)
+	if limit.Err() != nil {
+		t.Error("it took until the limit")
+	}
+	if err := <-ended; err != nil {
+		t.Errorf("the client's end: %v", err)
+	}
+	if n, err := server.Read(make([]byte, 1)); n != 0 || !errors.Is(err, io.EOF) {
+		t.Errorf("the server's end: %v", err)
+	}
+}
+
 // foreign makes addresses that nobody has local, on loopback.
 func foreign(t testing.TB) {
 	t.Helper()

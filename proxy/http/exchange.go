@@ -12,6 +12,11 @@ type exchange struct {
 	told    bool
 
 	isHead, connect, upgrade bool
+
+	// What judged the request last, and, if it may become a tunnel, its head as
+	// the client sent it, to be judged again.
+	rules   Rules
+	opening []byte
 }
 
 // begin starts the exchange for a request as far as it could be read.

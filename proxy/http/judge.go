@@ -82,7 +82,7 @@ func (in *incoming) view(req *httprules.Request, headers bool) {
 func (p *pair) judge(in *incoming) (verdict Verdict, r Reason) {
 	rules, ex, l := p.conn.Rules(), p.ex, p.loop
 	rec := &ex.rec
-	rec.Reason = ReasonAllowAll
+	ex.rules, rec.Reason = rules, ReasonAllowAll
 	in.view(&l.req, rules.Egress.needsHeaders() || rules.Ingress.needsHeaders())
 	for _, side := range [...]struct {
 		direction policy.Direction

@@ -32,6 +32,12 @@ const (
 	// maxInterim bounds the interim (1xx) responses to one request.
 	maxInterim = 16
 
+	// maxOpening bounds the head of an upgrade's request that is kept to judge
+	// it again, maxOpenings those of one loop. A tunnel whose head was not kept
+	// ends when its rules change.
+	maxOpening  = 16 << 10
+	maxOpenings = 32 << 20
+
 	// maxLinger bounds the input that is thrown away after the last response.
 	maxLinger = 16 << 20
 )
@@ -49,13 +55,16 @@ type timeouts struct {
 	// linger: how long input is still read and thrown away after the last
 	// response, so that a reset does not take that response away.
 	linger time.Duration
+	// pause: how long a connection between requests must have been silent to be
+	// ended by a drain. One that is in use is told by its next response.
+	pause time.Duration
 	// open: when a response that still runs is told as an open Record.
 	open  time.Duration
 	sweep time.Duration
 }
 
 var defaultTimeouts = timeouts{
-	head: 30 * time.Second, idle: time.Hour, half: time.Minute, linger: 5 * time.Second,
+	head: 30 * time.Second, idle: time.Hour, half: time.Minute, linger: 5 * time.Second, pause: time.Second,
 	open: time.Second, sweep: time.Second,
 }
 

@@ -41,6 +41,8 @@ type loop struct {
 	memory
 	pipes []*pipe
 
+	draining bool // connections end where a message does
+
 	mu       sync.Mutex
 	posts    []posted
 	taken    []posted
@@ -54,6 +56,7 @@ const (
 	postAdd    postKind = iota // a new pair with its client's socket
 	postDialed                 // its upstream's socket, or an error
 	postAbort
+	postDrain
 	postStop
 	postPing // to hear that the loop goes round
 )
@@ -189,6 +192,11 @@ func (l *loop) takePosts() {
 			post.pair.dialed(post.fd, post.err)
 		case postAbort:
 			post.pair.fail(ReasonAborted)
+		case postDrain:
+			l.draining = true
+			for _, p := range slices.Clone(l.pairs) {
+				p.leave(l.wall)
+			}
 		case postPing:
 			post.pong <- struct{}{}
 		case postStop:

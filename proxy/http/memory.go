@@ -13,6 +13,7 @@ type memory struct {
 	buffers   [bufferClasses][]*buffer
 	heads     []*head
 	exchanges []*exchange
+	openings  int // bytes of all exchanges' opening
 }
 
 // Buffers come in sizes of 4, 16 and 64 KiB, and larger ones that are not
@@ -108,7 +109,18 @@ func (m *memory) takeExchange() *exchange {
 	return new(exchange)
 }
 
+// keepOpening copies the head of a request that may become a tunnel, where
+// there is room for it.
+func (m *memory) keepOpening(ex *exchange, head []byte) {
+	if len(head) <= maxOpening && m.openings+len(head) <= maxOpenings {
+		ex.opening = append(make([]byte, 0, len(head)), head...)
+		m.openings += len(head)
+	}
+}
+
 func (m *memory) freeExchange(ex *exchange) {
+	m.openings -= len(ex.opening)
+	ex.opening, ex.rules = nil, Rules{}
 	if len(m.exchanges) < keptExchanges && cap(ex.text) <= 4<<10 {
 		m.exchanges = append(m.exchanges, ex)
 	}

@@ -218,9 +218,37 @@ func (p *pair) cantWrite(s *sock) {
 	p.dropInput()
 }
 
-// sweep looks at the pair's timeouts.
+// leave ends the connection if nobody uses it: it stands between two messages,
+// and has for a while.
+func (p *pair) leave(now time.Time) {
+	if now.Sub(p.active) < p.loop.server.times.pause || !p.between() {
+		return
+	}
+	p.c.canRead = true // a request that came this very moment was not told of yet
+	if p.run(); p.between() {
+		p.end()
+		p.run()
+	}
+}
+
+// between tells whether all that was asked is answered, and nothing of another
+// request is there.
+func (p *pair) between() bool {
+	return !p.closed && p.joined && !p.queued && p.request == requestHead && p.response == responseIdle &&
+		p.clientHead == nil && p.c.in == nil && !p.c.pending()
+}
+
+// sweep looks at the pair's timeouts, and at what else nothing moves for.
 func (p *pair) sweep(now time.Time) {
 	times := &p.loop.server.times
+	if p.isTunnel() && !p.judgeTunnel() {
+		return
+	}
+	if p.loop.draining {
+		if p.leave(now); p.closed {
+			return
+		}
+	}
 	switch {
 	case !p.deadline.IsZero() && !p.c.pending() && now.After(p.deadline):
 		p.close(false)

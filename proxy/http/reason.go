@@ -18,6 +18,8 @@ const (
 	ReasonClosed  // the rules are not known, so nothing passes
 	ReasonCost    // none, but one costs too much to tell for this request
 	ReasonConnect // CONNECT where HTTP rules apply
+	// What an upgraded connection began with passed, and would not any more.
+	ReasonPolicyChanged
 
 	// Refused: the request's first line and target.
 	ReasonRequestLine
@@ -90,6 +92,7 @@ var reasonLabels = [reasons]string{
 	ReasonClosed:                "http-closed",
 	ReasonCost:                  "http-rule-cost",
 	ReasonConnect:               "http-connect",
+	ReasonPolicyChanged:         "policy-changed",
 	ReasonRequestLine:           "request-line",
 	ReasonMethod:                "method",
 	ReasonVersion:               "version",

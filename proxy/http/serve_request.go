@@ -64,7 +64,7 @@ func (p *pair) serve(h *head, b []byte) int {
 		p.refuse(r)
 		return len(b)
 	}
-	p.ending = in.m.last(h.first.minor)
+	p.ending = in.m.last(h.first.minor) || p.loop.draining
 	p.reqBody.begin(&in.m)
 	n, done, r := p.reqBody.take(b[end:])
 	if r != 0 {
@@ -80,7 +80,9 @@ func (p *pair) serve(h *head, b []byte) int {
 		p.deny(in, done)
 		return end + n
 	}
-	ex.upgrade = in.m.upgrades()
+	if ex.upgrade = in.m.upgrades(); ex.upgrade || ex.connect {
+		p.loop.keepOpening(ex, b[:end])
+	}
 	p.response, p.interim = responseHead, 0
 	if !in.made && !in.t.changed && !in.m.hops() {
 		p.write(&p.u, b[h.from:end+n])
@@ -191,31 +193,4 @@ func (p *pair) nextRequest() {
 	default:
 		p.request = requestHead
 	}
-}
-
-// tunnel moves bytes unread. Each direction ends for itself.
-func (p *pair) tunnel(from, to *sock) bool {
-	body := &p.reqBody
-	if from == &p.u {
-		body = &p.respBody
-	}
-	what, _ := p.move(from, to, body)
-	if p.closed {
-		return true
-	}
-	switch what {
-	case movedNothing:
-		return false
-	case movedEnd:
-		to.fin = true
-		if from == &p.c {
-			p.request = requestEnd
-		} else {
-			p.response = responseEnd
-		}
-		p.flush(to)
-	case movedError:
-		p.fail(ReasonReset)
-	}
-	return true
 }

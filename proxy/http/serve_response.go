@@ -112,7 +112,12 @@ func (p *pair) answer(h *head, b []byte) int {
 	}
 	ex.rec.Status = status
 	ex.rec.Latency = p.loop.wall.Sub(ex.rec.Start)
-	p.write(&p.c, b[:end+n])
+	if p.loop.draining && status != 101 && !(ex.connect && status < 300) {
+		p.ending = true
+		p.writeLast(m, b[:end], b[end:end+n])
+	} else {
+		p.write(&p.c, b[:end+n])
+	}
 	if p.closed {
 		return end + n
 	}
@@ -133,6 +138,19 @@ func (p *pair) answer(h *head, b []byte) int {
 		p.response = responseBody
 	}
 	return end + n
+}
+
+// writeLast passes on a response's head, saying that the connection ends with
+// it, and what is there of its body.
+func (p *pair) writeLast(m *message, head, body []byte) {
+	l := p.loop
+	out := append(l.sent[:0], head...)
+	if m.options&optClose == 0 {
+		out = append(out[:len(head)-len("\r\n")], "Connection: close\r\n\r\n"...)
+	}
+	out = append(out, body...)
+	l.sent = out[:0]
+	p.write(&p.c, out)
 }
 
 // relayResponse moves the response's body.

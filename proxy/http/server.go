@@ -104,9 +104,13 @@ type Record struct {
 	Latency time.Duration
 	// Bytes that went to the server and came back for it, heads included.
 	RequestBytes, ResponseBytes int64
-	// Open: the exchange still runs (long response, upgraded connection); no
-	// second Record follows.
+	// Open: the exchange still runs (long response, upgraded connection). No
+	// second Record follows but one that is Again.
 	Open bool
+	// Again: the request was told of before, as allowed, and led to an upgraded
+	// connection; that one was reset now, since the rules changed. Start is the
+	// time of that, the bytes are all that passed.
+	Again bool
 }
 
 // Options of a Server.
@@ -204,6 +208,16 @@ func (s *Server) Start(c Conn) *Pair {
 		}
 	}()
 	return p
+}
+
+// Drain ends connections where a message ends and the next has not begun: at
+// once those that nobody has used for a while, the others behind the response
+// that comes next, which tells the client so. Upgraded connections go on. It
+// returns at once; Start goes on to work.
+func (s *Server) Drain() {
+	for _, l := range s.loops {
+		l.post(posted{kind: postDrain})
+	}
 }
 
 // Ping returns when every loop has come round once, or with ctx: then one of
