@@ -37,8 +37,9 @@ func (d *Datapath) proxyHook() hook {
 	return hook{progFromProxy, d.objects.FromProxy, ebpf.AttachTCXIngress}
 }
 
-// AttachPod puts the programs on the host side of a pod's veth. What is
-// attached there already is replaced without a gap.
+// AttachPod puts the programs on the host side of a pod's veth, before all
+// others where that can be had. What is attached there already is replaced
+// without a gap.
 func (d *Datapath) AttachPod(ifindex int) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -174,8 +175,22 @@ func (d *Datapath) attach(h hook, ifindex int, path string) error {
 
 func (d *Datapath) attachLink(h hook, ifindex int, path string) error {
 	done, err := updateLink(path, h, ifindex)
-	if err != nil || done {
+	if err != nil {
 		return err
+	}
+	if done {
+		by, err := beforeLink(path, h, ifindex)
+		if err != nil || by == "" {
+			return err
+		}
+		// A link can't be moved, and its program not be there twice: in between
+		// a filter, which attach takes off then, does its work.
+		if err := putFilter(h, ifindex, d.opts.Pins); err != nil {
+			return err
+		}
+		if err := unpinLink(path); err != nil {
+			return err
+		}
 	}
 	// First of all: an earlier program could let a packet pass unjudged.
 	l, err := link.AttachTCX(link.TCXOptions{

@@ -121,8 +121,7 @@ func (k *kernel) benchNew(b *testing.B, first packet) {
 	n := 0
 	for n < max(b.N, batch) {
 		empty(k, k.Conntrack)
-		empty(k, k.Conns)
-		empty(k, k.Shares)
+		k.forgetConns()
 		took := [2]time.Duration{}
 		for round := range 2 {
 			p := first

@@ -3,8 +3,8 @@ package bpf
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
-	"time"
 
 	"github.com/cilium/ebpf"
 	"github.com/vishvananda/netlink"
@@ -14,9 +14,6 @@ import (
 // Kernels before 6.6 have no tcx: there the programs are filters of a clsact
 // qdisc. A filter outlives the process by nature and is replaced in place. Its
 // name says whose it is: "weir PROGRAM PINS".
-
-// priority of the filters, in a range where nobody puts theirs by default.
-const priority = 0x7765
 
 func filterName(program, pins string) string { return "weir " + program + " " + pins }
 
@@ -35,24 +32,86 @@ func clsactOf(ifindex int) netlink.Qdisc {
 	}}
 }
 
+// spot is a place among an interface's filters. Those of a lower priority run
+// first, and of those with one priority the latest that was added.
+type spot struct {
+	priority uint16
+	handle   uint32
+}
+
+// firstHandle is ours where nobody has it, so that nobody's filter is replaced:
+// others like to take the first.
+const firstHandle = 0x77650001
+
+// bestSpot is where a filter of that name runs as early as it can: before all
+// filters of its kind, and of another kind unless that has the first priority.
+// there: it is in that place already.
+func bestSpot(all []filter, name string) (best spot, there bool) {
+	best.priority = 1
+	for slices.ContainsFunc(all, func(f filter) bool { return f.priority == best.priority && !f.shares() }) {
+		best.priority++
+	}
+	for _, f := range all {
+		if f.priority < best.priority {
+			continue // not to be overtaken
+		}
+		if f.name == name && f.priority == best.priority {
+			return f.spot, true
+		}
+		break
+	}
+	best.handle = firstHandle
+	for slices.ContainsFunc(all, func(f filter) bool { return f.spot == best }) {
+		best.handle++
+	}
+	return best, false
+}
+
 // putFilter attaches the program as a filter, in place of one that was there.
 func putFilter(h hook, ifindex int, pins string) error {
 	if err := netlink.QdiscAdd(clsactOf(ifindex)); err != nil && !errors.Is(err, unix.EEXIST) {
 		return fmt.Errorf("add clsact to interface %d: %w", ifindex, err)
 	}
-	if err := netlink.FilterReplace(&netlink.BpfFilter{
-		FilterAttrs: netlink.FilterAttrs{
-			LinkIndex: ifindex,
-			Parent:    parentOf(h.attach),
-			Handle:    1,
-			Priority:  priority,
-			Protocol:  unix.ETH_P_ALL,
-		},
+	all, err := listFilters(ifindex, h.attach)
+	if err != nil {
+		return err
+	}
+	name := filterName(h.name, pins)
+	best, there := bestSpot(all, name)
+	f := &netlink.BpfFilter{
+		FilterAttrs:  filterAttrs(ifindex, h.attach, best),
 		Fd:           h.program.FD(),
-		Name:         filterName(h.name, pins),
+		Name:         name,
 		DirectAction: true,
-	}); err != nil {
+	}
+	put := netlink.FilterAdd
+	if there {
+		put = netlink.FilterReplace
+	}
+	if err := put(f); err != nil {
 		return fmt.Errorf("attach %s to interface %d as a filter: %w", h.name, ifindex, err)
+	}
+	// The one before goes last, so that one is always there.
+	for _, old := range all {
+		if old.name == name && old.spot != best {
+			if err := removeSpot(ifindex, h.attach, old.spot); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+func filterAttrs(ifindex int, a ebpf.AttachType, at spot) netlink.FilterAttrs {
+	return netlink.FilterAttrs{
+		LinkIndex: ifindex, Parent: parentOf(a), Handle: at.handle, Priority: at.priority, Protocol: unix.ETH_P_ALL,
+	}
+}
+
+func removeSpot(ifindex int, a ebpf.AttachType, at spot) error {
+	err := netlink.FilterDel(&netlink.BpfFilter{FilterAttrs: filterAttrs(ifindex, a, at)})
+	if err != nil && !errors.Is(err, unix.ENOENT) && !errors.Is(err, unix.ENODEV) {
+		return fmt.Errorf("take a filter off interface %d: %w", ifindex, err)
 	}
 	return nil
 }
@@ -63,22 +122,15 @@ func removeFilter(program string, ifindex int, pins string, a ebpf.AttachType) e
 	if ifindex == 0 { // gone, and nobody knows its number any more
 		return nil
 	}
-	l, err := netlink.LinkByIndex(ifindex)
-	if errors.As(err, new(netlink.LinkNotFoundError)) {
-		return nil
-	}
+	filters, err := listFilters(ifindex, a)
 	if err != nil {
-		return fmt.Errorf("find interface %d: %w", ifindex, err)
-	}
-	filters, err := netlink.FilterList(l, parentOf(a))
-	if err != nil {
-		return fmt.Errorf("list filters of interface %d: %w", ifindex, err)
+		return err
 	}
 	removed := false
 	for _, f := range filters {
-		if b, ok := f.(*netlink.BpfFilter); ok && b.Name == filterName(program, pins) {
-			if err := netlink.FilterDel(f); err != nil && !errors.Is(err, unix.ENOENT) {
-				return fmt.Errorf("take the filter of %s off interface %d: %w", program, ifindex, err)
+		if f.name == filterName(program, pins) {
+			if err := removeSpot(ifindex, a, f.spot); err != nil {
+				return err
 			}
 			removed = true
 		}
@@ -86,13 +138,13 @@ func removeFilter(program string, ifindex int, pins string, a ebpf.AttachType) e
 	if !removed {
 		return nil
 	}
-	for _, parent := range []uint32{netlink.HANDLE_MIN_INGRESS, netlink.HANDLE_MIN_EGRESS} {
-		left, err := netlink.FilterList(l, parent)
+	for _, side := range bothSides() {
+		left, err := listFilters(ifindex, side)
 		if err != nil || len(left) > 0 {
 			return err
 		}
 	}
-	if err := netlink.QdiscDel(clsactOf(ifindex)); err != nil && !errors.Is(err, unix.ENOENT) && !errors.Is(err, unix.EINVAL) {
+	if err := netlink.QdiscDel(clsactOf(ifindex)); err != nil && !errors.Is(err, unix.ENOENT) && !errors.Is(err, unix.EINVAL) && !errors.Is(err, unix.ENODEV) {
 		return fmt.Errorf("take clsact off interface %d: %w", ifindex, err)
 	}
 	return nil
@@ -102,59 +154,48 @@ func removeFilter(program string, ifindex int, pins string, a ebpf.AttachType) e
 type ownFilter struct {
 	attachment
 	attach ebpf.AttachType
+	before *filter // another's that runs first; nil: none
 }
 
 // ownFilters finds the filters of this datapath in the network namespace.
 func ownFilters(pins string) ([]ownFilter, error) {
-	links, err := whole(netlink.LinkList)
-	if err != nil {
-		return nil, fmt.Errorf("list interfaces: %w", err)
-	}
 	qdiscs, err := whole(func() ([]netlink.Qdisc, error) { return netlink.QdiscList(nil) })
 	if err != nil {
 		return nil, fmt.Errorf("list qdiscs: %w", err)
 	}
-	clsact := map[int]bool{}
-	for _, q := range qdiscs {
-		if q.Type() == "clsact" {
-			clsact[q.Attrs().LinkIndex] = true
-		}
-	}
 	var out []ownFilter
-	for _, l := range links {
-		if !clsact[l.Attrs().Index] {
+	for _, q := range qdiscs {
+		if q.Type() != "clsact" {
 			continue
 		}
-		for _, a := range []ebpf.AttachType{ebpf.AttachTCXIngress, ebpf.AttachTCXEgress} {
-			filters, err := whole(func() ([]netlink.Filter, error) { return netlink.FilterList(l, parentOf(a)) })
+		index := q.Attrs().LinkIndex
+		for _, a := range bothSides() {
+			filters, err := listFilters(index, a)
 			if err != nil {
-				return nil, fmt.Errorf("list filters of %s: %w", l.Attrs().Name, err)
+				return nil, err
 			}
-			for _, f := range filters {
-				b, ok := f.(*netlink.BpfFilter)
-				if !ok {
-					continue
-				}
-				rest, mine := strings.CutPrefix(b.Name, "weir ")
-				program, dir, _ := strings.Cut(rest, " ")
-				if mine && dir == pins {
-					out = append(out, ownFilter{attachment{program, l.Attrs().Index}, a})
-				}
-			}
+			out = append(out, ownAmong(filters, index, a, pins)...)
 		}
 	}
 	return out, nil
 }
 
-// whole asks for a list again when interfaces came or went while the kernel
-// listed: what it gave then is not all.
-func whole[T any](list func() ([]T, error)) ([]T, error) {
-	const tries = 100
-	for try := 1; ; try++ {
-		all, err := list()
-		if try == tries || !errors.Is(err, netlink.ErrDumpInterrupted) {
-			return all, err
+// ownAmong picks this datapath's filters out of those of one side of an
+// interface.
+func ownAmong(filters []filter, index int, a ebpf.AttachType, pins string) (out []ownFilter) {
+	var other *filter
+	for i, f := range filters {
+		rest, mine := strings.CutPrefix(f.name, "weir ")
+		program, dir, _ := strings.Cut(rest, " ")
+		if mine && dir == pins {
+			out = append(out, ownFilter{attachment{program, index}, a, other})
+		} else if other == nil {
+			other = &filters[i]
 		}
-		time.Sleep(time.Duration(try) * time.Millisecond)
 	}
+	return out
+}
+
+func bothSides() []ebpf.AttachType {
+	return []ebpf.AttachType{ebpf.AttachTCXIngress, ebpf.AttachTCXEgress}
 }

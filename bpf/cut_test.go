@@ -102,7 +102,7 @@ func TestCut(t *testing.T) {
 		} {
 			k.t = t
 			empty(k, k.Conntrack)
-			empty(k, k.Conns)
+			k.forgetConns()
 			if c.running {
 				k.policy(policyA, nil)
 				k.want(c.at, c.p, pass, forwarded(flow.ReasonNotEnforced, c.dir))
@@ -145,7 +145,7 @@ func TestCut(t *testing.T) {
 		}
 		// A RST needs no RST.
 		empty(k, k.Conntrack)
-		empty(k, k.Conns)
+		k.forgetConns()
 		p := ip.tcp().with(rst)
 		k.policy(policyA, viaProxy)
 		k.want(k.fromA(), p, dropped, droppedFor(flow.ReasonMidstreamL7, out))

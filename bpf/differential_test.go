@@ -70,7 +70,7 @@ func TestKernelAgreesWithLookup(t *testing.T) {
 		k.policy(policyA, m)
 		for range 30 {
 			empty(k, k.Conntrack)
-			empty(k, k.Conns)
+			k.forgetConns()
 			ip := []addresses{ipv4, ipv6}[r.IntN(2)]
 			dir := policy.Direction(r.IntN(2))
 			peer, peers := ip.peer, []identity.ID{idPeer}

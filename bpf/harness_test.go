@@ -172,6 +172,14 @@ func empty[K, V comparable](k *kernel, t Table[K, V]) {
 	k.must(err)
 }
 
+// forgetConns is as if no flow had been redirected so far.
+func (k *kernel) forgetConns() {
+	k.t.Helper()
+	empty(k, k.Conns)
+	empty(k, k.Shares)
+	empty(k, k.Grants)
+}
+
 // reset empties all tables and sets the pods up, with no policy on either.
 func (k *kernel) reset() {
 	k.t.Helper()
@@ -185,9 +193,7 @@ func (k *kernel) reset() {
 	empty(k, k.Policies)
 	empty(k, k.Policy)
 	empty(k, k.Conntrack)
-	empty(k, k.Conns)
-	empty(k, k.Shares)
-	empty(k, k.Grants)
+	k.forgetConns()
 	empty(k, Table[datapathFragmentKey, datapathFragment]{"fragments", k.objects.Fragments})
 	k.drain()
 	for _, ip := range []addresses{ipv4, ipv6} {

@@ -81,7 +81,7 @@ func TestPolicySearch(t *testing.T) {
 		for _, c := range policyCases() {
 			k.t = t
 			empty(k, k.Conntrack)
-			empty(k, k.Conns)
+			k.forgetConns()
 			k.policy(policyA, c.entries)
 			p := packet{src: ip.a, dst: ip.peer, proto: c.proto, sport: 1000, dport: 80, flags: syn}
 			verdict, _, _ := k.run(k.fromA(), p.bytes())
