@@ -11,7 +11,6 @@ import (
 	"net/http"
 	"net/netip"
 	"os"
-	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -281,52 +280,6 @@ func onePort(ctx context.Context, from *place, to netip.Addr, port int, ending f
 	}
 	ending(conn.(*net.TCPConn))
 	return nil
-}
-
-// TestUpgrade lets a websocket through once its request is allowed, and no
-// other.
-func TestUpgrade(t *testing.T) {
-	t.Parallel()
-	s := tell(t, "setups/http.txtar")
-	from, to := s.places["shop/client"], s.places["shop/web"]
-	// The story's own server answers upgrades, too: one on a port of its own
-	// would need a rule.
-	for family := range 2 {
-		for path, want := range map[string]string{"/a/ws": "101", "/b/ws": "403"} {
-			ctx, cancel := context.WithTimeout(t.Context(), patience)
-			defer cancel()
-			conn, err := from.DialContext(ctx, "tcp", node.To(to.addrs[family], 8080))
-			if err != nil {
-				t.Fatal(err)
-			}
-			defer conn.Close()
-			deadline, _ := ctx.Deadline()
-			_ = conn.SetDeadline(deadline)
-			fmt.Fprintf(conn, "GET %s HTTP/1.1\r\nHost: web\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"+
-				"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n", path)
-			r := bufio.NewReader(conn)
-			line, err := r.ReadString('\n')
-			if err != nil || !strings.HasPrefix(line, "HTTP/1.1 "+want) {
-				t.Errorf("%s: %q, %v", path, line, err)
-			}
-			if want != "101" {
-				continue
-			}
-			for line != "\r\n" && err == nil {
-				line, err = r.ReadString('\n')
-			}
-			// Bytes that are no HTTP, and look like a request that is refused.
-			for _, text := range []string{"\x81\x05hello", "GET /b HTTP/1.1\r\n\r\n", strings.Repeat("z", 100_000)} {
-				if _, err := io.WriteString(conn, text); err != nil {
-					t.Fatal(err)
-				}
-				back := make([]byte, len(text))
-				if _, err := io.ReadFull(r, back); err != nil || string(back) != text {
-					t.Fatalf("after the upgrade %d bytes did not come back: %v", len(text), err)
-				}
-			}
-		}
-	}
 }
 
 // TestSlowReader reads a download for ten seconds at a trickle: the proxy

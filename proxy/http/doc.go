@@ -32,5 +32,11 @@
 // unread after the server's 101. Every other Upgrade (h2c, TLS) is taken out of
 // the request, which the server then answers as if it had not been asked; so
 // no request travels inside of something that is not read. CONNECT is denied
-// where HTTP rules apply.
+// where HTTP rules apply. What was upgraded is judged again by the request it
+// began with when its rules change, and reset if that would not pass.
+//
+// A drain (Server.Drain) closes connections between two messages: unused ones
+// at once, others behind a response that says so. Nobody can keep a client from
+// asking in the very moment that its idle connection is closed; HTTP lets it ask
+// again elsewhere.
 package http
