@@ -16,8 +16,8 @@ type Metrics struct {
 	requests *prometheus.CounterVec
 	latency  prometheus.Histogram
 
-	// mu guards the counters found before: to look one up by its labels costs
-	// more than all else that is done with a record.
+	// mu guards the counters found before: to spell the labels and look them up
+	// takes longer, and memory.
 	mu         sync.Mutex
 	flowsOf    map[flowLabels]prometheus.Counter
 	requestsOf map[requestLabels]prometheus.Counter

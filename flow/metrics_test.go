@@ -61,3 +61,28 @@ weir_new_flows_total{direction="ingress",reason="host"} 2
 		t.Errorf("%d series of requests", n)
 	}
 }
+
+func TestObserveAllocatesNothing(t *testing.T) {
+	m := NewMetrics(prometheus.NewRegistry())
+	rule := &policy.RuleRef{Policy: "CiliumNetworkPolicy shop/a"}
+	for _, r := range []*Record{
+		record(0), record(1),
+		{Verdict: Forwarded, Reason: "http-rule", HTTP: &HTTP{Status: 200, Latency: 1}, Rule: rule},
+		{Verdict: Dropped, Reason: "http-denied", HTTP: &HTTP{Status: 403}},
+		{Verdict: Forwarded, Reason: "http-rule", HTTP: &HTTP{Status: 9999}, Rule: rule},
+	} {
+		if n := testing.AllocsPerRun(100, func() { m.Observe(r) }); n != 0 {
+			t.Errorf("%s: %v allocations", r.Reason, n)
+		}
+	}
+}
+
+func BenchmarkObserve(b *testing.B) {
+	m := NewMetrics(prometheus.NewRegistry())
+	r := record(0)
+	r.Direction = "ingress"
+	b.ReportAllocs()
+	for b.Loop() {
+		m.Observe(r)
+	}
+}

@@ -74,6 +74,36 @@ func TestRingKeepsTheLatest(t *testing.T) {
 	}
 }
 
+// TestRingKeepsCopies: neither who publishes nor who reads can change what is
+// kept, and more than one batch comes back in order.
+func TestRingKeepsCopies(t *testing.T) {
+	const records = 3*readBatch + 1
+	r := NewRing(records)
+	var rec Record
+	for n := range records + 5 {
+		rec = *record(n)
+		r.Publish(&rec)
+	}
+	rec.Source.Port = 0
+	for _, q := range []Query{{Last: -1}, {Last: 2 * records}, {Last: records - 7}} {
+		want := records + 5 - min(records, uint(q.Last))
+		for range 2 { // what the first reader did is not seen by the second
+			next := want
+			err := r.Read(t.Context(), q, func(rec *Record, lost uint64) error {
+				if uint(rec.Source.Port) != next || lost != 0 {
+					t.Errorf("last %d: record %d, lost %d, want %d", q.Last, rec.Source.Port, lost, next)
+				}
+				next++
+				*rec = Record{}
+				return nil
+			})
+			if err != nil || next != records+5 {
+				t.Errorf("last %d: ended before %d: %v", q.Last, next, err)
+			}
+		}
+	}
+}
+
 func TestRingFollowersSeeEverythingOrAreTold(t *testing.T) {
 	const records = 20000
 	r := NewRing(256)

@@ -98,8 +98,11 @@ func findVeth(state string, generation uint8) (*veth, error) {
 	if a.Alias != interfaceAlias(state) {
 		return nil, fmt.Errorf("interface %s is not ours", name)
 	}
-	if err := netlink.LinkSetUp(link); err != nil {
-		return nil, fmt.Errorf("interface %s up: %w", name, err)
+	// It is looked for every second: the kernel is not locked for nothing.
+	if a.Flags&net.FlagUp == 0 {
+		if err := netlink.LinkSetUp(link); err != nil {
+			return nil, fmt.Errorf("interface %s up: %w", name, err)
+		}
 	}
 	return &veth{index: a.Index, mtu: a.MTU, mac: a.HardwareAddr}, nil
 }
