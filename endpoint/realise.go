@@ -97,24 +97,9 @@ func (r *realiser) adopt() (policy.Seeds, error) {
 			m[n.Id] = identity.Digest(d.Sum)
 		}
 	}
+	r.blockUnrecorded(&seeds)
 	return seeds, nil
 }
-
-func seedsOf(s *policy.Seeds, kind uint32) map[uint32]identity.Digest {
-	switch kind {
-	case bpf.NumberIdentity:
-		return s.Identities
-	case bpf.NumberPolicy:
-		return s.Policies
-	case bpf.NumberRuleSet:
-		return s.RuleSets
-	case bpf.NumberRule:
-		return s.Rules
-	}
-	return nil
-}
-
-var numberKinds = []uint32{bpf.NumberIdentity, bpf.NumberPolicy, bpf.NumberRuleSet, bpf.NumberRule}
 
 // fold adds a difference to what is wanted.
 func (r *realiser) fold(d policy.Delta) {
@@ -165,10 +150,8 @@ func (r *realiser) realise(ctx context.Context, mayDelete bool) error {
 			errs = append(errs, err)
 		}
 	}
-	if _, err := r.numbers.update(nil); err != nil {
-		return err // a successor must know the numbers that are in use
-	}
-	rulesErr := r.ruleSets.update(ctx)
+	_, numbersErr := r.numbers.update(nil)
+	rulesErr := r.ruleSets.update(ctx, r.unrecorded)
 	count(r.policies.update())
 	if len(r.policies.stuck) > 0 && mayDelete {
 		count(0, r.policies.makeRoom(r.pointedTo))
@@ -202,18 +185,25 @@ func (r *realiser) realise(ctx context.Context, mayDelete bool) error {
 			rulesErr = r.ruleSets.prune(ctx)
 		}
 	}
-	if rulesErr == nil && r.knowsAllRules() {
+	if rulesErr == nil && len(r.ruleSets.add) == 0 && r.knowsAllRules() {
 		rulesErr = r.ruleSets.sync(ctx)
 	}
 	if rulesErr != nil {
 		errs = append(errs, rulesErr)
 	}
-	if len(errs) == 0 && mayDelete {
-		// Only when nothing can stand for them any more.
-		_, err := r.numbers.prune(nil)
-		return err
+	if mayDelete {
+		if err := r.pruneNumbers(len(errs) == 0, numbersErr != nil); err != nil {
+			return errors.Join(append(errs, err)...)
+		}
 	}
-	return errors.Join(errs...)
+	if numbersErr == nil {
+		return errors.Join(errs...)
+	}
+	// What was given back has made room.
+	if _, err := r.numbers.update(nil); err != nil {
+		return errors.Join(append(errs, err)...)
+	}
+	return r.realise(ctx, mayDelete) // with what waited for a number
 }
 
 func (r *realiser) bump(changed int) {

@@ -7,6 +7,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/weirnet/weir/bpf"
 	"github.com/weirnet/weir/policy"
 )
 
@@ -100,17 +101,21 @@ func (s *ruleSets) finish(ctx context.Context) error {
 	}
 }
 
-// update sends what is wanted.
-func (s *ruleSets) update(ctx context.Context) error {
-	if err := s.finish(ctx); err != nil || len(s.add) == 0 {
+// update sends what is wanted, less the sets whose number is unrecorded: the
+// kernel may speak of those already, and the proxy denies.
+func (s *ruleSets) update(ctx context.Context, unrecorded func(kind, id uint32) bool) error {
+	if err := s.finish(ctx); err != nil {
 		return err
 	}
-	ids := slices.Sorted(maps.Keys(s.add))
+	ids := slices.DeleteFunc(slices.Sorted(maps.Keys(s.add)), func(id uint32) bool { return unrecorded(bpf.NumberRuleSet, id) })
+	if len(ids) == 0 {
+		return nil
+	}
 	sets := make([]*policy.RuleSet, len(ids))
 	for i, id := range ids {
 		sets[i] = s.want[id]
+		delete(s.add, id)
 	}
-	clear(s.add)
 	s.start(ctx, fmt.Sprintf("send %d rule sets to the proxy", len(ids)),
 		func(ctx context.Context) error { return s.proxy.SetRuleSets(ctx, sets, nil) },
 		func() {
