@@ -76,6 +76,11 @@ func TestConntrackLifetime(t *testing.T) {
 			k.policy(policyA, allowed)
 			k.want(k.fromA(), c.p, pass, forwarded(flow.ReasonPolicyAllowed, out))
 			k.change(c.p, func(ct *Conntrack) { ct.Flags |= c.flags })
+			if ct := k.entry(c.p); ct.Lifetime(c.p.proto) != c.life {
+				t.Errorf("%s: user space takes it to be %v", c.name, ct.Lifetime(c.p.proto))
+			} else if key, _ := c.p.tuple().Canonical(); ct.Responder(key) != c.p.tuple().Daddr {
+				t.Errorf("%s: user space takes %v to be its responder", c.name, ct.Responder(key))
+			}
 			k.age(c.p, c.life-2*time.Second)
 			reply := c.p.reply(ack).bytes()
 			if v, _, _ := k.run(k.toA(), reply); v != pass {

@@ -1,0 +1,198 @@
+package fqdn
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+)
+
+// Learn takes in an answer. It returns when the kernel's table says for each
+// of its addresses who it is now: the identity of exactly those selectors that
+// match one of the names the address stands for. The answer may be released
+// then. An error tells what could not be entered, of an answer that may be
+// released all the same: those addresses are then denied where names decide.
+//
+// Where there is no such identity yet, and an agent that makes some listens, it
+// waits for a moment, or until ctx ends; then the address gets the identity of
+// as many of these selectors as there is one for. Whoever must not wait calls it
+// with a ctx that has ended: where it would have to, it fails with ctx's error,
+// and has to be called again before the answer is released. Before the first SetNames it
+// writes nothing. Addresses that can't be outside peers are counted and left
+// out; a pod's, a node's or a service's is written, and the kernel does not ask
+// for it. Where nothing is new it takes a microsecond or two and allocates
+// nothing.
+func (c *Cache) Learn(ctx context.Context, a Answer) error {
+	now := c.clock()
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	err := c.enter(&a, now)
+	until, settleErr := c.settleAll(a.Records, now, true)
+	if !until.IsZero() {
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+		settleErr = c.await(ctx, a.Records, until)
+	}
+	if err == nil {
+		return settleErr
+	}
+	return errors.Join(err, settleErr)
+}
+
+// enter notes what an answer says.
+func (c *Cache) enter(a *Answer, now uint32) (err error) {
+	some := false
+	for i := range a.Records {
+		if outside(a.Records[i].Addr) {
+			some = true
+		} else {
+			c.counts.Refused++
+		}
+	}
+	if !some {
+		return nil
+	}
+	pod := c.pods.number(a.Pod)
+	err = c.enterName(a.Name, a.Records, pod, now)
+	for _, text := range a.Chain {
+		if e := c.enterName(text, a.Records, pod, now); e != nil {
+			err = e
+		}
+	}
+	return err
+}
+
+// enterName notes the addresses of one name.
+func (c *Cache) enterName(text string, records []Record, pod, now uint32) (err error) {
+	if len(text) > maxName {
+		return fmt.Errorf("a name of %d bytes", len(text))
+	}
+	n, known := c.findName(text)
+	for i := range records {
+		r := &records[i]
+		if !outside(r.Addr) {
+			continue
+		}
+		expires := now + c.seconds(r.TTL)
+		ip := r.Addr.As16()
+		a, there := c.findAddr(ip)
+		if known && there {
+			if p, ok := c.findPair(n, a); ok {
+				c.renew(c.pairs.at(p), expires, now)
+				continue
+			}
+		}
+		if !c.room(known) {
+			err = fmt.Errorf("%s of %s: %w", r.Addr, text, ErrFull)
+			continue
+		}
+		if !known {
+			n, known = c.addName(text), true
+		}
+		if !there {
+			a = c.addAddr(ip)
+		}
+		c.pair(n, a, expires, now)
+	}
+	if known {
+		c.names.at(n).asked(pod)
+	}
+	return err
+}
+
+func (c *Cache) renew(p *pair, expires, now uint32) {
+	p.learned = now
+	if expires > p.expires {
+		p.expires = expires
+		c.renewed++
+	}
+}
+
+// room tells whether another pair may be made, with a name that is known, or is
+// yet to be.
+func (c *Cache) room(known bool) bool {
+	pairs := c.pairs.len()
+	if pairs >= c.settings.Addresses || c.texts.bytes >= c.settings.textOf() {
+		c.look()
+	}
+	if pairs < c.settings.most() && c.addrs.len() < maxPlaces && (known || c.texts.bytes < c.settings.textOf()*9/8) {
+		return true
+	}
+	c.counts.Full++
+	return false
+}
+
+// look has Run look for what can go.
+func (c *Cache) look() {
+	select {
+	case c.kick <- struct{}{}:
+	default:
+	}
+}
+
+// pair makes an address one of a name's.
+func (c *Cache) pair(n, a, expires, now uint32) {
+	p := c.addPair(n, a, now)
+	c.pairs.at(p).expires = expires
+	c.learned++
+	if int(c.names.at(n).pairs) > c.settings.PerName {
+		c.look()
+	}
+	if c.u == nil {
+		return
+	}
+	set := c.setOfName(n)
+	if addr := c.addrs.at(a); addr.epoch == c.u.epoch {
+		c.assign(addr, c.u.join(addr.set, set), now)
+	}
+}
+
+// seconds is how long an address is believed.
+func (c *Cache) seconds(ttl time.Duration) uint32 {
+	ttl = min(max(ttl, c.settings.MinTTL), c.settings.MaxTTL)
+	return uint32((ttl + time.Second - 1) / time.Second)
+}
+
+// settleAll settles the addresses of records, and tells until when an identity
+// is waited for; zero: none is.
+func (c *Cache) settleAll(records []Record, now uint32, patient bool) (until time.Time, err error) {
+	for i := range records {
+		if !outside(records[i].Addr) {
+			continue
+		}
+		at, ok := c.findAddr(records[i].Addr.As16())
+		if !ok {
+			continue // no room
+		}
+		wait, e := c.settle(at, now, patient)
+		if e != nil {
+			err = e
+		}
+		if until.IsZero() || !wait.IsZero() && wait.Before(until) {
+			until = wait
+		}
+	}
+	return until, err
+}
+
+// await waits until the addresses are settled. It lets go of the lock meanwhile.
+func (c *Cache) await(ctx context.Context, records []Record, until time.Time) (err error) {
+	c.counts.Waited++
+	for patient := true; !until.IsZero(); {
+		changed := c.changed
+		c.mu.Unlock()
+		t := time.NewTimer(time.Until(until))
+		select {
+		case <-changed:
+		case <-t.C:
+		case <-ctx.Done():
+			patient = false
+		}
+		t.Stop()
+		now := c.clock()
+		c.mu.Lock()
+		until, err = c.settleAll(records, now, patient)
+	}
+	return err
+}

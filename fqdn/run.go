@@ -1,0 +1,83 @@
+package fqdn
+
+import (
+	"context"
+	"time"
+)
+
+const (
+	// A sweep comes often enough for short lives to end about in time.
+	sweepLeast, sweepMost = time.Second, 5 * time.Second
+	// Looking for flows takes some 50 ms where there are many: it gets one part
+	// of so many of the time.
+	sweepShare = 50
+	// pressedEvery is how often it is looked for what can go where there is too
+	// much.
+	pressedEvery = 2 * time.Second
+)
+
+// runner is what Run remembers.
+type runner struct {
+	*Cache
+	looked  time.Time // the last time
+	looks   int
+	swept   time.Time     // when the last sweep ended
+	took    time.Duration // that it took
+	pressed bool          // there is too much
+	saving  saving
+}
+
+// Run does what time brings until ctx ends: expiry, liveness, checkpoints. It
+// writes a last checkpoint then. To be called once.
+func (c *Cache) Run(ctx context.Context) error {
+	r := &runner{Cache: c}
+	tick := time.NewTicker(time.Second)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return c.Save()
+		case <-c.kick:
+			r.pressed = true
+		case <-tick.C:
+		}
+		r.step(ctx)
+	}
+}
+
+// step does what is due.
+func (r *runner) step(ctx context.Context) {
+	c := r.Cache
+	c.mu.Lock()
+	settings, retired := c.settings, c.retired
+	c.mu.Unlock()
+	if retired {
+		return
+	}
+	every := min(max(settings.MinTTL/4, sweepLeast), sweepMost)
+	if r.pressed && time.Since(r.swept) >= max(pressedEvery, r.took*sweepShare/5) {
+		r.pressed = false
+		r.sweep(ctx)
+	}
+	if time.Since(r.looked) >= every {
+		r.looked = time.Now()
+		now := c.clock()
+		if time.Since(r.swept) >= max(every, r.took*sweepShare) && c.expired(now) {
+			r.sweep(ctx)
+		} else {
+			c.tend(0)
+		}
+		c.tendWants(now)
+		if r.looks++; r.looks%podRounds == 0 {
+			c.tendPods()
+		}
+	}
+	r.save()
+}
+
+func (r *runner) sweep(ctx context.Context) {
+	began := time.Now()
+	r.note("look for what is in use", r.Cache.sweep(ctx))
+	r.swept = time.Now()
+	r.took = r.swept.Sub(began)
+}

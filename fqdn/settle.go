@@ -1,0 +1,155 @@
+package fqdn
+
+import (
+	"slices"
+	"time"
+
+	"github.com/weirnet/weir/identity"
+)
+
+// setOfName is the set of selectors that match a name.
+func (c *Cache) setOfName(at uint32) uint32 {
+	n := c.names.at(at)
+	if n.epoch != c.u.epoch {
+		n.set, n.epoch = c.u.of(c.text(n)), c.u.epoch
+		c.u.sets[n.set].names++
+	}
+	return n.set
+}
+
+// assign gives an address of the present epoch a set.
+func (c *Cache) assign(a *address, set, now uint32) {
+	old := a.set
+	if old == set {
+		return
+	}
+	a.set = set
+	c.u.sets[set].addrs++
+	c.want(set)
+	c.leave(old, now)
+}
+
+// leave takes an address away from a set.
+func (c *Cache) leave(set, now uint32) {
+	s := &c.u.sets[set]
+	if set == 0 {
+		return
+	}
+	s.addrs--
+	if s.addrs == 0 {
+		s.idle = now
+		c.u.tidy(set)
+	}
+}
+
+// want has the agent be told of a set that an address has.
+func (c *Cache) want(set uint32) {
+	s := &c.u.sets[set]
+	if s.wanted || len(s.selectors) < 2 || c.u.wanted >= maxWanted {
+		return
+	}
+	s.wanted, s.since = true, time.Now()
+	c.u.wanted++
+	c.tell()
+}
+
+// tell wakes those who watch.
+func (c *Cache) tell() {
+	close(c.news)
+	c.news = make(chan struct{})
+}
+
+// refresh finds out the set of an address, if that is not known.
+func (c *Cache) refresh(a *address, now uint32) {
+	if a.epoch == c.u.epoch {
+		return
+	}
+	a.epoch, a.set = c.u.epoch, 0
+	set := uint32(0)
+	for p := a.first; p != none; p = c.pairs.at(p).nextAddr {
+		joined := c.u.join(set, c.setOfName(c.pairs.at(p).name))
+		if joined != set {
+			c.u.tidy(set)
+		}
+		set = joined
+	}
+	c.assign(a, set, now)
+}
+
+// stale makes the set of an address unknown.
+func (c *Cache) stale(a *address, now uint32) {
+	if c.u != nil && a.epoch == c.u.epoch {
+		c.leave(a.set, now)
+	}
+	a.epoch, a.set = 0, 0
+}
+
+// settle brings the row of an address in line with its names. Where the right
+// identity is yet to be made, and patient allows, it leaves a row that says less
+// than the names, and tells until when; else it writes the best there is.
+func (c *Cache) settle(at, now uint32, patient bool) (until time.Time, err error) {
+	if c.u == nil {
+		return until, nil // nobody knows what the row should be
+	}
+	a := c.addrs.at(at)
+	if a.first == none {
+		return until, c.settleInherited(at, a)
+	}
+	c.refresh(a, now)
+	s := &c.u.sets[a.set]
+	id := s.id
+	if id == 0 && a.set != 0 {
+		if patient && c.watchers > 0 && s.wanted {
+			until = s.since.Add(patience)
+			if time.Now().Before(until) && (a.written == 0 || c.u.narrower(identity.ID(a.written), a.set)) {
+				return until, nil
+			}
+			until = time.Time{}
+		}
+		if best := c.u.bestOf(a.set); slices.Contains(best, identity.ID(a.written)) {
+			id = identity.ID(a.written) // as good as any, and flows depend on it
+		} else if len(best) > 0 {
+			id = best[0]
+		}
+		if uint32(id) != a.written || id == 0 {
+			c.counts.Narrowed++
+		}
+	}
+	return until, c.write(a, id)
+}
+
+// settleInherited takes away what a predecessor left where nobody has that
+// identity any more.
+func (c *Cache) settleInherited(at uint32, a *address) error {
+	if _, ok := c.u.ofID[identity.ID(a.written)]; ok && a.written != 0 {
+		return nil
+	}
+	if err := c.write(a, 0); err != nil {
+		return err
+	}
+	c.removeAddr(at)
+	return nil
+}
+
+// write makes the row of an address say id; 0: there is none.
+func (c *Cache) write(a *address, id identity.ID) (err error) {
+	if a.written == uint32(id) {
+		return nil
+	}
+	if id == 0 {
+		if c.retired {
+			return nil
+		}
+		if err = c.table.Delete(addrOf(a.ip)); err != nil {
+			err = rowError("delete", a.ip, err)
+		}
+	} else if err = c.table.Set(addrOf(a.ip), id); err != nil {
+		err = rowError("write", a.ip, err)
+	}
+	if err != nil {
+		c.owed = true
+		return err
+	}
+	a.written = uint32(id)
+	return nil
+}
