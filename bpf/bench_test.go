@@ -32,8 +32,10 @@ func manyEntries(dir policy.Direction, more rules) rules {
 //	full         forward packet, judged anew by policy: every table is asked
 //	denied       no entry, every table is asked, counted, not told (as most are)
 //	redirect     a SYN for the proxy, repeated: judged, entered in two tables
+//	question     a datagram of a known flow for the proxy
 //	new          the difference that a flow's first packet makes: judged,
-//	             entered, counted, told; redirected, to a repeated SYN
+//	             entered, counted, told; redirected, to a repeated SYN; of a
+//	             session that is known
 func BenchmarkPrograms(b *testing.B) {
 	k := newKernelOf(b, Sizes{}, 0)
 	always := variant(b, k, "always_judge", uint8(1))
@@ -50,8 +52,9 @@ func BenchmarkPrograms(b *testing.B) {
 		denied.dport = 81
 		redirected := ip.tcp()
 		redirected.dport = 82
+		question := ip.question(1000)
 		full := func(a at, p *ebpf.Program) at { a.prog = p; return a }
-		k.policy(policyA, manyEntries(out, rules{port(out, idPeer, tcp, 80): allow(1), port(out, idPeer, tcp, 82): l7(2, 1)}))
+		k.policy(policyA, manyEntries(out, rules{port(out, idPeer, tcp, 80): allow(1), port(out, idPeer, tcp, 82): l7(2, 1), port(out, idPeer, udp, 53): l7(3, 2)}))
 		k.policy(policyB, manyEntries(in, rules{port(in, idPeer, tcp, 80): allow(1)}))
 		for _, c := range []struct {
 			name string
@@ -67,6 +70,7 @@ func BenchmarkPrograms(b *testing.B) {
 			{"from_pod reply", k.fromB(), to.reply(ack)},
 			{"to_pod full", full(k.toB(), always["to_pod"]), to},
 			{"from_pod redirect", k.fromA(), redirected},
+			{"from_pod question", k.fromA(), question},
 		} {
 			b.Run(ip.family+" "+c.name, func(b *testing.B) {
 				k.t = b
@@ -86,6 +90,10 @@ func BenchmarkPrograms(b *testing.B) {
 		b.Run(ip.family+" from_pod new redirect", func(b *testing.B) {
 			k.t = b
 			k.benchNew(b, redirected)
+		})
+		b.Run(ip.family+" from_pod new question", func(b *testing.B) {
+			k.t = b
+			k.benchNew(b, question)
 		})
 	}
 }

@@ -112,8 +112,8 @@ static __always_inline void ct_note(struct conntrack *ct, const struct packet *p
 	}
 }
 
-/* The forward tuple of the packet's flow, which is its key in conns. */
-static __always_inline void ct_forward(const struct packet *p, bool reply, struct tuple *t)
+/* The key of the packet's flow in conns: its forward tuple, or its session's. */
+static __always_inline void conn_key(const struct packet *p, bool reply, struct tuple *t)
 {
 	*t = p->tuple;
 	if (reply) {
@@ -122,4 +122,6 @@ static __always_inline void ct_forward(const struct packet *p, bool reply, struc
 		t->sport = p->tuple.dport;
 		t->dport = p->tuple.sport;
 	}
+	if (is_udp(p))
+		t->sport = 0;
 }

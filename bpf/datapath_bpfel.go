@@ -318,6 +318,7 @@ const (
 	datapathVarActionType     = "action_type"
 	datapathVarAlwaysJudge    = "always_judge"
 	datapathVarConnBitsType   = "conn_bits_type"
+	datapathVarConnsError     = "conns_error"
 	datapathVarConnsShare     = "conns_share"
 	datapathVarDirectionType  = "direction_type"
 	datapathVarEventLimit     = "event_limit"
@@ -326,7 +327,6 @@ const (
 	datapathVarEventWindow    = "event_window"
 	datapathVarNumberKindType = "number_kind_type"
 	datapathVarReasonType     = "reason_type"
-	datapathVarRenewError     = "renew_error"
 	datapathVarVerdictType    = "verdict_type"
 )
 
@@ -409,6 +409,7 @@ type datapathVariableSpecs struct {
 	ActionType     *ebpf.VariableSpec `ebpf:"action_type"`
 	AlwaysJudge    *ebpf.VariableSpec `ebpf:"always_judge"`
 	ConnBitsType   *ebpf.VariableSpec `ebpf:"conn_bits_type"`
+	ConnsError     *ebpf.VariableSpec `ebpf:"conns_error"`
 	ConnsShare     *ebpf.VariableSpec `ebpf:"conns_share"`
 	DirectionType  *ebpf.VariableSpec `ebpf:"direction_type"`
 	EventLimit     *ebpf.VariableSpec `ebpf:"event_limit"`
@@ -417,7 +418,6 @@ type datapathVariableSpecs struct {
 	EventWindow    *ebpf.VariableSpec `ebpf:"event_window"`
 	NumberKindType *ebpf.VariableSpec `ebpf:"number_kind_type"`
 	ReasonType     *ebpf.VariableSpec `ebpf:"reason_type"`
-	RenewError     *ebpf.VariableSpec `ebpf:"renew_error"`
 	VerdictType    *ebpf.VariableSpec `ebpf:"verdict_type"`
 }
 
@@ -493,6 +493,7 @@ type datapathVariables struct {
 	ActionType     *ebpf.Variable `ebpf:"action_type"`
 	AlwaysJudge    *ebpf.Variable `ebpf:"always_judge"`
 	ConnBitsType   *ebpf.Variable `ebpf:"conn_bits_type"`
+	ConnsError     *ebpf.Variable `ebpf:"conns_error"`
 	ConnsShare     *ebpf.Variable `ebpf:"conns_share"`
 	DirectionType  *ebpf.Variable `ebpf:"direction_type"`
 	EventLimit     *ebpf.Variable `ebpf:"event_limit"`
@@ -501,7 +502,6 @@ type datapathVariables struct {
 	EventWindow    *ebpf.Variable `ebpf:"event_window"`
 	NumberKindType *ebpf.Variable `ebpf:"number_kind_type"`
 	ReasonType     *ebpf.Variable `ebpf:"reason_type"`
-	RenewError     *ebpf.Variable `ebpf:"renew_error"`
 	VerdictType    *ebpf.Variable `ebpf:"verdict_type"`
 }
 

@@ -102,7 +102,7 @@ func TestKernelAgreesWithLookup(t *testing.T) {
 				judgedPort, judgedProto = 0, 0
 			}
 			e, ok := policy.Lookup(m, dir, peers, judgedProto, judgedPort)
-			verdict, reason := expected(e, ok, p.proto)
+			verdict, reason := expected(e, ok, p.proto, dir)
 			got, _, _ := k.run(where, p.bytes())
 			events := k.drain()
 			if got != verdict || len(events) != 1 || events[0].Reason != reason || events[0].Rule != e.Rule {
@@ -127,7 +127,7 @@ func TestKernelAgreesWithLookup(t *testing.T) {
 }
 
 // expected is what the datapath makes of an answer of policy.Lookup.
-func expected(e policy.Entry, ok bool, proto uint8) (uint32, flow.Reason) {
+func expected(e policy.Entry, ok bool, proto uint8, dir policy.Direction) (uint32, flow.Reason) {
 	switch {
 	case !ok && proto == 47:
 		return dropped, flow.ReasonUnknownL4
@@ -140,7 +140,7 @@ func expected(e policy.Entry, ok bool, proto uint8) (uint32, flow.Reason) {
 	case policy.Allow:
 		return pass, flow.ReasonPolicyAllowed
 	case policy.Redirect:
-		if proto != tcp {
+		if proto != tcp && (proto != udp || dir != out) {
 			return dropped, flow.ReasonL7Unsupported
 		}
 		return redirect, flow.ReasonRedirected

@@ -23,6 +23,18 @@ static __always_inline void stamp(struct packet *p, struct conntrack *ct, __u8 r
 	__sync_fetch_and_or(&ct->flags, ct_judged(role));
 }
 
+/* Takes from the proxy what it knows of the packet's flow. A function for the
+ * sake of its stack. */
+SUBPROGRAM int forget_conn(struct packet *p, bool reply)
+{
+	struct tuple t;
+
+	if (!p)
+		return 0;
+	conn_key(p, reply, &t);
+	return bpf_map_delete_elem(&conns, &t);
+}
+
 /* A forward packet of a known flow, where policy has moved on or this end has
  * not judged yet. */
 SUBPROGRAM int judge_again(struct __sk_buff *skb, struct packet *p, struct conntrack *ct)
@@ -46,6 +58,14 @@ SUBPROGRAM int judge_again(struct __sk_buff *skb, struct packet *p, struct connt
 		__sync_fetch_and_and(&ct->flags, ~judged);
 		return drop(skb, p);
 	}
+	if (flags & CT_REDIRECTED && is_udp(p)) {
+		/* To the current proxy, or on its own once it has no L7 rules any
+		 * more. Answers that come the other way are lost: it is asked again. */
+		if (outcome == REDIRECT)
+			return redirect_new(skb, p, true);
+		forget_conn(p, false);
+		return create(skb, p, 0, false);
+	}
 	if (flags & CT_REDIRECTED) {
 		/* The proxy first: once stamped nobody tells it any more. */
 		if (renew_conn(p, &p->tuple))
@@ -53,12 +73,13 @@ SUBPROGRAM int judge_again(struct __sk_buff *skb, struct packet *p, struct connt
 		stamp(p, ct, p->direction);
 		return GO_ON;
 	}
-	if (outcome == REDIRECT && is_syn(p))
-		return redirect_new(skb, p, false);
 	if (outcome == REDIRECT && p->part == FRAGMENT_LATER) {
 		p->reason = REASON_L7_UNSUPPORTED;
 		return drop(skb, p);
 	}
+	/* A datagram needs nothing that went before it. */
+	if (outcome == REDIRECT && (is_syn(p) || is_udp(p)))
+		return redirect_new(skb, p, false);
 	if (outcome == REDIRECT)
 		return cut(skb, p, flags & judged ? REASON_POLICY_CHANGED : REASON_MIDSTREAM_L7);
 	stamp(p, ct, p->direction);
@@ -93,23 +114,16 @@ SUBPROGRAM int judge_late(struct __sk_buff *skb, struct packet *p, struct conntr
 		return GO_ON;
 	}
 	__sync_fetch_and_and(&ct->flags, ~ct_judged(role));
+	/* What was asked unseen is to be asked again. */
+	if (outcome == REDIRECT && is_udp(p)) {
+		p->reason = REASON_POLICY_CHANGED;
+		return drop(skb, p);
+	}
 	if (outcome == REDIRECT && p->part != FRAGMENT_LATER)
 		return cut(skb, p, REASON_MIDSTREAM_L7);
 	if (flags & CT_REDIRECTED)
 		return drop(skb, p);
 	return stateless(skb, p);
-}
-
-/* Takes from the proxy what it knows of the packet's tuple. A function for the
- * sake of its stack. */
-SUBPROGRAM int forget_conn(struct packet *p, bool reply)
-{
-	struct tuple t;
-
-	if (!p)
-		return 0;
-	ct_forward(p, reply, &t);
-	return bpf_map_delete_elem(&conns, &t);
 }
 
 /* Whether a packet's flow is a connection that the proxy still has. A SYN on one
@@ -138,7 +152,7 @@ SUBPROGRAM int proxy_has(struct packet *p, struct conntrack *ct)
 	px = bpf_map_lookup_elem(&proxies, &key);
 	if (!px || !px->alive)
 		return false;
-	ct_forward(p, reply, &t);
+	conn_key(p, reply, &t);
 	return bpf_map_lookup_elem(&conns, &t) != NULL;
 }
 
@@ -229,6 +243,24 @@ static __always_inline bool goes_stale(const struct packet *p, bool reply)
 	return !p->host && (!reply || !is_tcp(p));
 }
 
+/* Whether the proxy has to be told of a redirected flow's session before it can be
+ * asked: it is another one by now, has let go of the session, or the flow was but
+ * its own. */
+SUBPROGRAM int session_stale(struct packet *p, struct conntrack *ct)
+{
+	__u32 zero = 0;
+	struct state *s;
+	struct tuple t;
+
+	if (!p || !ct)
+		return true;
+	s = bpf_map_lookup_elem(&state, &zero);
+	if (!s || ct->generation != s->generation || ct->flags & CT_ASKED)
+		return true;
+	conn_key(p, false, &t);
+	return !bpf_map_lookup_elem(&conns, &t);
+}
+
 /* The shortest way: a packet of a flow that was judged at this veth, at the
  * current revision. That it came by this veth then makes its addresses the
  * pod's, and nothing else has to be asked. GO_ON if it is another case. */
@@ -255,6 +287,8 @@ static __always_inline int pass_known(struct __sk_buff *skb, struct packet *p)
 	if (goes_stale(p, reply) && (ct->revision[role & 1] != p->revision || always_judge))
 		return GO_ON;
 	if (flags & CT_REDIRECTED) {
+		if (is_udp(p) && !reply && session_stale(p, ct))
+			return GO_ON;
 		px = find_proxy(ct->generation);
 		if (!px)
 			return GO_ON;
@@ -303,6 +337,8 @@ SUBPROGRAM int decide(struct __sk_buff *skb, struct packet *p)
 		act = reply ? judge_late(skb, p, ct) : judge_again(skb, p, ct);
 	else if (goes_stale(p, reply) && (ct->revision[role & 1] != p->revision || always_judge))
 		act = reply ? judge_late(skb, p, ct) : judge_again(skb, p, ct);
+	else if (flags & CT_REDIRECTED && is_udp(p) && !reply && session_stale(p, ct))
+		act = judge_again(skb, p, ct);
 	if (unlikely(act != GO_ON))
 		return act;
 	ct->veth[role & 1] = skb->ifindex;

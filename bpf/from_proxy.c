@@ -31,6 +31,102 @@ static __always_inline int inject(struct __sk_buff *skb, struct packet *p, struc
 	return bpf_redirect(ct->ifindex, BPF_F_INGRESS);
 }
 
+/* The generation of the proxy behind an interface; 0: none. */
+SUBPROGRAM __u8 generation_at(__u32 ifindex)
+{
+	struct proxy *px;
+	__u32 key, i;
+
+	/* A copy as the key: a counter that a helper is shown could change, for all
+	 * the verifier knows. */
+	for (i = 1; i < 256; i++) {
+		key = i;
+		px = bpf_map_lookup_elem(&proxies, &key);
+		if (px && px->alive && px->ifindex == ifindex)
+			return i;
+	}
+	return 0;
+}
+
+/* Makes the entry of a flow by which the proxy asks for a pod, whose session is
+ * known. That there is one is no reason to believe what it says, since proxies can
+ * write it, but only a pod that asked has one; of its header the proxy can make
+ * nothing that the pod could not have sent. Returns a reason or 0. */
+SUBPROGRAM int make_question(struct __sk_buff *skb, struct packet *p, __u32 ifindex)
+{
+	__be16 protocol = skb->protocol;
+	struct conntrack ct = {}, *old;
+	struct conn conn, *c;
+	struct tuple key;
+
+	if (!p)
+		return REASON_UDP_NO_FLOW;
+	conn_key(p, false, &key);
+	c = bpf_map_lookup_elem(&conns, &key);
+	if (!c || c->ifindex != ifindex)
+		return REASON_UDP_NO_FLOW;
+	conn = *c;
+	conn.ifindex = ifindex;
+	conn.generation = generation_at(skb->ifindex);
+	if (!conn.generation)
+		return REASON_NO_PROXY;
+	__builtin_memcpy(conn.l2 + 12, &protocol, sizeof(protocol));
+	redirected_entry(&ct, p, &conn);
+	/* Answers are for the pod as well if it uses this port, too. */
+	old = ct_find(&p->key, p->now);
+	if (!old || (old->flags & (CT_REDIRECTED | CT_ASKED)) != CT_REDIRECTED)
+		ct.flags |= CT_ASKED;
+	return bpf_map_update_elem(&conntrack, &p->key, &ct, BPF_ANY) ? REASON_CONNTRACK_FULL : 0;
+}
+
+/* A datagram of a socket that the proxy asks a server by, and that is not known or
+ * was judged at an older revision. It is judged here as if the pod had sent it: a
+ * proxy can ask for it nothing that it could not. Returns whether there is an entry
+ * of its flow now. */
+SUBPROGRAM int ask(struct __sk_buff *skb, struct packet *p)
+{
+	struct endpoint *self;
+	__u32 ifindex;
+	int reason;
+
+	if (!p)
+		return false;
+	self = bpf_map_lookup_elem(&endpoints, &p->tuple.saddr);
+	if (!self || !self->ifindex || p->part == FRAGMENT_LATER) {
+		drop_for(skb, p, REASON_UDP_NO_FLOW);
+		return false;
+	}
+	ifindex = self->ifindex;
+	p->policy = self->policy;
+	p->identity = self->identity;
+	switch (judge_forward(p, true)) {
+	case REDIRECT:
+		reason = make_question(skb, p, ifindex);
+		break;
+	case PASS:
+		/* The pod's own goes there without a proxy. */
+		reason = REASON_UDP_NO_FLOW;
+		break;
+	default:
+		drop(skb, p);
+		return false;
+	}
+	if (reason)
+		drop_for(skb, p, reason);
+	return !reason;
+}
+
+/* Whether a datagram is to be judged: as one of the pod's, not as an answer to
+ * it. An entry that the server made, or that is older than the rules, does not count. */
+static __always_inline bool is_question(const struct packet *p, const struct conntrack *ct)
+{
+	if (!is_udp(p))
+		return false;
+	if (!ct || !(ct->flags & CT_REDIRECTED))
+		return true;
+	return !ct_is_reply(ct, p->swapped) && ct->revision[DIRECTION_EGRESS] != p->revision;
+}
+
 SEC("tc")
 int from_proxy(struct __sk_buff *skb)
 {
@@ -58,10 +154,19 @@ int from_proxy(struct __sk_buff *skb)
 		p.swapped = ct_key(&p.tuple, &p.key);
 	}
 	ct = ct_find(&p.key, p.now);
-	/* conns has no say here: the proxy itself may have written it. */
+	if (!error && is_question(&p, ct)) {
+		if (!ask(skb, &p))
+			return TC_ACT_SHOT;
+		ct = ct_find(&p.key, p.now);
+	}
+	/* What else conns says doesn't count: the proxy itself may have written it. */
 	if (!ct || !(ct->flags & (CT_REDIRECTED | CT_CUT)))
 		return drop_for(skb, &p, REASON_PROXY_UNKNOWN_FLOW);
 	reply = ct_is_reply(ct, p.swapped);
+
+	/* Nor could it speak to a port that the pod didn't ask from. */
+	if (reply && !error && ct->flags & CT_ASKED)
+		return drop_for(skb, &p, REASON_PROXY_UNKNOWN_FLOW);
 
 	/* The end of a flow is all that may still be said about it. */
 	reset = p.tcp_flags & TCP_RST;

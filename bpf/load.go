@@ -38,7 +38,7 @@ type Sizes struct {
 	Endpoints uint32 // addresses of pods of this node; 16384
 	Devices   uint32 // 8192
 	IPCache   uint32 // prefixes; 524288
-	FQDN      uint32 // addresses; 65536
+	FQDN      uint32 // addresses; 524288, taken as they come
 	Policies  uint32 // distinct policies; 16384
 	Policy    uint32 // entries of all policies; 1048576, taken as they come
 	Conntrack uint32 // flows; 262144, about 180 bytes each at once; the oldest make room
@@ -73,6 +73,7 @@ type Datapath struct {
 	paths   map[string]string // table name to pin
 	// conntrack was made by this Load, so all connections are unknown to it.
 	emptyConntrack bool
+	freshState     bool   // made by this Load, too
 	state          *State // mapped
 	mapped         []byte
 	revision       revisionCopy
@@ -134,8 +135,11 @@ func Load(o Options) (_ *Datapath, err error) {
 		if shared[name], made, err = adoptMap(o.Pins, ms); err != nil {
 			return nil, err
 		}
-		if name == "conntrack" {
+		switch name {
+		case "conntrack":
 			d.emptyConntrack = made
+		case "state":
+			d.freshState = made
 		}
 	}
 	if err := spec.LoadAndAssign(&d.objects, &ebpf.CollectionOptions{MapReplacements: shared}); err != nil {
@@ -204,6 +208,11 @@ func (d *Datapath) mapState() error {
 	}
 	d.mapped = mem
 	d.state = (*State)(unsafe.Pointer(&mem[0]))
+	if d.freshState {
+		if err := d.inheritState(); err != nil {
+			return err
+		}
+	}
 	if d.emptyConntrack {
 		d.beLenient()
 	}

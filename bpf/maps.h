@@ -20,7 +20,7 @@ TABLE(devices, BPF_MAP_TYPE_HASH, 8192, __u32, struct device, 0);
 /* Who an address is, for everyone but outside names. */
 TABLE(ipcache, BPF_MAP_TYPE_LPM_TRIE, 524288, struct prefix, struct peer, BPF_F_NO_PREALLOC);
 /* Which identity DNS answers gave an outside address. Written by the proxy. */
-TABLE(fqdn, BPF_MAP_TYPE_HASH, 65536, struct addr, __u32, BPF_F_NO_PREALLOC);
+TABLE(fqdn, BPF_MAP_TYPE_HASH, 524288, struct addr, __u32, BPF_F_NO_PREALLOC);
 /* Which identities DNS answers can give: what fqdn says beyond is not believed. */
 TABLE(names, BPF_MAP_TYPE_HASH, 65536, __u32, __u32, BPF_F_NO_PREALLOC);
 /* Which directions a policy enforces, and the probes worth doing. */

@@ -61,6 +61,11 @@ static __always_inline bool is_tcp(const struct packet *p)
 	return p->tuple.proto == IPPROTO_TCP;
 }
 
+static __always_inline bool is_udp(const struct packet *p)
+{
+	return p->tuple.proto == IPPROTO_UDP;
+}
+
 static __always_inline bool is_icmp(const struct packet *p)
 {
 	return p->tuple.proto == IPPROTO_ICMP || p->tuple.proto == IPPROTO_ICMPV6;

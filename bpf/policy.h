@@ -202,9 +202,13 @@ decided:
 		v->reason = REASON_POLICY_DENY_RULE;
 		return DROP;
 	case ACTION_REDIRECT:
-		/* The proxy reads nothing but TCP yet. */
-		v->reason = is_tcp(p) ? REASON_REDIRECTED : REASON_L7_UNSUPPORTED;
-		return is_tcp(p) ? REDIRECT : DROP;
+		/* The proxy reads TCP, and what pods ask by UDP. */
+		if (is_tcp(p) || (is_udp(p) && direction & 1)) {
+			v->reason = REASON_REDIRECTED;
+			return REDIRECT;
+		}
+		v->reason = REASON_L7_UNSUPPORTED;
+		return DROP;
 	default: /* ACTION_REFUSE */
 		v->reason = c.reason >= REASON_FIRST_DROP ? c.reason : REASON_POLICY_REFUSED;
 		return DROP;
@@ -243,7 +247,10 @@ SUBPROGRAM int judge_forward(struct packet *p, bool redirected)
 	if (outcome == REDIRECT)
 		p->l7 = 1 << (p->direction & 1);
 	settle(p, p->policy, p->direction, outcome);
-	if (outcome == DROP || p->direction == DIRECTION_INGRESS || !is_tcp(p))
+	if (outcome == DROP || p->direction == DIRECTION_INGRESS)
+		return outcome;
+	/* Of UDP the other end never needs the proxy. */
+	if (is_udp(p) ? outcome == PASS : !is_tcp(p))
 		return outcome;
 	/* The destination's own veth judges what comes in there; but what needs
 	 * the proxy at either end goes there from here, once. */

@@ -92,11 +92,11 @@ SUBPROGRAM int ct_recover(struct __sk_buff *skb, struct packet *p)
 
 	if (!p)
 		return false;
-	ct_forward(p, false, &t);
+	conn_key(p, false, &t);
 	conn = bpf_map_lookup_elem(&conns, &t);
 	if (!conn) {
 		reply = true;
-		ct_forward(p, true, &t);
+		conn_key(p, true, &t);
 		conn = bpf_map_lookup_elem(&conns, &t);
 		if (!conn)
 			return false;
@@ -123,8 +123,8 @@ SUBPROGRAM int ct_recover(struct __sk_buff *skb, struct packet *p)
 	return !bpf_map_update_elem(&conntrack, &p->key, &ct, BPF_ANY);
 }
 
-/* What renew_conn's write of conns fails with: for tests. */
-volatile const __s32 renew_error = 0;
+/* What writes of conns fail with: for tests. */
+volatile const __s32 conns_error = 0;
 
 /* Tells the proxy what now holds for a flow it has. Returns an error if the
  * proxy has the flow and can't be told. */
@@ -145,26 +145,118 @@ SUBPROGRAM int renew_conn(struct packet *p, const struct tuple *forward)
 	new.rule_set[1] = p->l7 & 2 ? p->found[1].rule_set : 0;
 	new.rule[0] = p->found[0].rule;
 	new.rule[1] = p->found[1].rule;
-	if (renew_error)
-		return renew_error;
+	if (conns_error)
+		return conns_error;
 	/* A new element, so that the proxy never reads half of each; but none if
 	 * the proxy has just let go of the flow. */
 	err = bpf_map_update_elem(&conns, forward, &new, BPF_EXIST);
 	return err == -ENOENT ? 0 : err;
 }
 
-/* Writes what the proxy must know, then the flow's entry, and only then lets
- * the first packet go there. again: this SYN is a repeated one. */
-SUBPROGRAM int redirect_new(struct __sk_buff *skb, struct packet *p, bool again)
+/* Fills the entry of a flow that goes through a proxy, in the name of the pod at
+ * the veth that conn says. */
+static __always_inline void redirected_entry(struct conntrack *ct, const struct packet *p,
+					     const struct conn *conn)
 {
-	struct conn conn = {}, *old = NULL;
-	__u32 zero = 0, ifindex;
-	struct conntrack ct = {};
+	ct->last_seen = p->now;
+	ct->revision[0] = ct->revision[1] = p->revision;
+	ct->ifindex = conn->ifindex;
+	ct->generation = conn->generation;
+	ct->flags = CT_REDIRECTED | ct_judged(p->direction) | (p->swapped ? CT_SWAPPED : 0);
+	if (p->direction == DIRECTION_INGRESS) {
+		ct->veth[DIRECTION_INGRESS] = conn->ifindex;
+	} else {
+		ct->veth[DIRECTION_EGRESS] = conn->ifindex;
+		ct->veth[DIRECTION_INGRESS] = p->local_ifindex;
+		if (p->local_ifindex)
+			ct->flags |= CT_JUDGED_INGRESS;
+	}
+	ct->rule[0] = p->found[0].rule;
+	ct->rule[1] = p->found[1].rule;
+	__builtin_memcpy(ct->l2, conn->l2, sizeof(ct->l2));
+}
+
+static __always_inline bool same_conn(const struct conn *a, const struct conn *b)
+{
+	const __u64 *x = (const __u64 *)a, *y = (const __u64 *)b;
+	__u64 differ = 0;
+	__u32 i;
+
+#pragma unroll
+	for (i = 0; i < sizeof(*a) / sizeof(*x); i++)
+		differ |= x[i] ^ y[i];
+	return !differ;
+}
+
+/* Writes what the proxy must know of a flow, and fills conn with it. generation:
+ * the proxy. Returns a reason or 0. */
+SUBPROGRAM int tell_proxy(struct __sk_buff *skb, struct packet *p, struct conn *conn, bool again,
+			  __u8 generation)
+{
+	__u32 ifindex = skb->ifindex;
+	struct conn *old = NULL;
 	struct share *share;
-	struct proxy *px;
-	struct state *s;
+	struct tuple key;
 	bool room;
 	long err;
+
+	if (!p || !conn)
+		return REASON_CONNS_FULL;
+	share = share_of(ifindex);
+	if (!share)
+		return REASON_CONNS_SHARE; /* no memory */
+	room = has_room(share, ifindex);
+	conn_key(p, false, &key);
+	/* An entry that is replaced needs no room. */
+	if (again || !room || is_udp(p))
+		old = bpf_map_lookup_elem(&conns, &key);
+	if (!room && !old)
+		return REASON_CONNS_SHARE;
+
+	conn->generation = generation;
+	if (old && (again || is_udp(p)) && old->generation == generation && old->ifindex == ifindex)
+		conn->id = old->id;
+	else
+		conn->id = bpf_ktime_get_ns();
+	conn->ifindex = ifindex;
+	conn->revision = p->revision;
+	conn->src_identity = p->direction == DIRECTION_EGRESS ? p->identity : p->peer[0];
+	conn->dst_identity = p->direction == DIRECTION_EGRESS ? p->peer[0] : p->identity;
+	conn->l7 = p->l7 | CONN_LOCAL << (p->direction & 1);
+	if (p->local_ifindex)
+		conn->l7 |= CONN_LOCAL << DIRECTION_INGRESS;
+	if (p->l7 & 1)
+		conn->rule_set[0] = p->found[0].rule_set;
+	if (p->l7 & 2)
+		conn->rule_set[1] = p->found[1].rule_set;
+	conn->rule[0] = p->found[0].rule;
+	conn->rule[1] = p->found[1].rule;
+	pod_l2(skb, p, conn->l2);
+	/* Every question may be a flow of its own; few make a session another one. */
+	if (is_udp(p) && old && same_conn(old, conn))
+		return 0;
+	err = conns_error;
+	if (!err)
+		err = bpf_map_update_elem(&conns, &key, conn, old ? BPF_ANY : BPF_NOEXIST);
+	/* Counted when it is there: a walk may count it twice, but never miss it. */
+	if (!err && !old)
+		__sync_fetch_and_add(&share->made, 1);
+	else if (err == -EEXIST)
+		err = bpf_map_update_elem(&conns, &key, conn, BPF_ANY);
+	return err ? REASON_CONNS_FULL : 0;
+}
+
+/* Writes what the proxy must know, then the flow's entry, and only then lets
+ * the first packet go there. again: it went there before (a repeated SYN, or a
+ * datagram whose session has changed). */
+SUBPROGRAM int redirect_new(struct __sk_buff *skb, struct packet *p, bool again)
+{
+	struct conntrack ct = {};
+	struct conn conn = {};
+	struct proxy *px;
+	__u32 zero = 0;
+	struct state *s;
+	int reason;
 
 	if (!p)
 		return TC_ACT_SHOT;
@@ -175,63 +267,13 @@ SUBPROGRAM int redirect_new(struct __sk_buff *skb, struct packet *p, bool again)
 	px = bpf_map_lookup_elem(&proxies, &zero);
 	if (!px || !px->alive)
 		return drop_for(skb, p, REASON_NO_PROXY);
-
-	ifindex = skb->ifindex;
-	share = share_of(ifindex);
-	if (!share)
-		return drop_for(skb, p, REASON_CONNS_SHARE); /* no memory */
-	room = has_room(share, ifindex);
-	/* An entry that is replaced needs no room. */
-	if (again || !room)
-		old = bpf_map_lookup_elem(&conns, &p->tuple);
-	if (!room && !old)
-		return drop_for(skb, p, REASON_CONNS_SHARE);
-
-	conn.id = bpf_ktime_get_ns();
-	conn.generation = zero;
-	if (again && old && old->generation == conn.generation)
-		conn.id = old->id;
-	conn.ifindex = ifindex;
-	conn.revision = p->revision;
-	conn.src_identity = p->direction == DIRECTION_EGRESS ? p->identity : p->peer[0];
-	conn.dst_identity = p->direction == DIRECTION_EGRESS ? p->peer[0] : p->identity;
-	conn.l7 = p->l7 | CONN_LOCAL << (p->direction & 1);
-	if (p->local_ifindex)
-		conn.l7 |= CONN_LOCAL << DIRECTION_INGRESS;
-	if (p->l7 & 1)
-		conn.rule_set[0] = p->found[0].rule_set;
-	if (p->l7 & 2)
-		conn.rule_set[1] = p->found[1].rule_set;
-	conn.rule[0] = p->found[0].rule;
-	conn.rule[1] = p->found[1].rule;
-	pod_l2(skb, p, conn.l2);
-	err = bpf_map_update_elem(&conns, &p->tuple, &conn, old ? BPF_ANY : BPF_NOEXIST);
-	/* Counted when it is there: a walk may count it twice, but never miss it. */
-	if (!err && !old)
-		__sync_fetch_and_add(&share->made, 1);
-	else if (err == -EEXIST)
-		err = bpf_map_update_elem(&conns, &p->tuple, &conn, BPF_ANY);
-	if (err)
-		return drop_for(skb, p, REASON_CONNS_FULL);
-
-	ct.last_seen = p->now;
-	ct.revision[0] = ct.revision[1] = p->revision;
-	ct.ifindex = conn.ifindex;
-	ct.generation = conn.generation;
-	ct.flags = CT_REDIRECTED | ct_judged(p->direction) | (p->swapped ? CT_SWAPPED : 0);
-	if (p->direction == DIRECTION_INGRESS) {
-		ct.veth[DIRECTION_INGRESS] = skb->ifindex;
-	} else {
-		ct.veth[DIRECTION_EGRESS] = skb->ifindex;
-		ct.veth[DIRECTION_INGRESS] = p->local_ifindex;
-		if (p->local_ifindex)
-			ct.flags |= CT_JUDGED_INGRESS;
-	}
-	ct.rule[0] = conn.rule[0];
-	ct.rule[1] = conn.rule[1];
-	__builtin_memcpy(ct.l2, conn.l2, sizeof(ct.l2));
+	reason = tell_proxy(skb, p, &conn, again, zero);
+	if (reason)
+		return drop_for(skb, p, reason);
+	redirected_entry(&ct, p, &conn);
 	if (bpf_map_update_elem(&conntrack, &p->key, &ct, BPF_ANY)) {
-		bpf_map_delete_elem(&conns, &p->tuple);
+		if (is_tcp(p))
+			bpf_map_delete_elem(&conns, &p->tuple);
 		return drop_for(skb, p, REASON_CONNTRACK_FULL);
 	}
 	if (!again)
@@ -298,13 +340,22 @@ SUBPROGRAM int cut(struct __sk_buff *skb, struct packet *p, __u8 reason)
 }
 
 /* Ends a redirected flow that policy allows no more: the packet resets the
- * proxy's end, which passes that on; from_proxy lets nothing else out. */
+ * proxy's end, which passes that on; from_proxy lets nothing else out. A datagram is
+ * just dropped: from_proxy lets out none without an entry, and judges those for
+ * the server anew. */
 SUBPROGRAM int revoke_redirected(struct __sk_buff *skb, struct packet *p, struct conntrack *ct)
 {
+	struct tuple key;
 	__u8 generation;
 
 	if (!p || !ct)
 		return TC_ACT_SHOT;
+	if (is_udp(p)) {
+		conn_key(p, false, &key);
+		bpf_map_delete_elem(&conns, &key);
+		bpf_map_delete_elem(&conntrack, &p->key);
+		return drop(skb, p);
+	}
 	generation = ct->generation;
 	__sync_fetch_and_or(&ct->flags, CT_CUT);
 	ct->last_seen = p->now;

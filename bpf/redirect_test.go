@@ -14,7 +14,11 @@ var viaProxy = rules{port(out, idPeer, tcp, 80): l7(1, 71)}
 // conn is the proxy's knowledge of a forward packet's flow; nil if none.
 func (k *kernel) conn(p packet) *Conn {
 	k.t.Helper()
-	c, ok, err := k.Conns.Lookup(p.tuple())
+	key := p.tuple()
+	if p.proto == udp {
+		key = key.Session()
+	}
+	c, ok, err := k.Conns.Lookup(key)
 	k.must(err)
 	if !ok {
 		return nil

@@ -48,7 +48,7 @@ func TestRevokedReplies(t *testing.T) {
 // packet that needs them waits.
 func TestRenewFails(t *testing.T) {
 	k := newKernel(t)
-	programs := variant(t, k, "renew_error", int32(-16))
+	programs := variant(t, k, "conns_error", int32(-16))
 	bothFamilies(t, k, func(t *testing.T, k *kernel, ip addresses) {
 		p := ip.tcp()
 		k.policy(policyA, viaProxy)

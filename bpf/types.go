@@ -50,16 +50,17 @@ const PeerWorld uint32 = 1
 
 // Bits of Conntrack.Flags.
 const (
-	CTSwapped       uint32 = 1   // the initiator is the higher (address, port) of the key
-	CTJudgedIngress uint32 = 2   // ingress policy of the responder allowed it
-	CTJudgedEgress  uint32 = 4   // egress policy of the initiator allowed it
-	CTRedirected    uint32 = 8   // goes through the proxy
-	CTCut           uint32 = 16  // being reset
-	CTReplied       uint32 = 32  // a reply was seen
-	CTFinForward    uint32 = 64  // the initiator has sent all
-	CTFinReply      uint32 = 128 // the responder has sent all
-	CTRst           uint32 = 256 // either end aborted it
-	CTMidstream     uint32 = 512 // its start was not seen
+	CTSwapped       uint32 = 1    // the initiator is the higher (address, port) of the key
+	CTJudgedIngress uint32 = 2    // ingress policy of the responder allowed it
+	CTJudgedEgress  uint32 = 4    // egress policy of the initiator allowed it
+	CTRedirected    uint32 = 8    // goes through the proxy
+	CTCut           uint32 = 16   // being reset
+	CTReplied       uint32 = 32   // a reply was seen
+	CTFinForward    uint32 = 64   // the initiator has sent all
+	CTFinReply      uint32 = 128  // the responder has sent all
+	CTRst           uint32 = 256  // either end aborted it
+	CTMidstream     uint32 = 512  // its start was not seen
+	CTAsked         uint32 = 1024 // begun by the proxy in a pod's name, to ask a server
 )
 
 // AddrOf converts an address; the zero netip.Addr gives the zero Addr, which
@@ -129,6 +130,13 @@ func (t datapathTuple) Source() netip.AddrPort {
 // Destination is the responder's end.
 func (t datapathTuple) Destination() netip.AddrPort {
 	return netip.AddrPortFrom(t.Daddr.Netip(), swap16(t.Dport))
+}
+
+// Session returns the key in Conns of a redirected flow of UDP: all those of one
+// pod to one server and port have one entry.
+func (t datapathTuple) Session() Tuple {
+	t.Sport = 0
+	return t
 }
 
 // Reverse returns the tuple of the flow's replies.

@@ -107,12 +107,18 @@ struct conntrack {
 #define CT_FIN_REPLY 128u
 #define CT_RST 256u
 #define CT_MIDSTREAM 512u /* its start was not seen */
+/* With CT_REDIRECTED: begun by the proxy in the pod's name. Answers are for it, the pod
+ * gets none. */
+#define CT_ASKED 1024u
 
 /* conns: forward tuple of a redirected flow -> what the proxy must know.
- * Not LRU; the proxy deletes an entry when its flow has ended (only its own:
- * id tells a successor with the same tuple apart). */
+ * All UDP flows from one pod to one server and port are a session and have one
+ * entry, whose tuple has sport 0: what is asked there does not depend on where
+ * from. Not LRU; the proxy deletes an entry when its flow has ended (only its own:
+ * id tells a successor with the same tuple apart), and a session's when nothing was
+ * asked for a while, or any time else: the next datagram makes it anew. */
 struct conn {
-	__u64 id;	/* bpf_ktime_get_ns() of the SYN */
+	__u64 id;	/* bpf_ktime_get_ns() of the SYN, or of a session's first datagram */
 	__u32 ifindex;	/* host veth of the pod it speaks for */
 	__u32 revision; /* policy revision of what follows; rewritten by the kernel when a later forward packet is judged anew */
 	__u32 src_identity, dst_identity;

@@ -22,7 +22,7 @@ const (
 	ReasonPolicyRefused    Reason = 34 // a policy that selects the pod was refused, so the pod is closed
 	ReasonL7Unsupported    Reason = 35 // its L7 rules are of a kind that is not enforced yet
 	ReasonL7Conflict       Reason = 36 // rules of two L7 kinds meet on this peer and port
-	ReasonPolicyChanged    Reason = 37 // a running direct flow now needs the proxy, so it was reset
+	ReasonPolicyChanged    Reason = 37 // a running direct flow now needs the proxy, so it was cut
 	ReasonMidstreamL7      Reason = 38 // TCP in mid-stream whose rules need the start of the connection
 	ReasonNoProxy          Reason = 39 // needs the proxy and none is running
 	ReasonConnsFull        Reason = 40 // too many redirected flows
@@ -35,7 +35,7 @@ const (
 	ReasonIPv6Headers      Reason = 47 // too many IPv6 extension headers, or one that leads elsewhere
 	ReasonICMPUnrelated    Reason = 48 // ICMP error about no known flow
 	ReasonProxyUnknownFlow Reason = 49 // left the proxy for a flow that was never redirected
-	ReasonUDPNoFlow        Reason = 50 // datagram for the proxy without a redirected flow
+	ReasonUDPNoFlow        Reason = 50 // a datagram left the proxy that belongs to no question of a pod
 	ReasonPolicyMissing    Reason = 51 // the pod's policy is not in the kernel yet
 	ReasonConnsShare       Reason = 52 // one pod has its share of the redirected flows: a quarter of what there is room for
 )
@@ -177,7 +177,7 @@ func (r Reason) Explanation() string {
 	case ReasonL7Conflict:
 		return "rules of two L7 kinds meet on this peer and port"
 	case ReasonPolicyChanged:
-		return "a running direct flow now needs the proxy, so it was reset"
+		return "a running direct flow now needs the proxy, so it was cut"
 	case ReasonMidstreamL7:
 		return "TCP in mid-stream whose rules need the start of the connection"
 	case ReasonNoProxy:
@@ -203,7 +203,7 @@ func (r Reason) Explanation() string {
 	case ReasonProxyUnknownFlow:
 		return "left the proxy for a flow that was never redirected"
 	case ReasonUDPNoFlow:
-		return "datagram for the proxy without a redirected flow"
+		return "a datagram left the proxy that belongs to no question of a pod"
 	case ReasonPolicyMissing:
 		return "the pod's policy is not in the kernel yet"
 	case ReasonConnsShare:
