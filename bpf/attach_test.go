@@ -288,9 +288,14 @@ func TestLoadAdopts(t *testing.T) {
 	if got := d.Revision(); got != revision {
 		t.Errorf("revision %d after a second time, %d before", got, revision)
 	}
+	until := d.state.MidstreamUntil
+	if until == 0 {
+		t.Fatal("not lenient")
+	}
 	check(t, d.Close())
 
-	// A new state begins above the old one, by the copy or, without, by the clock.
+	// A new state begins above the old one, by the copy or, without, by the clock,
+	// and goes on with the same proxy.
 	for _, anew := range [][]string{{"state"}, {"state", revisionTable}} {
 		for _, name := range anew {
 			check(t, os.Rename(d.paths[name], filepath.Join(pins, mapsDir, name+"@other")))
@@ -298,6 +303,9 @@ func TestLoadAdopts(t *testing.T) {
 		d = load(t, pins, func(o *Options) { o.Sizes.IPCache = 2048 })
 		if got := d.Revision(); got <= revision || *d.revision.word != got {
 			t.Errorf("%v made anew: revision %d, the copy says %d, %d before", anew, got, *d.revision.word, revision)
+		}
+		if d.Generation() != 9 || d.state.MidstreamUntil != until {
+			t.Errorf("%v made anew: generation %d, lenient until %d", anew, d.Generation(), d.state.MidstreamUntil)
 		}
 		revision = d.Revision()
 		check(t, d.Close())
