@@ -38,7 +38,7 @@ type Sizes struct {
 	Endpoints uint32 // addresses of pods of this node; 16384
 	Devices   uint32 // 8192
 	IPCache   uint32 // prefixes; 524288
-	FQDN      uint32 // addresses; 65536
+	FQDN      uint32 // addresses; 524288, taken as they come
 	Policies  uint32 // distinct policies; 16384
 	Policy    uint32 // entries of all policies; 1048576, taken as they come
 	Conntrack uint32 // flows; 262144, about 180 bytes each at once; the oldest make room
