@@ -1,0 +1,330 @@
+package dns
+
+import (
+	"context"
+	"errors"
+	"io"
+	"net"
+	"net/netip"
+	"os"
+	"sync"
+	"time"
+)
+
+// Conn is a redirected connection with what is needed to judge and relay it.
+type Conn struct {
+	// Client is the accepted connection. Start takes it over and closes it.
+	Client *net.TCPConn
+	// Pod is who asks.
+	Pod netip.Addr
+	// Dial connects to where the client wanted to go. It is called once, at
+	// once. An error resets the client.
+	Dial func(ctx context.Context) (*net.TCPConn, error)
+	// Rules yields what is in force now. It is asked before every question and
+	// at every answer, never by two goroutines at once.
+	Rules func() Rules
+	// Observe is told of every question. The Record and all it refers to are
+	// valid during the call only. Two goroutines may call it at once.
+	Observe func(*Record)
+	// Done, if not nil, is called once, last of all: both sockets are closed.
+	Done func()
+}
+
+// Pair is a connection being served.
+type Pair struct{ stream *stream }
+
+// Abort resets both sides and returns once both sockets are closed. It must
+// not be called from Conn's functions.
+func (p *Pair) Abort() {
+	p.stream.reset()
+	<-p.stream.done
+}
+
+// pairs are the connections a Server has.
+type pairs struct {
+	relay *relay
+	mu    sync.Mutex
+	all   map[*stream]struct{}
+	over  sync.WaitGroup
+
+	draining, stopping bool
+}
+
+func (p *pairs) init(r *relay) { p.relay, p.all = r, make(map[*stream]struct{}) }
+
+// Start takes the connection over and returns at once. It may be called
+// concurrently, before Run as well; after Run ended it resets the connection.
+func (s *Server) Start(c Conn) *Pair {
+	ctx, cancel := context.WithCancel(context.Background())
+	p := &stream{relay: s.relay, conn: c, cancel: cancel, client: c.Client, done: make(chan struct{})}
+	p.room.L = &p.mu
+	s.pairs.mu.Lock()
+	stopping := s.pairs.stopping
+	p.draining = s.pairs.draining
+	if !stopping {
+		s.pairs.all[p] = struct{}{}
+		s.pairs.over.Add(1)
+	}
+	s.pairs.mu.Unlock()
+	if stopping {
+		p.reset()
+		p.finish()
+		return &Pair{p}
+	}
+	go func() {
+		defer s.pairs.over.Done()
+		p.run(ctx)
+		s.pairs.mu.Lock()
+		delete(s.pairs.all, p)
+		s.pairs.mu.Unlock()
+		p.finish()
+	}()
+	return &Pair{p}
+}
+
+func (p *pairs) list() []*stream {
+	out := make([]*stream, 0, len(p.all))
+	for s := range p.all {
+		out = append(out, s)
+	}
+	return out
+}
+
+func (p *pairs) drain() {
+	p.mu.Lock()
+	p.draining = true
+	all := p.list()
+	p.mu.Unlock()
+	for _, s := range all {
+		s.drain()
+	}
+}
+
+// stop resets all connections and returns when they are closed.
+func (p *pairs) stop() {
+	p.mu.Lock()
+	p.stopping = true
+	all := p.list()
+	p.mu.Unlock()
+	for _, s := range all {
+		s.reset()
+	}
+	p.over.Wait()
+}
+
+// stream is a client's connection and the one to its server. Each direction has
+// a goroutine. Messages go on byte for byte, ids included: the connection to
+// the server is this client's alone.
+type stream struct {
+	relay          *relay // for its Options
+	conn           Conn
+	cancel         context.CancelFunc
+	client, server *net.TCPConn
+	done           chan struct{}
+
+	mu       sync.Mutex
+	room     sync.Cond // fewer questions wait, or it ends
+	pending  []*streamed
+	free     []*streamed
+	active   time.Time // something moved
+	half     time.Time // the client has ended its side; when the server must have
+	draining bool
+	ending   bool // both directions end: input is thrown away
+	aborted  bool
+}
+
+// run connects to the server and serves until both sides have ended.
+func (p *stream) run(ctx context.Context) {
+	server, err := p.conn.Dial(ctx)
+	p.mu.Lock()
+	if err != nil || p.aborted {
+		if err == nil {
+			closeReset(server)
+		}
+		p.mu.Unlock()
+		p.reset()
+		return
+	}
+	p.server, p.active = server, time.Now()
+	p.mu.Unlock()
+	answers := make(chan struct{})
+	go func() {
+		defer close(answers)
+		p.end(p.serve(p.server, p.answers, p.answerDeadline))
+	}()
+	p.serveQuestions()
+	<-answers
+}
+
+// serveQuestions serves the client's side. That the client has ended it is
+// passed on; answers come all the same.
+func (p *stream) serveQuestions() {
+	err := p.serve(p.client, p.questions, p.questionDeadline)
+	if !errors.Is(err, io.EOF) {
+		p.end(err)
+		return
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.half = time.Now().Add(streamHalf)
+	_ = p.server.CloseWrite()
+	_ = p.server.SetReadDeadline(p.answerTime())
+}
+
+// end ends both directions for the reason that one of them has ended: in good
+// order, unless something went wrong.
+func (p *stream) end(err error) {
+	if err != nil && !errors.Is(err, io.EOF) && !errors.Is(err, errIdle) {
+		p.reset()
+		return
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.ending {
+		return
+	}
+	p.ending = true
+	p.room.Broadcast()
+	_ = p.client.CloseWrite()
+	_ = p.server.CloseWrite()
+	limit := time.Now().Add(streamLinger)
+	_ = p.client.SetReadDeadline(limit)
+	_ = p.server.SetReadDeadline(limit)
+}
+
+// reset ends both directions at once.
+func (p *stream) reset() {
+	p.cancel()
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.aborted {
+		return
+	}
+	p.aborted, p.ending = true, true
+	p.room.Broadcast()
+	closeReset(p.client)
+	if p.server != nil {
+		closeReset(p.server)
+	}
+}
+
+// finish closes what is open and tells of what was not answered.
+func (p *stream) finish() {
+	p.cancel()
+	p.mu.Lock()
+	reason := ReasonServerClosed
+	if p.aborted {
+		reason = ReasonAborted
+	}
+	left := p.pending
+	p.pending = nil
+	p.mu.Unlock()
+	for _, w := range left {
+		p.tell(w, reason)
+	}
+	_ = p.client.Close()
+	if p.server != nil {
+		_ = p.server.Close()
+	}
+	if p.conn.Done != nil {
+		p.conn.Done()
+	}
+	close(p.done)
+}
+
+// drain lets the connection end when it is idle for a moment.
+func (p *stream) drain() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.draining = true
+	if !p.ending {
+		_ = p.client.SetReadDeadline(p.questionTime())
+	}
+}
+
+// errIdle ends a connection on which nothing moves.
+var errIdle = errors.New("idle")
+
+// questionTime is when it is to be looked whether the connection is idle.
+func (p *stream) questionTime() time.Time {
+	if p.draining {
+		return time.Now().Add(streamPause)
+	}
+	return time.Now().Add(streamIdle)
+}
+
+// questionDeadline prepares reading from the client: began is when a message
+// did of which more is to come.
+func (p *stream) questionDeadline(began time.Time, timedOut bool) error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	now := time.Now()
+	switch {
+	case p.ending:
+		if timedOut {
+			return errIdle
+		}
+		return nil // end has set it
+	case timedOut && !began.IsZero() && now.Sub(began) >= messageTimeout:
+		return os.ErrDeadlineExceeded
+	case timedOut && began.IsZero() && len(p.pending) == 0 && (p.draining || now.Sub(p.active) >= streamIdle):
+		return errIdle
+	}
+	limit := p.questionTime()
+	if !began.IsZero() {
+		limit = began.Add(messageTimeout)
+	}
+	return p.client.SetReadDeadline(limit)
+}
+
+// answerTime is when a question has waited too long, or the end.
+func (p *stream) answerTime() time.Time {
+	limit := p.half
+	for _, w := range p.pending {
+		if limit.IsZero() || w.due.Before(limit) {
+			limit = w.due
+		}
+	}
+	return limit
+}
+
+// answerDeadline prepares reading from the server.
+func (p *stream) answerDeadline(_ time.Time, timedOut bool) error {
+	p.mu.Lock()
+	if p.ending {
+		p.mu.Unlock()
+		if timedOut {
+			return errIdle
+		}
+		return nil
+	}
+	var late []*streamed
+	now := time.Now()
+	if timedOut {
+		kept := p.pending[:0]
+		for _, w := range p.pending {
+			if now.Before(w.due) {
+				kept = append(kept, w)
+			} else {
+				late = append(late, w)
+			}
+		}
+		p.pending = kept
+		p.room.Broadcast()
+	}
+	over := !p.half.IsZero() && !now.Before(p.half)
+	err := p.server.SetReadDeadline(p.answerTime())
+	p.mu.Unlock()
+	for _, w := range late {
+		p.tell(w, ReasonServerTimeout)
+	}
+	if over {
+		return errIdle
+	}
+	return err
+}
+
+func closeReset(c *net.TCPConn) {
+	_ = c.SetLinger(0)
+	_ = c.Close()
+}
