@@ -7,9 +7,11 @@ import (
 	"iter"
 	"net/netip"
 	"os"
+	"syscall"
 	"time"
 	"unsafe"
 
+	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/ringbuf"
 	"golang.org/x/sys/unix"
 
@@ -35,50 +37,117 @@ type Event struct {
 	TCPFlags, ICMPType, ICMPCode uint8
 }
 
-// pollEvery is how long an event waits at most: waking the reader for each one
-// costs more than judging the packet.
-const pollEvery = 50 * time.Millisecond
+const (
+	// eventPause is how long events gather after the reader has looked, and so
+	// how long one waits at most: a wake-up costs more than judging a packet.
+	eventPause = 100 * time.Millisecond
+	// eventPatience is how long the reader relies on being woken: the programs
+	// of a predecessor may not do it.
+	eventPatience = 5 * time.Second
+)
 
 // Events reads the ring buffer until ctx ends; there must be one reader at a
-// time, the agent. The error, if any, comes last, with a zero Event.
+// time, the agent. The error, if any, comes last, with a zero Event. An event
+// comes at once if there was none before for eventPause, else within that time.
 func (d *Datapath) Events(ctx context.Context) iter.Seq2[Event, error] {
 	return func(yield func(Event, error) bool) {
-		r, err := ringbuf.NewReader(d.objects.Events)
+		r, err := openEvents(d.objects.Events)
 		if err != nil {
 			yield(Event{}, fmt.Errorf("open the ring buffer: %w", err))
 			return
 		}
-		defer letGo(r)
-		stop := context.AfterFunc(ctx, func() { letGo(r) })
+		defer r.close()
+		stop := context.AfterFunc(ctx, func() { letGo(r.file) })
 		defer stop()
-		var (
-			rec   ringbuf.Record
-			clock = newClock()
-		)
-		// At the deadline the reader first yields all there is.
-		r.SetDeadline(time.Now().Add(pollEvery))
-		for ctx.Err() == nil {
-			switch err := r.ReadInto(&rec); {
-			case errors.Is(err, os.ErrDeadlineExceeded):
-				clock = newClock() // the wall clock may have been set
-				r.SetDeadline(time.Now().Add(pollEvery))
-				continue
-			case errors.Is(err, ringbuf.ErrClosed):
+		for {
+			err := r.await(1, eventPatience)
+			if err == nil && r.ring.AvailableBytes() > 0 {
+				if err = r.drain(yield); err == nil {
+					err = r.await(r.many, eventPause)
+				}
+			}
+			switch {
+			case ctx.Err() != nil || errors.Is(err, errEnough):
 				return
 			case err != nil:
 				yield(Event{}, fmt.Errorf("read the ring buffer: %w", err))
 				return
 			}
-			e, err := decodeEvent(rec.RawSample, clock)
-			if err != nil {
-				yield(Event{}, err)
-				return
-			}
-			if !yield(e, nil) {
-				return
-			}
 		}
 	}
+}
+
+// eventReader reads the ring buffer. It waits with the runtime's own poller:
+// a thread that waits by itself keeps the scheduler busy.
+type eventReader struct {
+	ring *ringbuf.Reader
+	rec  ringbuf.Record
+	file *os.File // the ring buffer; closing it ends await
+	conn syscall.RawConn
+	many int // bytes that end a pause; event_wake of the programs
+}
+
+func openEvents(m *ebpf.Map) (*eventReader, error) {
+	fd, err := unix.FcntlInt(uintptr(m.FD()), unix.F_DUPFD_CLOEXEC, 0)
+	if err != nil {
+		return nil, err
+	}
+	if err := unix.SetNonblock(fd, true); err != nil { // or the poller does not take it
+		_ = unix.Close(fd)
+		return nil, err
+	}
+	r := &eventReader{file: os.NewFile(uintptr(fd), "events")}
+	if r.conn, err = r.file.SyscallConn(); err == nil {
+		r.ring, err = ringbuf.NewReader(m)
+	}
+	if err != nil {
+		letGo(r.file)
+		return nil, err
+	}
+	r.ring.SetDeadline(time.Unix(1, 0)) // it yields what there is and does not wait
+	r.many = r.ring.BufferSize() / 4
+	return r, nil
+}
+
+func (r *eventReader) close() {
+	letGo(r.file)
+	letGo(r.ring)
+}
+
+// await returns when at least so many bytes of events are there, or the time
+// is over.
+func (r *eventReader) await(bytes int, limit time.Duration) error {
+	if err := r.file.SetReadDeadline(time.Now().Add(limit)); err != nil {
+		return err
+	}
+	err := r.conn.Read(func(uintptr) bool { return r.ring.AvailableBytes() >= bytes })
+	if errors.Is(err, os.ErrDeadlineExceeded) {
+		return nil
+	}
+	return err
+}
+
+var errEnough = errors.New("nobody wants more")
+
+// drain yields all events there are.
+func (r *eventReader) drain(yield func(Event, error) bool) error {
+	clock := newClock() // the wall clock may have been set
+	for r.ring.AvailableBytes() > 0 {
+		switch err := r.ring.ReadInto(&r.rec); {
+		case errors.Is(err, os.ErrDeadlineExceeded): // what was there was discarded
+			return nil
+		case err != nil:
+			return err
+		}
+		e, err := decodeEvent(r.rec.RawSample, clock)
+		if err != nil {
+			return err
+		}
+		if !yield(e, nil) {
+			return errEnough
+		}
+	}
+	return nil
 }
 
 // decodeEvent reads one record. The kernel's and this side's layout are one by
@@ -118,7 +187,7 @@ func newClock() clock {
 	if err := unix.ClockGettime(unix.CLOCK_MONOTONIC, &ts); err != nil {
 		return clock{time.Now()} // can't happen: the clock and the pointer are valid
 	}
-	return clock{time.Now().Add(-time.Duration(ts.Nano()))}
+	return clock{time.Now().Round(0).Add(-time.Duration(ts.Nano()))}
 }
 
-func (c clock) at(ns uint64) time.Time { return c.boot.Add(time.Duration(ns)).Round(0) }
+func (c clock) at(ns uint64) time.Time { return c.boot.Add(time.Duration(ns)) }

@@ -8,8 +8,9 @@
 /* Events of either sort (drops, others) per CPU and window. */
 volatile const __u32 event_limit = 500;
 volatile const __u64 event_window = 100 * 1000 * 1000;
-/* Bytes that may wait before the reader is woken; it looks by itself often
- * enough, and a wake-up costs more than a verdict. */
+/* Bytes from which on each event wakes the reader. Below, only the one that is
+ * next to be read does: the reader looks by itself again a while after it has
+ * read, and a wake-up costs more than a verdict. */
 volatile const __u64 event_wake = 1 << 20;
 
 static __always_inline void count(__u8 reason, __u8 direction, __u32 bytes)
@@ -77,7 +78,7 @@ SUBPROGRAM int tell(struct __sk_buff *skb, struct packet *p, __u8 verdict)
 	e->pad[0] = e->pad[1] = 0;
 	bpf_ringbuf_submit(e, bpf_ringbuf_query(&events, BPF_RB_AVAIL_DATA) >= event_wake
 				      ? BPF_RB_FORCE_WAKEUP
-				      : BPF_RB_NO_WAKEUP);
+				      : 0);
 	return 0;
 }
 
