@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"log/slog"
 	"net/netip"
+	"slices"
 	"testing"
 	"time"
 
@@ -14,6 +15,7 @@ import (
 	"github.com/weirnet/weir/flow"
 	"github.com/weirnet/weir/identity"
 	"github.com/weirnet/weir/policy"
+	"github.com/weirnet/weir/policy/api"
 )
 
 // seeing makes a manager of the pods a and b, of which b is open to a only, and
@@ -150,5 +152,30 @@ func BenchmarkRecord(b *testing.B) {
 				publish(&r)
 			}
 		})
+	}
+}
+
+// TestDeniedRecordNamesAll policies that put the pod under default deny, be it
+// the kernel or the proxy that denied.
+func TestDeniedRecordNamesAll(t *testing.T) {
+	m, events := seeing(t)
+	second := onlyFrom("b", "c")
+	second.Object.Name = "b-too"
+	second.Value.(*api.Policy).Name = "b-too"
+	takeIn(t, m, second, onlyFrom("a", "c"))
+	want := []string{"NetworkPolicy shop/b", "NetworkPolicy shop/b-too"}
+	e := events["denied"]
+	e.Policy = m.r.pods[e.Dest.Addr()].Policy
+	var r flow.Record
+	m.record(&r, &e)
+	if !slices.Equal(r.Policies, want) {
+		t.Errorf("the kernel's: %q, want %q", r.Policies, want)
+	}
+	r = flow.Record{
+		Layer: "L7", Verdict: flow.Dropped, Reason: "http-denied", Direction: policy.Ingress.String(),
+		Source: flow.Peer{Addr: events["allowed"].Source.Addr()}, Dest: flow.Peer{Addr: e.Dest.Addr()},
+	}
+	if m.Complete(&r, 0); !slices.Equal(r.Policies, want) {
+		t.Errorf("the proxy's: %q, want %q", r.Policies, want)
 	}
 }
