@@ -131,6 +131,7 @@ func newKernelOf(t testing.TB, sizes Sizes, limit uint32) *kernel {
 	k.proxyNS = proxy
 	proxy.do(func() { err = setUp("eth0") })
 	k.must(err)
+	k.ns.untilUp(t, k.proxyIf)
 	if k.events, err = ringbuf.NewReader(d.objects.Events); err != nil {
 		t.Fatal(err)
 	}

@@ -5,6 +5,7 @@ import (
 	"os"
 	"runtime"
 	"testing"
+	"time"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -89,6 +90,26 @@ func (ns *namespace) veth(t testing.TB, name string, peer *namespace, peerName s
 		t.FailNow()
 	}
 	return index
+}
+
+// untilUp waits until an interface carries packets: the kernel sees to that some
+// time after both of its ends were set up, and drops what comes before.
+func (ns *namespace) untilUp(t testing.TB, ifindex int) {
+	t.Helper()
+	for end := time.Now().Add(30 * time.Second); ; time.Sleep(time.Millisecond) {
+		var l netlink.Link
+		var err error
+		ns.do(func() { l, err = netlink.LinkByIndex(ifindex) })
+		if err != nil {
+			t.Fatal(err)
+		}
+		if l.Attrs().OperState == netlink.OperUp {
+			return
+		}
+		if time.Now().After(end) {
+			t.Fatalf("interface %s is %v", l.Attrs().Name, l.Attrs().OperState)
+		}
+	}
 }
 
 func setUp(name string) error {
