@@ -30,6 +30,10 @@ type Options struct {
 	// the agent's status.
 	Version string
 	Notes   []string
+	// Build tells the binary from others, Managed that an agent started it: by
+	// both the agent knows whether to replace it.
+	Build   string
+	Managed bool
 	// Drain is how long connections get when ctx ends.
 	Drain time.Duration
 	Log   *slog.Logger

@@ -72,7 +72,10 @@ func (p *process) preface(c *net.UnixConn) error {
 	if err := checkPeer(c); err != nil {
 		return err
 	}
-	welcome := &control.Welcome{Protocol: control.Protocol, Version: p.opts.Version, Boot: p.boot}
+	welcome := &control.Welcome{
+		Protocol: control.Protocol, Version: p.opts.Version, Boot: p.boot,
+		Build: p.opts.Build, Managed: p.opts.Managed,
+	}
 	if w := p.wired.Load(); w != nil {
 		welcome.Generation = uint32(w.generation)
 	}

@@ -122,7 +122,7 @@ func dialRaw(t *testing.T, dir string) *net.UnixConn {
 	var c net.Conn
 	waitFor(t, "control socket", 5*time.Second, func() (ok bool) {
 		var err error
-		c, err = net.Dial("unix", filepath.Join(dir, socketName))
+		c, err = net.Dial("unix", place{dir, 1}.socket())
 		return err == nil
 	})
 	return c.(*net.UnixConn)
@@ -192,7 +192,7 @@ func TestOnlyRootMayConnect(t *testing.T) {
 	startLauncher(t, dir, "serve")
 	_ = dialRaw(t, dir).Close()
 	err := asNobody(func() error {
-		c, err := net.Dial("unix", filepath.Join(dir, socketName))
+		c, err := net.Dial("unix", place{dir, 1}.socket())
 		if err == nil {
 			c.Close()
 		}

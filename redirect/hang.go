@@ -12,8 +12,6 @@ import (
 	"golang.org/x/sys/unix"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
-
-	"github.com/weirnet/weir/proxy/control"
 )
 
 // A proxy that hangs keeps its sockets, so nothing else tells: it is asked all
@@ -43,9 +41,11 @@ func (m *Manager) guard(ctx context.Context, s *session) {
 			return
 		case <-tick.C:
 		}
-		limited, cancel := context.WithTimeout(ctx, pingTimeout)
-		_, err := s.client.Status(limited, &control.StatusRequest{})
-		cancel()
+		leaving := s.status.Load().GetDraining()
+		answer, err := s.ask(ctx, pingTimeout)
+		if answer.GetDraining() != leaving {
+			m.rouse()
+		}
 		if ctx.Err() != nil || s.ended() || status.Code(err) == codes.Unavailable {
 			return
 		}
@@ -54,14 +54,14 @@ func (m *Manager) guard(ctx context.Context, s *session) {
 		}
 	}
 	m.log.Error("the proxy hangs", "generation", s.generation)
-	m.endHanging()
+	m.endHanging(s.place)
 	s.close() // where it could not be ended, the next preface tells
 }
 
-// endHanging kills the proxy that has the run directory; where there is none,
-// its launcher, which then should have started one.
-func (m *Manager) endHanging() {
-	h, err := readHolders(m.opts.RunDir)
+// endHanging kills the proxy that has a place; where there is none, its
+// launcher, which then should have started one.
+func (m *Manager) endHanging(p place) {
+	h, err := readHolders(p)
 	killed := 0
 	for _, pid := range []int{h.child, h.launcher} {
 		if err != nil || killed != 0 {
@@ -73,10 +73,10 @@ func (m *Manager) endHanging() {
 		}
 	}
 	if err != nil || killed == 0 {
-		m.log.Error("could not end a proxy that hangs", "error", err)
+		m.log.Error("could not end a proxy that hangs", "place", p.n, "error", err)
 		return
 	}
-	m.log.Error("killed what hangs", "pid", killed, "launcher", killed == h.launcher)
+	m.log.Error("killed what hangs", "place", p.n, "pid", killed, "launcher", killed == h.launcher)
 }
 
 // hangs tells whether an error on the way to a wired proxy means that nobody
@@ -85,8 +85,8 @@ func hangs(err error) bool {
 	return errors.Is(err, os.ErrDeadlineExceeded) || errors.Is(err, unix.EAGAIN)
 }
 
-// holders are the processes that say they have a run directory, as its lock
-// file names them. 0: none.
+// holders are the processes that say they have a place, as its lock file names
+// them. 0: none.
 type holders struct {
 	lock            os.FileInfo
 	launcher, child int
@@ -100,17 +100,26 @@ func writeHolders(lock *os.File, launcher, child int) error {
 	return err
 }
 
-func readHolders(runDir string) (h holders, err error) {
-	f, err := os.Open(filepath.Join(runDir, lockName))
+// launcher is who says it is the place's launcher; 0: unknown.
+func (p place) launcher() int {
+	h, err := readHolders(p)
+	if err != nil {
+		return 0
+	}
+	return h.launcher
+}
+
+func readHolders(p place) (h holders, err error) {
+	f, err := os.Open(p.lock())
 	if errors.Is(err, os.ErrNotExist) {
 		return h, nil
 	}
 	if err != nil {
-		return h, fmt.Errorf("who holds the run directory: %w", err)
+		return h, fmt.Errorf("who is the proxy: %w", err)
 	}
 	defer f.Close()
 	if h.lock, err = f.Stat(); err != nil {
-		return h, fmt.Errorf("who holds the run directory: %w", err)
+		return h, fmt.Errorf("who is the proxy: %w", err)
 	}
 	// One that is just being started has not written all of it yet.
 	_, _ = fmt.Fscan(f, &h.launcher, &h.child)

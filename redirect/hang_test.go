@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
-	"path/filepath"
 	"syscall"
 	"testing"
 	"time"
@@ -109,7 +108,7 @@ func TestRemoveWhatHangs(t *testing.T) {
 // the time it is read.
 func TestNoOtherIsKilled(t *testing.T) {
 	dir := t.TempDir()
-	lock, err := takeLock(t.Context(), filepath.Join(dir, lockName))
+	p, lock, err := takePlace(t.Context(), dir)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -126,7 +125,7 @@ func TestNoOtherIsKilled(t *testing.T) {
 	if err := writeHolders(lock, stranger, os.Getpid()); err != nil {
 		t.Fatal(err)
 	}
-	h, err := readHolders(dir)
+	h, err := readHolders(p)
 	if err != nil || h.launcher != stranger || h.child != os.Getpid() {
 		t.Fatalf("%+v, %v", h, err)
 	}

@@ -27,13 +27,14 @@ const (
 	fdNetns               // place for the child's own network namespace, which Confine opens
 )
 
-// Names below a run directory.
+// Names below a run directory, which all launchers share.
 const (
-	socketName = "proxy.sock"
-	lockName   = "proxy.lock"
-	logName    = "proxy.log"
-	emptyName  = "empty" // an empty directory, the proxy's root
+	logName   = "proxy.log"
+	emptyName = "empty" // an empty directory, the proxy's root
 )
+
+// freshSuffix is that of a socket which has not got its mode yet.
+const freshSuffix = ".new"
 
 // Restart delays of a child that keeps dying.
 const (
@@ -49,6 +50,8 @@ type LauncherOptions struct {
 	// Child is the command line that calls Confine, less the program: this
 	// very binary.
 	Child []string
+	// Managed: an agent starts it, and may replace it by one of its own binary.
+	Managed bool
 	// Drain is how long connections get when the launcher is told to go.
 	Drain time.Duration
 	// Log takes what the child writes to its standard error.
@@ -57,24 +60,28 @@ type LauncherOptions struct {
 	Logger *slog.Logger
 }
 
-// ErrRunning is returned by Launch when another launcher, or a proxy whose
-// launcher died, has the run directory.
-var ErrRunning = errors.New("a proxy is running already")
-
-// Launch makes the control socket, starts the proxy as a child in namespaces
-// of its own, and starts it anew whenever it dies. It returns when ctx ends
-// and the child has drained, or when the child went because its agent said
-// so. It needs root.
+// Launch makes a control socket, starts the proxy as a child in namespaces of
+// its own, and starts it anew whenever it dies. Where another proxy runs in the
+// run directory, this one succeeds it: the agent sees to that. It returns when
+// ctx ends and the child has drained, or when the child went because its agent
+// said so. It needs root.
 func Launch(ctx context.Context, o LauncherOptions) error {
 	if err := os.MkdirAll(o.RunDir, 0o755); err != nil {
 		return fmt.Errorf("make run directory: %w", err)
 	}
-	lock, err := takeLock(ctx, filepath.Join(o.RunDir, lockName))
+	build, err := BuildOf("/proc/self/exe")
 	if err != nil {
 		return err
 	}
+	p, lock, err := takePlace(ctx, o.RunDir)
+	if err != nil {
+		return err
+	}
+	// The place goes with the last proxy, so that nobody waits for an answer
+	// that can't come. Where it can't be removed others see that nobody has it.
 	defer lock.Close()
-	listener, err := listen(filepath.Join(o.RunDir, socketName))
+	defer func() { _ = p.remove() }()
+	listener, err := listen(p.socket())
 	if err != nil {
 		return err
 	}
@@ -87,14 +94,13 @@ func Launch(ctx context.Context, o LauncherOptions) error {
 	if err := raiseFiles(); err != nil {
 		return err
 	}
+	o.Logger = o.Logger.With("place", p.n)
+	birth := origin{build: build, managed: o.Managed}
 	delay := time.Duration(0) // flows wait: the first death is answered at once
 	for {
 		began := time.Now()
-		done, err := o.life(ctx, listener, lock, root)
+		done, err := o.life(ctx, birth, listener, lock, root)
 		if done {
-			// The socket goes with the last proxy, so that nobody waits for an
-			// answer that can't come.
-			_ = os.Remove(filepath.Join(o.RunDir, socketName))
 			return err
 		}
 		if time.Since(began) > quickDeath {
@@ -103,7 +109,6 @@ func Launch(ctx context.Context, o LauncherOptions) error {
 		o.Logger.Error("proxy died, starting a new one", "error", err, "lived", time.Since(began), "delay", delay)
 		select {
 		case <-ctx.Done():
-			_ = os.Remove(filepath.Join(o.RunDir, socketName))
 			return nil
 		case <-time.After(delay):
 		}
@@ -113,7 +118,7 @@ func Launch(ctx context.Context, o LauncherOptions) error {
 
 // life runs one child to its end. done: it went because it was told to, or
 // none can be started at all.
-func (o *LauncherOptions) life(ctx context.Context, listener, lock, root *os.File) (done bool, err error) {
+func (o *LauncherOptions) life(ctx context.Context, birth origin, listener, lock, root *os.File) (done bool, err error) {
 	place, err := os.Open(os.DevNull)
 	if err != nil {
 		return false, fmt.Errorf("start the proxy: %w", err)
@@ -122,7 +127,7 @@ func (o *LauncherOptions) life(ctx context.Context, listener, lock, root *os.Fil
 	cmd := &exec.Cmd{
 		Path:       "/proc/self/exe",
 		Args:       append([]string{os.Args[0]}, o.Child...),
-		Env:        []string{"GOTRACEBACK=single"},
+		Env:        append([]string{"GOTRACEBACK=single"}, birth.environ()...),
 		Dir:        "/",
 		Stderr:     o.Log,
 		ExtraFiles: []*os.File{listener, lock, root, place},
@@ -172,39 +177,11 @@ func (o *LauncherOptions) life(ctx context.Context, listener, lock, root *os.Fil
 	}
 }
 
-// takeLock takes the lock that says who may own the socket, and writes this
-// process's id into it. A predecessor that is just dying gets a second.
-func takeLock(ctx context.Context, path string) (*os.File, error) {
-	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
-	if err != nil {
-		return nil, fmt.Errorf("open lock: %w", err)
-	}
-	for deadline := time.Now().Add(time.Second); ; {
-		if err = unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err == nil {
-			break
-		}
-		if time.Now().After(deadline) || ctx.Err() != nil {
-			f.Close()
-			return nil, fmt.Errorf("%s: %w", path, ErrRunning)
-		}
-		time.Sleep(10 * time.Millisecond)
-	}
-	err = f.Truncate(0)
-	if err == nil {
-		err = writeHolders(f, os.Getpid(), 0)
-	}
-	if err != nil {
-		f.Close()
-		return nil, fmt.Errorf("write lock: %w", err)
-	}
-	return f, nil
-}
-
 // listen makes the control socket. Only root may connect: the file has mode
 // 0600 before it has its name. (The proxy can't check that itself: root has
 // no number in its user namespace.)
 func listen(path string) (*os.File, error) {
-	fresh := path + ".new"
+	fresh := path + freshSuffix
 	if err := os.Remove(fresh); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return nil, fmt.Errorf("make control socket: %w", err)
 	}

@@ -44,7 +44,7 @@ func subprocess(verb string, args []string) error {
 			return err
 		}
 		return Launch(ctx, LauncherOptions{
-			RunDir: args[0], Child: args[1:], Drain: 5 * time.Second,
+			RunDir: args[0], Child: args[1:], Managed: true, Drain: 5 * time.Second,
 			Log: l, Logger: slog.New(slog.NewTextHandler(l, nil)),
 		})
 	case "confine": // VERB ARGS...
@@ -59,7 +59,8 @@ func subprocess(verb string, args []string) error {
 			return err
 		}
 		return proxy.Run(ctx, proxy.Options{
-			Listener: in.Listener, Netns: in.Netns, Statm: in.Statm, Notes: Notes(), Version: "test",
+			Listener: in.Listener, Netns: in.Netns, Statm: in.Statm, Notes: Notes(),
+			Version: "test", Build: in.Build, Managed: in.Managed,
 			Drain: 5 * time.Second, Log: slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelDebug})),
 		})
 	case "agent": // RUNDIR CONFIG

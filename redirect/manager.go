@@ -1,12 +1,14 @@
 package redirect
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 	"time"
 
@@ -32,9 +34,14 @@ type Options struct {
 	// Datapath are the node's programs and tables.
 	Datapath *bpf.Datapath
 	// Command starts a launcher (see Launch) for the run directory, where none
-	// runs. By default this very binary: weir proxy --state STATE, which logs
-	// to proxy.log in the run directory.
+	// runs. By default Command(State, RunDir).
 	Command []string
+	// Build is BuildOf of what Command executes. A running proxy of another,
+	// started by an agent, is replaced when Run finds it. "": none is.
+	Build string
+	// Drain is how long a proxy that was replaced may go on with what it is in
+	// the middle of: an hour by default.
+	Drain time.Duration
 	// MTU is the largest of any pod, 1500 by default. See SetMTU.
 	MTU int
 	// Record is told of every request the proxy judged, in order, and of the
@@ -46,20 +53,34 @@ type Options struct {
 	Log *slog.Logger
 }
 
-// Manager keeps a proxy running and joined to the node.
+// Manager keeps a proxy running and joined to the node, and sees to it that one
+// succeeds another (doc.go).
 type Manager struct {
 	opts Options
 	log  *slog.Logger
+	wake chan struct{} // 1 buffered: there is something to settle
 
-	sending sync.Mutex // held while rule sets go to the proxy, so that none overtakes another
+	sending sync.Mutex // held while rule sets go to the proxies, so that none overtakes another
 
 	mu      sync.Mutex
 	sets    map[uint32]*policy.RuleSet // all that are to be in force
 	synced  bool                       // sets is complete
 	mtu     int
-	session *session // with the proxy that is wired; nil: none
-	// complete is closed when sets is.
-	complete chan struct{}
+	fed     []*session // with proxies that have the rule sets, and get all changes
+	current *session   // with the proxy that takes the new flows; nil: none is wired
+	watches map[int]*watch
+
+	settling // of Run alone
+}
+
+// settling is what Run keeps from one look at the proxies to the next.
+type settling struct {
+	attending sync.WaitGroup
+	launch    *launch       // of the launcher that was started last, until it has a place
+	delay     time.Duration // between one that failed and the next
+	launchAt  time.Time
+	upgraded  bool                // one of this binary was started
+	unheld    map[uint8]time.Time // generations that no proxy has connections of, since when
 }
 
 // NewManager makes a Manager; Run makes it work.
@@ -71,156 +92,70 @@ func NewManager(o Options) *Manager {
 		o.RunDir = RunDir(o.State)
 	}
 	if o.Command == nil {
-		o.Command = []string{"/proc/self/exe", "proxy", "--state", o.State, "--log-file", filepath.Join(o.RunDir, logName)}
+		o.Command = Command(o.State, o.RunDir)
 	}
 	if o.MTU == 0 {
 		o.MTU = 1500
+	}
+	if o.Drain == 0 {
+		o.Drain = time.Hour
 	}
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
 	}
 	return &Manager{
-		opts: o, log: o.Log, mtu: o.MTU,
-		sets: make(map[uint32]*policy.RuleSet), complete: make(chan struct{}),
+		opts: o, log: o.Log, mtu: o.MTU, wake: make(chan struct{}, 1),
+		sets: make(map[uint32]*policy.RuleSet), watches: make(map[int]*watch),
+		settling: settling{unheld: make(map[uint8]time.Time)},
 	}
 }
 
-// How long is waited for what, and how often the proxy's interface is looked
-// at.
+// Command starts a launcher of this very binary for a state, which logs to
+// proxy.log in the run directory.
+func Command(state, runDir string) []string {
+	return []string{"/proc/self/exe", "proxy", "--state", state, "--managed", "--log-file", filepath.Join(runDir, logName)}
+}
+
+// How long a proxy may take to answer.
 const (
 	connectTimeout = 10 * time.Second
 	callTimeout    = 10 * time.Second
-	watchEvery     = time.Second
 )
 
-// Run finds a running proxy or starts one, joins it to the node, and does so
-// anew whenever it dies. It returns when ctx ends, and leaves the proxy
-// running and wired.
-func (m *Manager) Run(ctx context.Context) error {
-	delay, said := firstDelay, ""
-	for {
-		err := m.live(ctx)
-		if ctx.Err() != nil {
-			return nil
-		}
-		if errors.Is(err, errProxyEnded) {
-			m.log.Error("no proxy", "error", err)
-			delay, said = firstDelay, ""
-			continue
-		}
-		// Something is wrong that does not go away by trying hard.
-		if err.Error() != said {
-			said = err.Error()
-			m.log.Error("no proxy", "error", err)
-		}
-		select {
-		case <-ctx.Done():
-			return nil
-		case <-time.After(delay):
-		}
-		delay = min(delay*2, longestWait)
-	}
-}
-
-// errProxyEnded: the connection to a proxy that worked has ended.
-var errProxyEnded = errors.New("the proxy has ended")
-
-// live goes from a connection to the end of it.
-func (m *Manager) live(ctx context.Context) error {
-	s, err := m.connect(ctx)
-	if err != nil {
-		return err
-	}
-	defer s.close()
-	if err := m.join(ctx, s); err != nil {
-		if hangs(err) {
-			m.endHanging()
-		}
-		return err
-	}
-	ended := make(chan error, 1)
-	go func() { ended <- m.receive(ctx, s) }()
-	go m.guard(ctx, s)
-	defer m.setSession(nil)
-	if err := m.makeCurrent(ctx, s, ended); err != nil {
-		return err
-	}
-	return m.watch(ctx, s, ended)
-}
-
-// watch returns when the proxy has ended, or what joins it to the node is gone.
-func (m *Manager) watch(ctx context.Context, s *session, ended <-chan error) error {
-	tick := time.NewTicker(watchEvery)
-	defer tick.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			return ctx.Err()
-		case err := <-ended:
-			return fmt.Errorf("%w: %w", errProxyEnded, err)
-		case <-tick.C:
-		}
-		v, err := findVeth(m.opts.State, s.generation)
-		if err == nil && v.index != int(s.entry.Ifindex) {
-			err = fmt.Errorf("interface %d is now %d", s.entry.Ifindex, v.index)
-		}
-		if err != nil {
-			return fmt.Errorf("the proxy is cut off: %w", err)
-		}
-	}
-}
-
-// makeCurrent gives the proxy the rule sets and then, if it is new, the new
-// flows. A new one waits until all rule sets are known: flows wait with it,
-// where they would be denied for want of them.
-func (m *Manager) makeCurrent(ctx context.Context, s *session, ended <-chan error) error {
-	for {
-		m.sending.Lock()
-		request, complete := m.allSets()
-		err := m.send(ctx, s, request)
-		if err == nil {
-			m.setSession(s)
-		}
-		m.sending.Unlock()
-		if err != nil {
-			return err
-		}
-		ready := s.adopted || request.Replace
-		if ready {
-			break
-		}
-		select {
-		case <-ctx.Done():
-			return ctx.Err()
-		case err := <-ended:
-			return fmt.Errorf("%w: %w", errProxyEnded, err)
-		case <-complete:
-		}
-	}
-	if err := m.opts.Datapath.Proxies.Update(uint32(s.generation), s.entry); err != nil {
-		return err
-	}
-	m.opts.Datapath.SetGeneration(s.generation)
-	m.log.Info("proxy is current", "generation", s.generation, "adopted", s.adopted)
-	if !s.adopted {
-		m.forgetOthers(s.generation)
-	}
-	if err := m.removeOthers(s.generation); err != nil {
-		m.log.Error("remove what is left of dead proxies", "error", err)
-	}
-	return nil
-}
-
-// allSets is what a proxy must be told that knows nothing yet, and a channel
-// that is closed when all of them are known.
-func (m *Manager) allSets() (*control.SetRuleSetsRequest, <-chan struct{}) {
+// allSets is what a proxy must be told that knows nothing yet; whether that is
+// all there is to know.
+func (m *Manager) allSets() (_ *control.SetRuleSetsRequest, complete bool) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	request := &control.SetRuleSetsRequest{Replace: m.synced}
 	for _, set := range m.sets {
 		request.Upsert = append(request.Upsert, control.RuleSetOf(set))
 	}
-	return request, m.complete
+	return request, m.synced
+}
+
+// feed gives a proxy all rule sets; from then on it gets every change.
+func (m *Manager) feed(ctx context.Context, s *session) error {
+	m.sending.Lock()
+	defer m.sending.Unlock()
+	request, _ := m.allSets()
+	if err := m.send(ctx, s, request); err != nil {
+		return err
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.fed = append(m.fed, s)
+	return nil
+}
+
+// starve forgets a session that has ended.
+func (m *Manager) starve(s *session) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.fed = slices.DeleteFunc(m.fed, func(f *session) bool { return f == s })
+	if m.current == s {
+		m.current = nil
+	}
 }
 
 func (m *Manager) send(ctx context.Context, s *session, request *control.SetRuleSetsRequest) error {
@@ -237,10 +172,9 @@ func (m *Manager) send(ctx context.Context, s *session, request *control.SetRule
 }
 
 // SetRuleSets adds rule sets, and then removes those with the numbers in
-// remove. It
-// returns when a running proxy has them, or at once when none runs: one gets
-// them before it is made current. Calls may be concurrent; they are carried
-// out one after the other.
+// remove. It returns when the running proxies have them, or at once when none
+// runs: one gets them before it is made current. Calls may be concurrent; they
+// are carried out one after the other.
 func (m *Manager) SetRuleSets(ctx context.Context, upsert []*policy.RuleSet, remove []uint32) error {
 	m.sending.Lock()
 	defer m.sending.Unlock()
@@ -253,78 +187,102 @@ func (m *Manager) SetRuleSets(ctx context.Context, upsert []*policy.RuleSet, rem
 	for _, id := range remove {
 		delete(m.sets, id)
 	}
-	s := m.session
 	m.mu.Unlock()
 	if len(upsert)+len(remove) == 0 {
 		return nil
 	}
-	return m.sendIfRunning(ctx, s, request)
+	return m.sendAll(ctx, request)
 }
 
 // Synced says that the rule sets given so far are all there are: those that a
-// predecessor left in the proxy are removed from it, and a proxy that was
-// started since may be made current. To be called once, when the kernel's
-// tables speak of no other sets.
+// predecessor left in a proxy are removed from it, and a proxy that was started
+// since may be made current. To be called once, when the kernel's tables speak
+// of no other sets.
 func (m *Manager) Synced(ctx context.Context) error {
 	m.sending.Lock()
 	defer m.sending.Unlock()
 	m.mu.Lock()
-	if !m.synced {
-		m.synced = true
-		close(m.complete)
-	}
-	s := m.session
+	m.synced = true
 	m.mu.Unlock()
 	request, _ := m.allSets()
-	return m.sendIfRunning(ctx, s, request)
-}
-
-// sendIfRunning sends to the proxy of s, if there is one. One that has died
-// meanwhile is as none: its successor gets all there is.
-func (m *Manager) sendIfRunning(ctx context.Context, s *session, request *control.SetRuleSetsRequest) error {
-	if s == nil {
-		return nil
-	}
-	err := m.send(ctx, s, request)
-	if s.ended() || status.Code(err) == codes.Unavailable {
-		return nil
-	}
+	err := m.sendAll(ctx, request)
+	m.rouse()
 	return err
 }
 
-func (m *Manager) setSession(s *session) {
+// sendAll sends to every proxy that is fed. One that has died meanwhile is as
+// none: its successor gets all there is. Nor does one that is replaced hold up
+// the others; what it does not know it denies.
+func (m *Manager) sendAll(ctx context.Context, request *control.SetRuleSetsRequest) error {
 	m.mu.Lock()
-	m.session = s
+	fed, newest := slices.Clone(m.fed), 0
 	m.mu.Unlock()
+	for _, s := range fed {
+		newest = max(newest, s.place.n)
+	}
+	failed := make([]error, len(fed))
+	var all sync.WaitGroup
+	for i, s := range fed {
+		all.Go(func() {
+			err := m.send(ctx, s, request)
+			switch {
+			case err == nil, s.ended(), status.Code(err) == codes.Unavailable:
+			case s.place.n < newest:
+				m.log.Error("a replaced proxy does not take rule sets", "generation", s.generation, "error", err)
+			default:
+				failed[i] = err
+			}
+		})
+	}
+	all.Wait()
+	return errors.Join(failed...)
 }
 
-// Status asks the running proxy how it is. ErrNoProxy: none is wired.
+// Status asks the proxy that takes the new flows how it is, or the one that is
+// about to. ErrNoProxy: none is wired.
 func (m *Manager) Status(ctx context.Context) (*control.StatusResponse, error) {
-	m.mu.Lock()
-	s := m.session
-	m.mu.Unlock()
+	s, _ := m.proxies()
 	if s == nil {
 		return nil, ErrNoProxy
 	}
-	ctx, cancel := context.WithTimeout(ctx, callTimeout)
-	defer cancel()
-	answer, err := s.client.Status(ctx, &control.StatusRequest{})
-	if err != nil {
-		return nil, fmt.Errorf("ask the proxy: %w", err)
+	return s.ask(ctx, callTimeout)
+}
+
+// Replaced asks the proxies that were replaced and have not ended how they are,
+// the latest first. Those that don't answer are left out.
+func (m *Manager) Replaced(ctx context.Context) []*control.StatusResponse {
+	_, old := m.proxies()
+	answers := make([]*control.StatusResponse, len(old))
+	var all sync.WaitGroup
+	for i, s := range old {
+		all.Go(func() { answers[i], _ = s.ask(ctx, callTimeout) }) // left out
 	}
-	return answer, nil
+	all.Wait()
+	return slices.DeleteFunc(answers, func(r *control.StatusResponse) bool { return r == nil })
+}
+
+// proxies are the one that counts, nil if there is none, and those before it,
+// the latest first.
+func (m *Manager) proxies() (main *session, old []*session) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	main = m.current
+	for _, s := range m.fed {
+		if m.current == nil && (main == nil || s.place.n > main.place.n) {
+			main = s
+		}
+	}
+	for _, s := range m.fed {
+		if s.place.n < main.place.n {
+			old = append(old, s)
+		}
+	}
+	slices.SortFunc(old, func(a, b *session) int { return cmp.Compare(b.place.n, a.place.n) })
+	return main, old
 }
 
 // ErrNoProxy says that no proxy is running, or none is wired yet.
 var ErrNoProxy = errors.New("no proxy is running")
-
-// makeRunDir makes the run directory.
-func (o *Options) makeRunDir() error {
-	if err := os.MkdirAll(o.RunDir, 0o755); err != nil {
-		return fmt.Errorf("make run directory: %w", err)
-	}
-	return nil
-}
 
 // openCheckpoint opens a file in the run directory for the proxy, which can't
 // open any, to keep there what its successors shall know. It is never read here.

@@ -7,7 +7,6 @@ import (
 	"log/slog"
 	"net"
 	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 	"syscall"
@@ -72,6 +71,12 @@ func (w testWriter) Write(b []byte) (int, error) {
 	return len(b), nil
 }
 
+// main is the session with the proxy that counts.
+func (a *agent) main() *session {
+	s, _ := a.proxies()
+	return s
+}
+
 func (a *agent) status() *control.StatusResponse {
 	a.t.Helper()
 	var s *control.StatusResponse
@@ -94,17 +99,25 @@ func current(t *testing.T, d *bpf.Datapath, old uint8) uint8 {
 	return d.Generation()
 }
 
-// pids are the launcher and the proxy that hold dir.
+// pids are the latest launcher of dir and its proxy.
 func pids(t *testing.T, dir string) (launcher, child int) {
 	t.Helper()
-	b, err := os.ReadFile(filepath.Join(dir, lockName))
-	if err != nil {
-		t.Fatal(err)
-	}
-	if _, err := fmt.Sscan(string(b), &launcher); err != nil {
-		t.Fatal(err)
-	}
-	waitFor(t, "the proxy's process", 5*time.Second, func() bool { child = childOf(launcher); return child != 0 })
+	waitFor(t, "the proxy's process", 5*time.Second, func() bool {
+		places, err := livePlaces(dir)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if len(places) == 0 {
+			return false
+		}
+		h, err := readHolders(places[len(places)-1])
+		if err != nil {
+			t.Fatal(err)
+		}
+		launcher = h.launcher
+		child = childOf(launcher)
+		return launcher != 0 && child != 0
+	})
 	return launcher, child
 }
 
@@ -176,7 +189,7 @@ func TestNewProxyIsWired(t *testing.T) {
 				t.Errorf("addresses %v, %v", addrs, err)
 			}
 		}
-		s := a.session
+		s := a.main()
 		if mac, err := peerMAC(s.netns); err != nil || !slices.Equal(mac, entry.Mac[:]) {
 			t.Errorf("the proxy's eth0 is %v, the entry says %v, %v", mac, entry.Mac, err)
 		}
@@ -395,7 +408,7 @@ func TestAgentDiedInBetween(t *testing.T) {
 			t.Errorf("another proxy: %v", s)
 		}
 		entry, _, _ := d.Proxies.Lookup(1)
-		if mac, err := peerMAC(b.session.netns); err != nil || !slices.Equal(mac, entry.Mac[:]) {
+		if mac, err := peerMAC(b.main().netns); err != nil || !slices.Equal(mac, entry.Mac[:]) {
 			t.Errorf("the proxy's eth0 is %v, the entry says %v, %v", mac, entry.Mac, err)
 		}
 	})

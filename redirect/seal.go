@@ -22,6 +22,9 @@ type Inherited struct {
 	Netns *os.File
 	// Statm tells the process's size; nil where /proc does not.
 	Statm *os.File
+	// Build is BuildOf of the launcher's binary, Managed what its options said.
+	Build   string
+	Managed bool
 }
 
 // Inherit takes over what Launch and Confine left. To be called once, in the
@@ -30,7 +33,7 @@ func Inherit() (*Inherited, error) {
 	if os.Getpid() != 1 || os.Getuid() != 0 {
 		return nil, errors.New("inherit: not started by a launcher")
 	}
-	unix.CloseOnExec(fdLock) // kept open: it says that this run directory is taken
+	unix.CloseOnExec(fdLock) // kept open: it says that the place is taken
 	f := os.NewFile(fdListener, "proxy.sock")
 	defer f.Close()
 	l, err := net.FileListener(f)
@@ -43,7 +46,8 @@ func Inherit() (*Inherited, error) {
 	}
 	ul.SetUnlinkOnClose(false)
 	unix.CloseOnExec(fdNetns)
-	in := &Inherited{Listener: ul, Netns: os.NewFile(fdNetns, "netns")}
+	birth := originOf(os.Getenv)
+	in := &Inherited{Listener: ul, Netns: os.NewFile(fdNetns, "netns"), Build: birth.build, Managed: birth.managed}
 	if in.Statm, err = os.Open("/proc/self/statm"); err != nil {
 		in.Statm = nil
 	}

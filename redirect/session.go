@@ -8,10 +8,8 @@ import (
 	"net"
 	"net/netip"
 	"os"
-	"os/exec"
-	"path/filepath"
 	"sync"
-	"syscall"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -25,19 +23,30 @@ import (
 
 // session is a connection to a proxy.
 type session struct {
+	place   place
 	conn    *net.UnixConn
 	welcome *control.Welcome
 	netns   *os.File
 
 	// Once it is joined:
 	generation uint8
-	adopted    bool // it was wired and current before
+	adopted    bool // it was current before
 	entry      bpf.Proxy
 	rpc        *grpc.ClientConn
 	client     control.ProxyClient
+	status     atomic.Pointer[control.StatusResponse] // the latest; nil: none yet
+
+	steps // of Run alone
 
 	once sync.Once
 	done chan struct{}
+}
+
+// steps are how far a proxy has come.
+type steps struct {
+	joined, fed bool
+	heir        *session // has the other end of its connection to a successor
+	leaving     bool     // was told to hand over and to end
 }
 
 func (s *session) close() {
@@ -61,11 +70,23 @@ func (s *session) ended() bool {
 	}
 }
 
+// ask asks the proxy how it is.
+func (s *session) ask(ctx context.Context, limit time.Duration) (*control.StatusResponse, error) {
+	ctx, cancel := context.WithTimeout(ctx, limit)
+	defer cancel()
+	answer, err := s.client.Status(ctx, &control.StatusRequest{})
+	if err != nil {
+		return nil, fmt.Errorf("ask the proxy: %w", err)
+	}
+	s.status.Store(answer)
+	return answer, nil
+}
+
 // dial connects to the control socket and hears the proxy's welcome, which may
 // take that long.
-func dial(ctx context.Context, runDir string, timeout time.Duration) (*session, error) {
+func dial(ctx context.Context, p place, timeout time.Duration) (*session, error) {
 	d := net.Dialer{}
-	nc, err := d.DialContext(ctx, "unix", filepath.Join(runDir, socketName))
+	nc, err := d.DialContext(ctx, "unix", p.socket())
 	if err != nil {
 		return nil, fmt.Errorf("connect to the proxy: %w", err)
 	}
@@ -75,6 +96,7 @@ func dial(ctx context.Context, runDir string, timeout time.Duration) (*session, 
 		_ = c.Close()
 		return nil, fmt.Errorf("connect to the proxy: %w", err)
 	}
+	s.place = p
 	return s, nil
 }
 
@@ -90,12 +112,21 @@ func greet(c *net.UnixConn, timeout time.Duration) (*session, error) {
 	if err != nil {
 		return nil, err
 	}
-	if s.welcome.Protocol != control.Protocol || len(files) != 1 {
+	if len(files) != 1 {
 		control.Close(files)
-		return nil, fmt.Errorf("it speaks protocol %d, this is %d", s.welcome.Protocol, control.Protocol)
+		return nil, fmt.Errorf("%d descriptors came with its welcome", len(files))
 	}
 	s.netns = files[0]
 	return s, nil
+}
+
+// speaks returns an error if the proxy is one of another protocol. All that may
+// be asked of it then is to stop.
+func (s *session) speaks() error {
+	if s.welcome.Protocol != control.Protocol {
+		return fmt.Errorf("the proxy speaks protocol %d, this is %d", s.welcome.Protocol, control.Protocol)
+	}
+	return nil
 }
 
 // checkLauncher makes sure that it was this user (root) who made the socket.
@@ -110,66 +141,33 @@ func checkLauncher(c *net.UnixConn) error {
 	return nil
 }
 
-// connect finds the running proxy, or starts one.
-func (m *Manager) connect(ctx context.Context) (*session, error) {
-	s, err := dial(ctx, m.opts.RunDir, greetTimeout)
-	if err != nil && hangs(err) {
-		m.log.Error("the proxy does not say who it is", "error", err)
-		m.endHanging()
-	}
-	if err == nil || !nobodyListens(err) {
-		return s, err
-	}
-	// What went to it is not answered any more.
-	if retireErr := m.retireAll(0); retireErr != nil {
-		m.log.Error("retire dead proxies", "error", retireErr)
-	}
-	if err := m.startLauncher(); err != nil {
-		return nil, err
-	}
-	ctx, cancel := context.WithTimeout(ctx, connectTimeout)
-	defer cancel()
-	for {
-		if s, err = dial(ctx, m.opts.RunDir, connectTimeout); err == nil || !nobodyListens(err) {
-			return s, err
-		}
-		select {
-		case <-ctx.Done():
-			return nil, fmt.Errorf("the proxy did not start (see %s): %w", logName, err)
-		case <-time.After(5 * time.Millisecond):
-		}
-	}
-}
-
 func nobodyListens(err error) bool {
 	return errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ECONNREFUSED)
 }
 
-// startLauncher starts a proxy that outlives this process.
-func (m *Manager) startLauncher() error {
-	if err := m.opts.makeRunDir(); err != nil {
+// request asks a proxy for something on a connection of its own, which may take
+// that long.
+func (p place) request(ctx context.Context, limit time.Duration, w *control.Wiring, files ...*os.File) error {
+	s, err := dial(ctx, p, limit)
+	if err != nil {
 		return err
 	}
-	out, err := os.OpenFile(filepath.Join(m.opts.RunDir, logName), os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o600)
-	if err != nil {
-		return fmt.Errorf("start the proxy: %w", err)
+	defer s.close()
+	return s.request(w, files...)
+}
+
+// request asks for what a Wiring may ask for instead of wiring.
+func (s *session) request(w *control.Wiring, files ...*os.File) error {
+	if err := control.Send(s.conn, w, files...); err != nil {
+		return err
 	}
-	defer out.Close()
-	cmd := exec.Command(m.opts.Command[0], m.opts.Command[1:]...)
-	cmd.Args[0] = os.Args[0] // the name people know it by
-	cmd.Dir, cmd.Env = "/", []string{}
-	cmd.Stdout, cmd.Stderr = out, out
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
-	if err := cmd.Start(); err != nil {
-		return fmt.Errorf("start the proxy: %w", err)
+	answer := &control.Wired{}
+	none, err := control.Receive(s.conn, answer)
+	control.Close(none)
+	if err == nil && answer.Error != "" {
+		err = errors.New(answer.Error)
 	}
-	m.log.Info("started a proxy", "pid", cmd.Process.Pid)
-	go func() {
-		if err := cmd.Wait(); err != nil {
-			m.log.Error("the proxy's launcher ended", "error", err)
-		}
-	}()
-	return nil
+	return err
 }
 
 // talk ends the preface and starts gRPC.

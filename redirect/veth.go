@@ -186,15 +186,24 @@ func macPair() (a, b net.HardwareAddr, err error) {
 }
 
 // SetMTU changes what pods' packets may need at most. It takes effect for the
-// running proxy's interface, too.
+// running proxies' interfaces, too. (Connections that go on without the proxy
+// they began with have agreed on what they need.)
 func (m *Manager) SetMTU(mtu int) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.mtu = mtu
-	if m.session == nil {
-		return nil
+	var failed error
+	for _, s := range m.fed {
+		if !s.ended() {
+			failed = errors.Join(failed, s.setMTU(interfaceName(m.opts.State, s.generation), mtu))
+		}
 	}
-	h, err := netlink.NewHandleAt(netns.NsHandle(m.session.netns.Fd()))
+	return failed
+}
+
+// setMTU sets that of both sides of the interface pair.
+func (s *session) setMTU(name string, mtu int) error {
+	h, err := netlink.NewHandleAt(netns.NsHandle(s.netns.Fd()))
 	if err != nil {
 		return fmt.Errorf("look into the proxy's namespace: %w", err)
 	}
@@ -206,7 +215,6 @@ func (m *Manager) SetMTU(mtu int) error {
 	if err != nil {
 		return fmt.Errorf("MTU %d of the proxy's interface: %w", mtu, err)
 	}
-	name := interfaceName(m.opts.State, m.session.generation)
 	link, err := netlink.LinkByName(name)
 	if err == nil {
 		err = netlink.LinkSetMTU(link, mtu)

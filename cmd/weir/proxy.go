@@ -30,6 +30,7 @@ const restartStatus exitCode = 75
 type proxyFlags struct {
 	state   state
 	logFile string
+	managed bool
 	drain   time.Duration
 	threads int
 	verbose bool
@@ -66,6 +67,8 @@ func newProxyCommand() *cobra.Command {
 		RunE:  func(cmd *cobra.Command, _ []string) error { return f.launch(cmd.Context()) },
 	}
 	cmd.Flags().StringVar(&f.logFile, "log-file", "", "log to this file, of bounded size, instead of standard error")
+	cmd.Flags().BoolVar(&f.managed, "managed", false, "an agent of another binary may replace it")
+	_ = cmd.Flags().MarkHidden("managed") // there is such a flag
 	confine := &cobra.Command{
 		Use: "confine", Hidden: true, Args: cobra.NoArgs,
 		RunE: func(*cobra.Command, []string) error {
@@ -105,11 +108,12 @@ func (f *proxyFlags) launch(ctx context.Context) error {
 		out = l
 	}
 	return redirect.Launch(ctx, redirect.LauncherOptions{
-		RunDir: f.state.dir(),
-		Child:  append([]string{"proxy", "confine"}, f.args()...),
-		Drain:  f.drain,
-		Log:    out,
-		Logger: f.logger(out),
+		RunDir:  f.state.dir(),
+		Child:   append([]string{"proxy", "confine"}, f.args()...),
+		Managed: f.managed,
+		Drain:   f.drain,
+		Log:     out,
+		Logger:  f.logger(out),
 	})
 }
 
@@ -130,7 +134,7 @@ func (f *proxyFlags) serve(ctx context.Context) error {
 	}
 	err = proxy.Run(ctx, proxy.Options{
 		Listener: in.Listener, Netns: in.Netns, Statm: in.Statm,
-		Version: version, Notes: redirect.Notes(),
+		Version: version, Build: in.Build, Managed: in.Managed, Notes: redirect.Notes(),
 		Drain: f.drain, Log: f.logger(os.Stderr),
 	})
 	if errors.Is(err, proxy.ErrRestart) {
