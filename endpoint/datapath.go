@@ -15,7 +15,8 @@ func kernelOf(d *bpf.Datapath) kernel {
 		ipcache: d.IPCache, devices: d.Devices, endpoints: d.Endpoints,
 		forget: func(addrs map[bpf.Addr]bool) error { return forget(d, addrs) },
 		attach: d.AttachPod, detach: d.DetachPod, attached: d.Attached, activate: d.Activate,
-		revision: d.Revision, revise: d.BumpRevision,
+		overtaken: d.Overtaken,
+		revision:  d.Revision, revise: d.BumpRevision,
 	}
 }
 

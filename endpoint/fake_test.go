@@ -25,6 +25,7 @@ type fakeKernel struct {
 	log        []string
 	programs   map[int]bool
 	attachFail map[int]error
+	overtaken  []bpf.Overtaken
 	revision   uint32
 	activated  int
 	forgotten  []netip.Addr
@@ -85,10 +86,11 @@ func (f *fakeKernel) kernel() kernel {
 			f.note("detach %d", i)
 			return nil
 		},
-		attached: func() ([]int, error) { return slices.Sorted(maps.Keys(f.programs)), nil },
-		activate: func() error { f.activated++; return nil },
-		revise:   func() uint32 { f.revision++; f.note("revise"); return f.revision },
-		revision: func() uint32 { return f.revision },
+		overtaken: func() ([]bpf.Overtaken, error) { return f.overtaken, nil },
+		attached:  func() ([]int, error) { return slices.Sorted(maps.Keys(f.programs)), nil },
+		activate:  func() error { f.activated++; return nil },
+		revise:    func() uint32 { f.revision++; f.note("revise"); return f.revision },
+		revision:  func() uint32 { return f.revision },
 	}
 }
 

@@ -56,6 +56,9 @@ type Manager struct {
 	// applyErr is what of the last changes made no sense.
 	applyErr error
 	lost     LostPrograms
+	// Where programs of others run before ours, and could not be overtaken.
+	overtaken OvertakenPrograms
+	behind    map[int]bool
 
 	// mu guards what readers of flows and status see: these, and of r what
 	// fold writes.
@@ -259,11 +262,16 @@ func (m *Manager) pass(ctx context.Context) error {
 		m.r.veths = veths
 	}
 	m.r.place()
+	var overtaken map[int]string
 	if attached != nil && veths != nil {
 		m.noteLost(m.r.dropLost(attached))
+		overtaken, checkErr = m.r.dropOvertaken()
 	}
 	m.updateMTU()
 	err := errors.Join(checkErr, m.r.realise(ctx, m.whole))
+	if attached != nil && veths != nil {
+		err = errors.Join(err, m.noteOvertaken(overtaken))
+	}
 	// What can't be written or attached for long must not keep the rest with a
 	// predecessor's programs.
 	if m.passes++; err == nil || m.passes > activateAfter {

@@ -8,9 +8,11 @@ import (
 
 // Metrics of realising.
 type Metrics struct {
-	realise prometheus.Histogram
-	errors  *prometheus.CounterVec
-	lost    prometheus.Counter
+	realise   prometheus.Histogram
+	errors    *prometheus.CounterVec
+	lost      prometheus.Counter
+	overtaken prometheus.Counter
+	behind    prometheus.Gauge
 }
 
 // NewMetrics registers them with reg. What can be read off a status is added
@@ -30,8 +32,16 @@ func NewMetrics(reg prometheus.Registerer) *Metrics {
 			Name: "weir_programs_lost_total",
 			Help: "Times that somebody else took Weir's programs off a pod's interface. They were attached again.",
 		}),
+		overtaken: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "weir_programs_overtaken_total",
+			Help: "Times that another's program was found to run before Weir's on a pod's interface.",
+		}),
+		behind: prometheus.NewGauge(prometheus.GaugeOpts{
+			Name: "weir_programs_behind",
+			Help: "Pods' interfaces where another's program runs before Weir's and could not be overtaken.",
+		}),
 	}
-	reg.MustRegister(m.realise, m.errors, m.lost)
+	reg.MustRegister(m.realise, m.errors, m.lost, m.overtaken, m.behind)
 	for _, doing := range []string{"policy", "realise"} {
 		m.errors.WithLabelValues(doing) // so that 0 is shown
 	}

@@ -26,6 +26,9 @@ type kernel struct {
 	// activate puts ours in their place.
 	attached func() ([]int, error)
 	activate func() error
+	// overtaken lists where others' programs run before ours; attach helps, if
+	// anything does.
+	overtaken func() ([]bpf.Overtaken, error)
 	// revise makes every flow be judged again at its next packet.
 	revise, revision func() uint32
 }

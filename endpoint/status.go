@@ -22,6 +22,8 @@ type Status struct {
 	Tables    []TableStatus    `json:"tables"`
 	Errors    []string         `json:"errors,omitempty"`
 	Lost      LostPrograms     `json:"lostPrograms,omitzero"`
+	// Overtaken are programs behind those of others.
+	Overtaken OvertakenPrograms `json:"overtakenPrograms,omitzero"`
 }
 
 // LostPrograms counts how often programs were not on a pod's interface where
@@ -78,7 +80,7 @@ func (m *Manager) Status() Status {
 
 // show keeps a status for readers; it is called by Run after each pass.
 func (m *Manager) show(err error, took time.Duration) {
-	s := Status{Started: m.started, TookNs: took, Tables: m.r.tables(), Lost: m.lost}
+	s := Status{Started: m.started, TookNs: took, Tables: m.r.tables(), Lost: m.lost, Overtaken: m.overtaken}
 	if m.started {
 		s.At = time.Now()
 		s.Realised = err == nil && m.r.unattached == 0

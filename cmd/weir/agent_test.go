@@ -69,7 +69,10 @@ func TestStatusText(t *testing.T) {
 					EgressPolicies: []string{"c"}, Veth: "veth1", Ifindex: 4, State: endpoint.EndpointReady},
 				{Namespace: "shop", Pod: "x", Addresses: []netip.Addr{ip("10.0.0.3")}, Identity: 258, Ingress: true, Veth: "veth2", Ifindex: 5, State: endpoint.EndpointPending, Error: "write policy: table full"},
 			},
-			Lost:   endpoint.LostPrograms{Count: 2, At: at, Interface: "veth1"},
+			Lost: endpoint.LostPrograms{Count: 2, At: at, Interface: "veth1"},
+			Overtaken: endpoint.OvertakenPrograms{
+				Count: 3, At: at, Interface: "veth2", By: "x", Now: []string{`veth2: filter "x" of priority 1`},
+			},
 			Tables: []endpoint.TableStatus{{Name: "endpoints", Entries: 1}, {Name: "policy", Entries: 30, Pending: 2, Error: "full"}},
 		},
 		Proxy: proxyStatus{Error: "no proxy is running"},
@@ -88,7 +91,7 @@ func TestStatusText(t *testing.T) {
 
 	st.Ready, st.Reasons, st.Objects.Problems, st.Kernel, st.Lost = true, nil, nil, nil, lostStatus{}
 	st.Proxy = proxyStatus{Up: true, Generation: 2, Connections: 1, Requests: 100, Denied: map[string]uint64{"http-denied": 3, "bad-request": 1}}
-	st.Policy.Endpoints, st.Policy.Lost = nil, endpoint.LostPrograms{}
+	st.Policy.Endpoints, st.Policy.Lost, st.Policy.Overtaken.Now = nil, endpoint.LostPrograms{}, nil
 	out.Reset()
 	if err := st.print(&out); err != nil {
 		t.Fatal(err)

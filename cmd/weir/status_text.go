@@ -41,10 +41,26 @@ func (s *agentStatus) print(out io.Writer) error {
 		w.printf("PROGRAMS WERE TAKEN OFF pods' interfaces by others, %s, last noticed %s on %s; they are attached again\n",
 			plural(lost.Count, "time", "times"), lost.At.Local().Format(time.DateTime), lost.Interface)
 	}
+	printOvertaken(w, s.Policy.Overtaken)
 	printProblems(w, s.Objects.Problems)
 	printEndpoints(w, s.Policy.Endpoints)
 	printDrops(w, s.Kernel)
 	return w.err
+}
+
+// printOvertaken tells whose programs come, or came, before Weir's.
+func printOvertaken(w *errWriter, o endpoint.OvertakenPrograms) {
+	if len(o.Now) > 0 {
+		w.printf("PROGRAMS OF OTHERS RUN BEFORE Weir's, which can't be put first; what they let pass is not judged:\n")
+		for _, where := range o.Now {
+			w.printf("  %s\n", where)
+		}
+		return
+	}
+	if o.Count > 0 {
+		w.printf("PROGRAMS OF OTHERS RAN BEFORE Weir's on pods' interfaces, %s, last noticed %s on %s (%s); Weir's are first again\n",
+			plural(o.Count, "time", "times"), o.At.Local().Format(time.DateTime), o.Interface, o.By)
+	}
 }
 
 func (p proxyStatus) line() string {
