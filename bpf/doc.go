@@ -83,7 +83,23 @@
 //     that lost its entry then goes on with the next packet of the other end.
 //   - conns is written by the proxy, too, so the kernel takes nothing from it but
 //     that a pod's packet goes to the proxy: a flow that conntrack lost is judged
-//     again, in the name of the pod at this veth. from_proxy doesn't ask it.
+//     again, in the name of the pod at this veth.
+//   - Of UDP the proxy reads what pods ask. Nearly every question comes from a port
+//     of its own, but what may be asked depends on the server only: so conns has
+//     one entry for all of a pod's flows to one server and port, which is written
+//     when it would say something else. Each question makes sure that it is there
+//     and names the current proxy: a datagram, unlike a connection, can go to
+//     another one at any time.
+//   - The proxy asks servers from ports of its own choice, so the kernel does not
+//     know these flows. from_proxy judges them as the pod's own: only what the pod
+//     has to ask by way of the proxy goes out, and only for a pod that did. Of
+//     conns it takes the Ethernet addresses, which a pod chooses freely as well.
+//     What comes back goes to the proxy alone (CT_ASKED): else a proxy could make
+//     such a flow from any port of a pod, to send something to that.
+//   - An entry that the server's side made, by sending something first, does not
+//     keep the proxy from asking.
+//   - A direct flow of UDP that needs the proxy by now just goes there, and answers
+//     to what was asked before are dropped: they would not have been seen.
 //   - Whoever sends SYNs makes entries in conns, which only user space takes away.
 //     So that one pod's leave room for the others', a veth gets no more than a
 //     quarter; share.h tells how that is kept by a kernel that can't count them.
