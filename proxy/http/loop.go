@@ -42,6 +42,7 @@ type loop struct {
 	pipes []*pipe
 
 	draining bool // connections end where a message does
+	yielding bool // they are offered there
 
 	mu       sync.Mutex
 	posts    []posted
@@ -57,6 +58,9 @@ const (
 	postDialed                 // its upstream's socket, or an error
 	postAbort
 	postDrain
+	postYield
+	postAdopt // a pair with both its sockets
+	postEnd
 	postStop
 	postPing // to hear that the loop goes round
 )
@@ -68,6 +72,9 @@ type posted struct {
 	fd   int
 	err  error
 	pong chan<- struct{} // has room
+
+	up    int // of postAdopt: the server's socket, fd is the client's
+	input []byte
 }
 
 func newLoop(s *Server) (*loop, error) {
@@ -116,7 +123,7 @@ func (l *loop) free() {
 func (l *loop) post(p posted) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.stopped || l.stopping && p.kind == postAdd {
+	if l.stopped || l.stopping && (p.kind == postAdd || p.kind == postAdopt) {
 		return false
 	}
 	l.posts = append(l.posts, p)
@@ -197,6 +204,16 @@ func (l *loop) takePosts() {
 			for _, p := range slices.Clone(l.pairs) {
 				p.leave(l.wall)
 			}
+		case postYield:
+			l.draining, l.yielding = false, true
+			for _, p := range slices.Clone(l.pairs) {
+				p.offer()
+			}
+		case postAdopt:
+			l.adopt(post.pair, post.fd, post.up, post.input)
+		case postEnd:
+			post.pair.last = true
+			post.pair.leave(l.wall)
 		case postPing:
 			post.pong <- struct{}{}
 		case postStop:

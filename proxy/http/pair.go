@@ -24,6 +24,7 @@ type pair struct {
 	queued   bool // in loop.again
 	joined   bool // the upstream connection stands
 	ending   bool // no request may follow the one in flight
+	last     bool // nor the next one: it is to end
 
 	// Heads of which a part was read, in c.in and u.in.
 	clientHead, serverHead *head
@@ -74,6 +75,12 @@ const rounds = 8
 
 // run moves what can be moved.
 func (p *pair) run() {
+	if p.step(); p.loop.yielding {
+		p.offer()
+	}
+}
+
+func (p *pair) step() {
 	if p.closed {
 		return
 	}
@@ -218,6 +225,9 @@ func (p *pair) cantWrite(s *sock) {
 	p.dropInput()
 }
 
+// leaves tells whether the connection is to end where a message does.
+func (p *pair) leaves() bool { return p.last || p.loop.draining }
+
 // leave ends the connection if nobody uses it: it stands between two messages,
 // and has for a while.
 func (p *pair) leave(now time.Time) {
@@ -244,8 +254,13 @@ func (p *pair) sweep(now time.Time) {
 	if p.isTunnel() && !p.judgeTunnel() {
 		return
 	}
-	if p.loop.draining {
+	if p.leaves() {
 		if p.leave(now); p.closed {
+			return
+		}
+	}
+	if p.loop.yielding {
+		if p.offer(); p.closed {
 			return
 		}
 	}

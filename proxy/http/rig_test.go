@@ -32,6 +32,7 @@ type rig struct {
 	records []Record
 	pairs   []*Pair
 	done    int
+	heir    *rig // takes what is offered
 }
 
 // rules makes a rule set of paths.
@@ -117,8 +118,17 @@ func newTimedRig(t testing.TB, upstream string, times func(*timeouts), rs ...*Ru
 	return r
 }
 
-func (r *rig) start(c *net.TCPConn) {
-	p := r.server.Start(Conn{
+func (r *rig) start(c *net.TCPConn) { r.started(r.server.Start(r.conn(c))) }
+
+func (r *rig) started(p *Pair) {
+	r.mu.Lock()
+	r.pairs = append(r.pairs, p)
+	r.told.Broadcast()
+	r.mu.Unlock()
+}
+
+func (r *rig) conn(c *net.TCPConn) Conn {
+	return Conn{
 		Client: c,
 		Dial: func(ctx context.Context) (*net.TCPConn, error) {
 			var d net.Dialer
@@ -138,17 +148,46 @@ func (r *rig) start(c *net.TCPConn) {
 			r.told.Broadcast()
 			r.mu.Unlock()
 		},
-		Done: func() {
-			r.mu.Lock()
-			r.done++
-			r.told.Broadcast()
-			r.mu.Unlock()
-		},
-	})
+		Done:  r.ends,
+		Offer: r.offer,
+	}
+}
+
+// began counts the connections so far.
+func (r *rig) began() int {
 	r.mu.Lock()
-	r.pairs = append(r.pairs, p)
+	defer r.mu.Unlock()
+	return len(r.pairs)
+}
+
+// ends counts the end of a connection.
+func (r *rig) ends() {
+	r.mu.Lock()
+	r.done++
 	r.told.Broadcast()
 	r.mu.Unlock()
+}
+
+// offer gives a connection to the heir; here it has ended then.
+func (r *rig) offer() func(Idle) {
+	r.mu.Lock()
+	heir := r.heir
+	r.mu.Unlock()
+	if heir == nil {
+		return nil
+	}
+	return func(i Idle) {
+		heir.started(heir.server.Adopt(heir.conn(nil), i))
+		r.ends()
+	}
+}
+
+// yieldTo makes the server yield to that of another rig, or to nobody.
+func (r *rig) yieldTo(heir *rig) {
+	r.mu.Lock()
+	r.heir = heir
+	r.mu.Unlock()
+	r.server.Yield()
 }
 
 // wait waits until cond holds; it is called with the lock.

@@ -64,7 +64,7 @@ func (p *pair) serve(h *head, b []byte) int {
 		p.refuse(r)
 		return len(b)
 	}
-	p.ending = in.m.last(h.first.minor) || p.loop.draining
+	p.ending = in.m.last(h.first.minor) || p.leaves()
 	p.reqBody.begin(&in.m)
 	n, done, r := p.reqBody.take(b[end:])
 	if r != 0 {

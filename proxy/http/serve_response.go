@@ -112,7 +112,7 @@ func (p *pair) answer(h *head, b []byte) int {
 	}
 	ex.rec.Status = status
 	ex.rec.Latency = p.loop.wall.Sub(ex.rec.Start)
-	if p.loop.draining && status != 101 && !(ex.connect && status < 300) {
+	if p.leaves() && status != 101 && !(ex.connect && status < 300) {
 		p.ending = true
 		p.writeLast(m, b[:end], b[end:end+n])
 	} else {

@@ -33,6 +33,12 @@ type Conn struct {
 	// Done, if not nil, is called once, last of all: both sockets are closed.
 	// That may be before Start returns.
 	Done func()
+	// Offer, if not nil, is asked while the Server yields whether somebody else
+	// goes on with the connection, which stands between two messages. nil: not
+	// now. Else what it returns is called at once, with what is valid during the
+	// call but for the sockets; none of the others is called any more then, and
+	// Abort returns. It must not block either.
+	Offer func() (take func(Idle))
 }
 
 // Rules are the rule sets that a connection's requests must pass, both. A nil
