@@ -36,6 +36,8 @@ type Engine struct {
 	selectors *selectorTable
 	ruleSets  *ruleSetTable
 	subjects  map[identity.Digest]*subject
+	names     *nameTable
+	resolvers *resolvers
 
 	policyNumbers *numbering
 	rules         *ruleTable
@@ -88,7 +90,7 @@ func NewEngine(o Options) (*Engine, error) {
 		policies: map[Object]*policyObject{}, scoped: map[string][]*policyObject{}, groups: map[string]*cidrGroup{}, nodeKeys: map[string]int{},
 		claims: newClaims(), prefixes: newPrefixTable(), endpoints: map[netip.Addr]*Endpoint{},
 		peers: newPeerTable(ids), selectors: newSelectorTable(), ruleSets: newRuleSetTable(newNumbering(1, o.Seeds.RuleSets)),
-		subjects:      map[identity.Digest]*subject{},
+		subjects: map[identity.Digest]*subject{}, names: newNameTable(), resolvers: newResolvers(o),
 		policyNumbers: newNumbering(1, o.Seeds.Policies), rules: newRuleTable(newNumbering(1, o.Seeds.Rules)),
 		dirty: newDirty(), askedOf: map[identity.Digest]*subject{},
 	}, nil
@@ -99,7 +101,7 @@ func NewEngine(o Options) (*Engine, error) {
 // the Delta holds with an error, too.
 func (e *Engine) Apply(changes []Change) (Delta, error) {
 	e.delta = Delta{Prefixes: map[netip.Prefix]Peer{}, Policies: map[uint32]*Resolved{},
-		Endpoints: map[netip.Addr]*Endpoint{}}
+		Endpoints: map[netip.Addr]*Endpoint{}, Names: map[identity.ID]*NameSet{}}
 	clear(e.askedOf)
 	var errs []error
 	for _, c := range changes {
@@ -159,6 +161,12 @@ func (e *Engine) IdentityLabels(id identity.ID) []string {
 		return []string{"service:" + p.service.Namespace + "/" + p.service.Name}
 	case p.kind == unknownPeer:
 		return []string{"reserved:unknown-pod"}
+	case p.kind == namesPeer:
+		out := make([]string, len(p.fqdns))
+		for i, s := range p.fqdns {
+			out[i] = "fqdn:" + s.String()
+		}
+		return out
 	}
 	return p.labels.Strings()
 }
@@ -172,6 +180,7 @@ func (e *Engine) settle() error {
 		}
 	}
 	e.settlePolicies()
+	note(e.settleNames())
 	for key := range e.dirty.nodeKeys {
 		e.touchNodes(key)
 	}
@@ -187,6 +196,7 @@ func (e *Engine) settle() error {
 			delete(e.services, s.object)
 		}
 	}
+	e.settleResolvers()
 	added, removed := e.peers.sweep()
 	e.selectors.update(added, removed)
 	bySubject := func(a, b *subject) int { return cmp.Compare(a.id, b.id) }

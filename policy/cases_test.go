@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"os"
+	"slices"
 	"strings"
 	"testing"
 )
@@ -31,6 +32,7 @@ type caseQuestion struct {
 	ICMPType           *int `json:"icmp_type"`
 	Egress, Ingress    caseSide
 	Weir, Or           map[string]string
+	Queries            []struct{ Name, Egress string }
 	Requests           []struct {
 		Method, Path, Host string
 		Headers            [][2]string
@@ -73,23 +75,13 @@ func readCases(t *testing.T) []testCase {
 	return out
 }
 
-const noNames = "names stand for no address yet"
-
-// neverWider: where rules are about names nothing passes that Cilium denies.
-func neverWider(t *testing.T, e *Engine, c *testCase, q *caseQuestion) {
-	t.Helper()
-	a := e.Explain(question(q))
-	if a.Verdict == Failed {
-		t.Errorf("%s: %s -> %s: %s", c.ID, q.From, q.To, a.Error)
-		return
-	}
-	if q.Egress.Verdict == "denied" && a.Egress.Verdict != Denied || q.Ingress.Verdict == "denied" && a.Ingress.Verdict != Denied && q.Or["ingress"] == "" {
-		t.Errorf("%s: %s -> %s %s %d: %s and %s, want %s and %s", c.ID, q.From, q.To, q.Protocol, q.Port, a.Egress.Verdict, a.Ingress.Verdict, q.Egress.Verdict, q.Ingress.Verdict)
-	}
-}
-
-func question(q *caseQuestion) Question {
+func (c *testCase) question(q *caseQuestion) Question {
 	out := Question{From: q.From, To: q.To, Protocol: q.Protocol, ICMPType: q.ICMPType, Others: true}
+	for name, addresses := range c.DNS {
+		if slices.Contains(addresses, strings.TrimPrefix(q.To, "ip:")) {
+			out.Names = append(out.Names, name)
+		}
+	}
 	if q.ICMPType == nil {
 		out.Port = fmt.Sprint(q.Port)
 	}
@@ -103,8 +95,6 @@ func notYet(c *testCase, q *caseQuestion) string {
 		return "Weir has no mode in which pods without policies are closed"
 	case c.Options.HostFirewall && strings.Contains(c.Objects, "nodeSelector"):
 		return "policies for nodes are not enforced yet"
-	case strings.Contains(c.Objects, "toFQDNs") && c.DNS != nil:
-		return noNames
 	case strings.Contains(c.Objects, "[world-ipv4]") || strings.Contains(c.Objects, "[world-ipv6]"):
 		return "the CRD's schema refuses the entity, so Weir does"
 	}
@@ -120,9 +110,6 @@ func TestCilium(t *testing.T) {
 			q := &c.Questions[i]
 			if why := notYet(&c, q); why != "" {
 				left[why]++
-				if c.Strict && why == noNames {
-					neverWider(t, e, &c, q)
-				}
 				continue
 			}
 			if !c.Strict && q.Weir == nil {
@@ -131,7 +118,7 @@ func TestCilium(t *testing.T) {
 			}
 			asked++
 			at := fmt.Sprintf("%s (%s): %s -> %s %s %d", c.ID, c.Title, q.From, q.To, q.Protocol, q.Port)
-			question := question(q)
+			question := c.question(q)
 			a := e.Explain(question)
 			if a.Verdict == Failed {
 				t.Errorf("%s: %s", at, a.Error)
@@ -149,10 +136,16 @@ func TestCilium(t *testing.T) {
 				checkRequest(t, at+" egress", a.Egress, r.Egress, q.Egress.L7)
 				checkRequest(t, at+" ingress", a.Ingress, r.Ingress, q.Ingress.L7)
 			}
+			question.HTTP = nil
+			for _, r := range q.Queries {
+				question.DNS = &DNSQuestion{Name: r.Name, Type: "A"}
+				a := e.Explain(question)
+				checkRequest(t, at+" "+r.Name+" egress", a.Egress, r.Egress, q.Egress.L7)
+			}
 		}
 	}
 	t.Logf("%d questions; left out: %v", asked, left)
-	if asked < 2500 {
+	if asked < 2900 {
 		t.Errorf("only %d questions were asked", asked)
 	}
 }
@@ -163,9 +156,9 @@ func checkSide(t *testing.T, at string, got *Side, want caseSide, weir, or strin
 	switch {
 	case weir != "":
 		verdict = weir
-	case want.L7 == "dns" || want.L7 == "tls":
+	case want.L7 == "tls":
 		verdict = "denied" // until those rules are enforced
-	case want.L7 == "http" && !want.HTTP.AllowAll:
+	case want.L7 == "dns", want.L7 == "http" && !want.HTTP.AllowAll:
 		verdict = "l7"
 	}
 	if string(got.Verdict) != verdict && (or == "" || string(got.Verdict) != or) {
@@ -179,7 +172,7 @@ func checkSide(t *testing.T, at string, got *Side, want caseSide, weir, or strin
 func checkRequest(t *testing.T, at string, got *Side, want, l7 string) {
 	t.Helper()
 	switch {
-	case l7 == "dns" || l7 == "tls", want == "redirect", want == "rejected":
+	case l7 == "tls", want == "redirect", want == "rejected":
 		want = "denied"
 	}
 	if string(got.Verdict) != want {

@@ -5,6 +5,7 @@ import (
 	"slices"
 
 	"github.com/weirnet/weir/identity"
+	"github.com/weirnet/weir/policy/dnsrules"
 	"github.com/weirnet/weir/policy/httprules"
 )
 
@@ -15,11 +16,14 @@ type grant struct {
 	// any: for every peer. Else for the members of peers.
 	any   bool
 	peers []*selector
-	ports []ports
+	// teaching tells of each of the peers whether it is particular.
+	teaching []bool
+	ports    []ports
 	// names are ports whose number depends on the peer (egress only).
 	names  []portName
 	number uint32 // of the rule
 	http   []httprules.Rule
+	dns    []dnsrules.Rule
 	serial uint32 // tells it apart in its enforcement
 	place  int    // among the grants of its policy
 }
@@ -77,6 +81,7 @@ type template []entryFor
 type compiler struct {
 	ruleSets *ruleSetTable
 	used     map[uint32]struct{} // rule sets of its templates
+	dnsView
 }
 
 // template combines rules: own are those that name the peer in question, any
@@ -90,7 +95,7 @@ type compiler struct {
 // says what all rules for these ports say together. Ports of a flow are a
 // chain of ever larger sets, so the rules for the smallest set of the chain
 // are all the rules for the flow.
-func (c *compiler) template(own, any []portGrantFor) (template, error) {
+func (c *compiler) template(p *peer, own, any []portGrantFor) (template, error) {
 	about := own
 	if len(own) == 0 {
 		about = any
@@ -117,7 +122,12 @@ func (c *compiler) template(own, any []portGrantFor) (template, error) {
 		l7 = l7 || slices.ContainsFunc(any, func(g portGrantFor) bool { return g.l7() != 0 })
 	}
 	if l7 {
-		if err := c.combine(entries, own, any); err != nil {
+		if err := c.combine(p, entries, own, any); err != nil {
+			return nil, err
+		}
+	}
+	if c.observes {
+		if err := c.observe(p, entries); err != nil {
 			return nil, err
 		}
 	}
@@ -133,7 +143,7 @@ func (c *compiler) template(own, any []portGrantFor) (template, error) {
 
 // combine replaces the entries whose ports have L7 rules, and adds those that
 // are needed where rules for everybody lie within rules for the peer.
-func (c *compiler) combine(entries map[ports]Entry, own, any []portGrantFor) error {
+func (c *compiler) combine(who *peer, entries map[ports]Entry, own, any []portGrantFor) error {
 	if len(own) > 0 {
 		for _, g := range any {
 			if g.denies() {
@@ -173,7 +183,7 @@ func (c *compiler) combine(entries map[ports]Entry, own, any []portGrantFor) err
 			}
 			continue
 		}
-		u, err := c.union(plain, looked)
+		u, err := c.union(who, p, plain, looked)
 		if err != nil {
 			return err
 		}
@@ -184,7 +194,7 @@ func (c *compiler) combine(entries map[ports]Entry, own, any []portGrantFor) err
 
 // union is what rules for one peer and port say together, where some of them
 // have L7 rules.
-func (c *compiler) union(plain, looked []*grant) (Entry, error) {
+func (c *compiler) union(who *peer, at ports, plain, looked []*grant) (Entry, error) {
 	slices.SortFunc(looked, (*grant).compare)
 	slices.SortFunc(plain, (*grant).compare)
 	kind := looked[0].l7()
@@ -193,7 +203,11 @@ func (c *compiler) union(plain, looked []*grant) (Entry, error) {
 			return Entry{Action: Refuse, Reason: RefusedL7Conflict, Rule: g.number}, nil
 		}
 	}
-	if kind != l7HTTP {
+	switch kind {
+	case l7HTTP:
+	case l7DNS:
+		return c.dns(who, at, plain, looked)
+	default:
 		return Entry{Action: Refuse, Reason: RefusedL7Unsupported, Rule: looked[0].number}, nil
 	}
 	set := RuleSet{}
@@ -208,13 +222,18 @@ func (c *compiler) union(plain, looked []*grant) (Entry, error) {
 			set.AllowAll, set.AllowRule = true, h.Rule // it asks nothing
 		}
 	}
-	set.HTTP = distinct(set.HTTP)
+	set.HTTP = distinct(set.HTTP, func(r *httprules.Rule) *uint32 { return &r.Rule })
+	return c.redirect(set, looked[0].number)
+}
+
+// redirect makes the entry that leads to a rule set.
+func (c *compiler) redirect(set RuleSet, rule uint32) (Entry, error) {
 	id, err := c.ruleSets.get(set)
 	if err != nil {
 		return Entry{}, err
 	}
 	c.used[id] = struct{}{}
-	return Entry{Action: Redirect, RuleSet: id, Rule: looked[0].number}, nil
+	return Entry{Action: Redirect, RuleSet: id, Rule: rule}, nil
 }
 
 // compare orders grants by their rules, and those of no rule last.
@@ -230,19 +249,20 @@ func (g *grant) compare(o *grant) int {
 	return cmp.Or(g.rule.compare(o.rule), cmp.Compare(g.place, o.place))
 }
 
-// distinct leaves out rules that ask the same as an earlier one.
-func distinct(rules []httprules.Rule) []httprules.Rule {
+// distinct leaves out rules that ask the same as an earlier one, whatever their
+// number.
+func distinct[R any](rules []R, numberOf func(*R) *uint32) []R {
 	seen := map[identity.Digest]struct{}{}
 	out := rules[:0:0]
 	for _, r := range rules {
-		number := r.Rule
-		r.Rule = 0
+		number := *numberOf(&r)
+		*numberOf(&r) = 0
 		d := digestOf(r)
 		if _, ok := seen[d]; ok {
 			continue
 		}
 		seen[d] = struct{}{}
-		r.Rule = number
+		*numberOf(&r) = number
 		out = append(out, r)
 	}
 	return out

@@ -23,6 +23,7 @@ type end struct {
 	init      bool     // entity init: always under default deny
 	service   *service // judged by its backends
 	other     *peer    // anything else
+	names     *peer    // of an outside address: what its names make of it
 	six       bool     // has an IPv6 address
 	four      bool
 }

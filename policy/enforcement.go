@@ -91,11 +91,20 @@ func (e *Engine) grantsOf(r *rule, pg *portGrant, subject *peer) ([]*grant, erro
 	if pg.all {
 		g.ports = []ports{{}}
 	}
+	for _, sel := range r.peers {
+		g.teaching = append(g.teaching, sel.particular)
+	}
 	if pg.l7 != nil {
-		g.http = slices.Clone(pg.l7.http)
-		for i := range g.http {
-			if g.http[i].Rule, err = e.rules.number(r.policy, pg.l7.path[i]); err != nil {
+		g.http, g.dns = slices.Clone(pg.l7.http), slices.Clone(pg.l7.dns)
+		for i, path := range pg.l7.path {
+			number, err := e.rules.number(r.policy, path)
+			if err != nil {
 				return nil, err
+			}
+			if pg.l7.kind == l7DNS {
+				g.dns[i].Rule = number
+			} else {
+				g.http[i].Rule = number
 			}
 		}
 	}
@@ -126,7 +135,7 @@ func (e *Engine) grantsOf(r *rule, pg *portGrant, subject *peer) ([]*grant, erro
 	for _, n := range pg.names {
 		named := g
 		named.any, named.ports, named.names = false, nil, []portName{n}
-		named.peers = []*selector{portNameSelector(n.name, n.protos)}
+		named.peers, named.teaching = []*selector{portNameSelector(n.name, n.protos)}, []bool{false}
 		out = append(out, &named)
 	}
 	return out, nil
@@ -163,6 +172,15 @@ func (f *enforcement) weigh() {
 		}
 	}
 	f.open = f.enforced && !defaultDeny
+	f.compiler.dnsView = dnsView{}
+	for _, c := range f.list {
+		for _, r := range c.rules {
+			if r.fqdns {
+				f.compiler.observes = true
+				f.compiler.strict = f.compiler.strict || slices.ContainsFunc(r.grants, func(g *portGrant) bool { return g.l7 != nil && g.l7.kind == l7DNS })
+			}
+		}
+	}
 }
 
 // anyGrants are the grants for every peer with their ports.
@@ -181,7 +199,7 @@ func (f *enforcement) anyGrants() []portGrantFor {
 // judgeAny makes the template for every peer.
 func (e *Engine) judgeAny(f *enforcement) (err error) {
 	if f.closed == nil {
-		f.forAny, err = f.compiler.template(nil, f.anyGrants())
+		f.forAny, err = f.compiler.template(nil, nil, f.anyGrants())
 		return err
 	}
 	// Closed beats whatever other policies allow: the refused one may have
@@ -210,6 +228,9 @@ func (f *enforcement) templateFor(p *peer, grants []*grant) (template, error) {
 				}
 			}
 		}
+		if g.l7() == l7DNS && g.teaches(p) {
+			f.scratch = append(f.scratch, 0, 0)
+		}
 	}
 	if t, ok := f.memo[string(f.scratch)]; ok {
 		return t, nil
@@ -219,7 +240,7 @@ func (f *enforcement) templateFor(p *peer, grants []*grant) (template, error) {
 	for i, g := range grants {
 		own[i] = portGrantFor{g, g.portsFor(p)}
 	}
-	t, err := f.compiler.template(own, f.anyGrants())
+	t, err := f.compiler.template(p, own, f.anyGrants())
 	if err == nil {
 		f.memo[sign] = t
 	}

@@ -72,11 +72,12 @@ type (
 
 // Object is a key of what the engine holds: kind is one of Pod, Namespace,
 // Node, Service, EndpointSlice, NetworkPolicy, CiliumNetworkPolicy,
-// CiliumClusterwideNetworkPolicy, CiliumCIDRGroup.
+// CiliumClusterwideNetworkPolicy, CiliumCIDRGroup, and NameSet, which is an
+// asker's.
 type Object struct{ Kind, Namespace, Name string }
 
 // Change is an object's new state. Value is nil (gone), or a *Pod,
-// *Namespace, *Node, *Service, *EndpointSlice, or an *api.Policy or
+// *Namespace, *Node, *Service, *EndpointSlice, *NameSet, or an *api.Policy or
 // *api.CIDRGroup as the decoder made it, refused ones included (Refused set):
 // the engine closes what they would select.
 type Change struct {
@@ -91,6 +92,17 @@ type Options struct {
 	NodeName string
 	// Seeds are the numbers a predecessor gave out.
 	Seeds Seeds
+	// Resolvers says which services are the cluster's DNS, for
+	// Delta.Resolvers. Without labels: those labelled k8s-app=kube-dns in
+	// kube-system.
+	Resolvers ResolverServices
+}
+
+// ResolverServices are the services of a namespace with all of these labels;
+// namespace "": of any.
+type ResolverServices struct {
+	Namespace string
+	Labels    map[string]string
 }
 
 // Seeds are numbers given out before, per kind (see identity.NewAllocator).
@@ -114,7 +126,8 @@ type Delta struct {
 	// nil: gone. There is one for each selector, and one for each combination
 	// that a change of kind NameSet asked for. An address that answers gave to
 	// names gets the identity of exactly those selectors that match one of them.
-	// A new one is told to the proxy after its policy entries are written; one
+	// Combinations that a selector's own text makes sure of (a name that patterns
+	// match as well) are there from the start. A new one is told to the proxy after its policy entries are written; one
 	// that goes, before they are deleted.
 	Names map[identity.ID]*NameSet
 	// Resolvers, if not nil, are all addresses of the cluster's DNS service

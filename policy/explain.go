@@ -6,7 +6,6 @@ import (
 	"strings"
 
 	"github.com/weirnet/weir/identity"
-	"github.com/weirnet/weir/policy/httprules"
 )
 
 // Explain answers a question about the objects applied so far. Each pod is
@@ -31,6 +30,12 @@ func (e *Engine) Explain(q Question) Answer {
 	port, err := e.portNumber(&q, proto, to)
 	if err != nil {
 		return failed(q, err)
+	}
+	if err := q.check(); err != nil {
+		return failed(q, err)
+	}
+	if to.other != nil && to.other.isWorld() && len(q.Names) > 0 {
+		to.names = e.namesPeer(q.Names)
 	}
 	x := &explanation{engine: e, q: &q, from: from, to: to, proto: proto, port: port}
 	a := Answer{ID: q.ID}
@@ -72,7 +77,7 @@ func (x *explanation) egress(to end, port uint16) (*Side, error) {
 	if err != nil {
 		return nil, err
 	}
-	return x.side(f, x.from, to, x.engine.seenFrom(to, x.from.node), port)
+	return x.side(f, x.from, to, []*peer{x.engine.seenFrom(to, x.from.node), to.names}, port)
 }
 
 // ingress says what the destination's policies make of it.
@@ -80,15 +85,15 @@ func (x *explanation) ingress(to end, port uint16) (*Side, error) {
 	if to.pod == nil {
 		return x.noPolicy(to, x.from), nil
 	}
-	peer := x.engine.seenFrom(x.from, to.node)
-	if peer != nil && peer.kind == hostPeer {
+	p := x.engine.seenFrom(x.from, to.node)
+	if p != nil && p.kind == hostPeer {
 		return &Side{Verdict: Allowed, Reason: "host: the node always reaches its own pods"}, nil
 	}
 	f, err := x.engine.asked(to, Ingress)
 	if err != nil {
 		return nil, err
 	}
-	return x.side(f, to, x.from, peer, port)
+	return x.side(f, to, x.from, []*peer{p}, port)
 }
 
 // noPolicy is the answer for an end that is no pod.
@@ -149,43 +154,60 @@ func (e *Engine) asked(at end, d Direction) (*enforcement, error) {
 	return f, nil
 }
 
-// askedPeer stands for the peer in question in a table made for it.
-const askedPeer identity.ID = 1<<32 - 1
+// What the peers in question are called in tables made for them: who an address
+// is, and what its names make of it.
+const (
+	askedPeer  identity.ID = 1<<32 - 1
+	askedNames identity.ID = 1<<32 - 2
+)
 
-// judge looks a flow up in the table of the peer in question.
-func (f *enforcement) judge(p *peer, proto uint8, port uint16) (Entry, bool, error) {
-	var grants []*grant
-	for _, c := range f.list {
-		for _, g := range c.grants {
-			if slices.ContainsFunc(g.peers, func(sel *selector) bool { return sel.matches(p) }) {
-				grants = append(grants, g)
+// judge looks a flow up in the table of the peers in question; the second, for
+// the names of the first, may be nil.
+func (f *enforcement) judge(peers []*peer, proto uint8, port uint16) (Entry, bool, error) {
+	ids := [...]identity.ID{askedPeer, askedNames}
+	var templates [len(ids)]template
+	var key []byte
+	for i, p := range peers {
+		if p == nil && i > 0 {
+			peers = peers[:i]
+			break
+		}
+		var grants []*grant
+		for _, c := range f.list {
+			for _, g := range c.grants {
+				if slices.ContainsFunc(g.peers, func(sel *selector) bool { return sel.matches(p) }) {
+					grants = append(grants, g)
+				}
 			}
 		}
+		var err error
+		if templates[i], err = f.templateFor(p, grants); err != nil {
+			return Entry{}, false, err
+		}
+		key = append(append(key, f.scratch...), 0, 0, 0)
 	}
-	t, err := f.templateFor(p, grants)
-	if err != nil {
-		return Entry{}, false, err
-	}
-	table, ok := f.tables[string(f.scratch)]
+	table, ok := f.tables[string(key)]
 	if !ok {
-		table = make(map[Key]Entry, len(f.forAny)+len(t))
+		table = make(map[Key]Entry, len(f.forAny)+len(templates[0])+len(templates[1]))
 		f.forAny.write(table, f.direction, identity.Any)
-		t.write(table, f.direction, askedPeer)
+		for i := range peers {
+			templates[i].write(table, f.direction, ids[i])
+		}
 		if f.tables == nil {
 			f.tables = map[string]map[Key]Entry{}
 		}
-		f.tables[string(f.scratch)] = table
+		f.tables[string(key)] = table
 	}
-	e, ok := Lookup(table, f.direction, []identity.ID{askedPeer}, proto, port)
+	e, ok := Lookup(table, f.direction, ids[:len(peers)], proto, port)
 	return e, ok, nil
 }
 
 // side judges a flow at one end and says why.
-func (x *explanation) side(f *enforcement, at, other end, peer *peer, port uint16) (*Side, error) {
+func (x *explanation) side(f *enforcement, at, other end, peers []*peer, port uint16) (*Side, error) {
 	if !f.enforced {
 		return &Side{Verdict: Allowed, Reason: fmt.Sprintf("not enforced: no policy selects %s for %s", at.name, f.direction)}, nil
 	}
-	entry, ok, err := f.judge(peer, x.proto, port)
+	entry, ok, err := f.judge(peers, x.proto, port)
 	if err != nil {
 		return nil, err
 	}
@@ -193,7 +215,7 @@ func (x *explanation) side(f *enforcement, at, other end, peer *peer, port uint1
 	if err != nil || !x.q.Others {
 		return s, err
 	}
-	s.Others = x.others(f, other, peer, port, s)
+	s.Others = x.others(f, other, peers, port, s)
 	return s, nil
 }
 
@@ -242,82 +264,13 @@ func (x *explanation) refusal(entry Entry) string {
 		for _, r := range at.policy.rules {
 			for _, g := range r.grants {
 				if g.path == at.path && g.l7 != nil {
+					if g.l7.kind == l7DNS {
+						return "DNS rules are enforced on UDP and TCP only, so what else they are about is denied"
+					}
 					return g.l7.kind.String() + " rules are not enforced yet, so what they are about is denied"
 				}
 			}
 		}
 	}
 	return "L7 rules of a kind that is not enforced yet, so what they are about is denied"
-}
-
-// redirected judges the request, if there is one.
-func (x *explanation) redirected(s *Side, entry Entry) (*Side, error) {
-	set, err := x.engine.ruleSets.compiled(entry.RuleSet)
-	if err != nil {
-		return nil, err
-	}
-	if x.q.HTTP == nil {
-		if set.rules.AllowAll {
-			s.Verdict = Allowed
-			s.Reason = "a rule allows every request; they pass the proxy and are seen"
-			x.decidedBy(s, set.rules.AllowRule)
-		} else {
-			s.Verdict = NeedsRequest
-			s.Reason = fmt.Sprintf("each request is judged by %s", count1(len(set.rules.HTTP), "HTTP rule"))
-		}
-		return s, nil
-	}
-	req, err := requestOf(x.q.HTTP)
-	if err != nil {
-		s.Reason = "the request is refused: " + err.Error()
-		return s, nil
-	}
-	switch r := set.match.Match(req); {
-	case r.Matched():
-		s.Verdict = Allowed
-		s.Reason = "an HTTP rule allows the request"
-		x.decidedBy(s, set.rules.HTTP[r.Index].Rule)
-	case set.rules.AllowAll:
-		s.Verdict = Allowed
-		s.Reason = "a rule allows every request"
-		x.decidedBy(s, set.rules.AllowRule)
-	default:
-		s.Reason = fmt.Sprintf("no HTTP rule of %d allows %s %s", len(set.rules.HTTP), req.Method, req.Path)
-	}
-	return s, nil
-}
-
-func (x *explanation) decidedBy(s *Side, rule uint32) {
-	if ref := x.engine.Rule(rule); ref != nil {
-		s.Policy, s.Rule, s.File, s.Line = ref.Policy, ref.Rule, ref.File, ref.Line
-	}
-}
-
-func count1(n int, what string) string {
-	if n == 1 {
-		return "1 " + what
-	}
-	return fmt.Sprintf("%d %ss", n, what)
-}
-
-// compiledSet is a rule set ready to match.
-type compiledSet struct {
-	rules *RuleSet
-	match *httprules.Set
-}
-
-// compiled returns a rule set in a form that matches, made once.
-func (t *ruleSetTable) compiled(id uint32) (*compiledSet, error) {
-	u := t.byID[id]
-	if u == nil {
-		return nil, fmt.Errorf("rule set %d is not known", id)
-	}
-	if u.compiled == nil {
-		m, err := httprules.Compile(u.set.HTTP)
-		if err != nil {
-			return nil, fmt.Errorf("compile rule set %d: %w", id, err)
-		}
-		u.compiled = &compiledSet{u.set, m}
-	}
-	return u.compiled, nil
 }

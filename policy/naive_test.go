@@ -46,7 +46,7 @@ func compareServices(t *testing.T, e *Engine, tb *tables) (flows int) {
 				itself := naively(e, s.peer, newServicePeer(svc.object), Egress, sp.Protocol, sp.Port)
 				switch {
 				case got.String() == want.String(), denied(got) && denied(want):
-				case want.action == Allow && got.action == Redirect && got.allowAll && len(got.http) == 0:
+				case want.action == Allow && got.action == Redirect && got.allowAll && len(got.rules) == 0:
 				case got.action == Deny && itself.action == Deny: // the rules for everybody deny that port
 				case got.action == Refuse && want.action == Refuse:
 				case got.action == Deny && want.action == Redirect && len(wants) > 1: // equal, but by other rules: another rule set

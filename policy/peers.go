@@ -8,6 +8,7 @@ import (
 	"strings"
 
 	"github.com/weirnet/weir/identity"
+	"github.com/weirnet/weir/policy/dnsrules"
 )
 
 // peerKind tells what an identity stands for.
@@ -21,6 +22,7 @@ const (
 	unknownPeer          // an address in a pod range that no known pod has
 	servicePeer          // a cluster IP
 	entityPeer           // a reserved identity that nothing has (health, init, ...)
+	namesPeer            // an outside address, as its names make it known; worldPeer, what it is else
 )
 
 // peer is one identity: what rules can tell apart about the other end of a
@@ -31,10 +33,11 @@ type peer struct {
 	fixed     bool        // id is a reserved number
 	digest    identity.Digest
 	labels    identity.Labels
-	namespace string       // of a podPeer
-	ports     []NamedPort  // of a podPeer, ordered
-	prefix    netip.Prefix // of a worldPeer
-	service   Object       // of a servicePeer
+	namespace string              // of a podPeer
+	ports     []NamedPort         // of a podPeer, ordered
+	prefix    netip.Prefix        // of a worldPeer
+	service   Object              // of a servicePeer
+	fqdns     []dnsrules.Selector // of a namesPeer: those that match its names, ordered
 	refs      int
 }
 
@@ -132,6 +135,12 @@ func newServicePeer(o Object) *peer {
 		digest: identity.DigestOf([]byte("service\x00" + o.Namespace + "/" + o.Name))}
 }
 
+// newNamesPeer stands for addresses with names of which these selectors, in
+// order, are all that match.
+func newNamesPeer(fqdns []dnsrules.Selector) *peer {
+	return &peer{kind: namesPeer, fqdns: fqdns, digest: digestOf(struct{ Names []dnsrules.Selector }{fqdns})}
+}
+
 func newUnknownPeer() *peer { return newFixedPeer(unknownPeer, identity.UnknownPod, nil) }
 
 func newFixedPeer(kind peerKind, id identity.ID, labels identity.Labels) *peer {
@@ -145,7 +154,8 @@ type peerTable struct {
 	byDigest map[identity.Digest]*peer
 	byID     map[identity.ID]*peer
 	pods     map[string]map[*peer]struct{} // by namespace
-	others   map[*peer]struct{}            // all but pods
+	names    map[*peer]struct{}
+	others   map[*peer]struct{} // all but pods and names
 	// What this batch of changes added, and what may have lost its last user.
 	added   map[*peer]struct{}
 	dropped map[*peer]struct{}
@@ -154,7 +164,7 @@ type peerTable struct {
 func newPeerTable(n *numbering) *peerTable {
 	return &peerTable{
 		numbers: n, byDigest: map[identity.Digest]*peer{}, byID: map[identity.ID]*peer{},
-		pods: map[string]map[*peer]struct{}{}, others: map[*peer]struct{}{},
+		pods: map[string]map[*peer]struct{}{}, names: map[*peer]struct{}{}, others: map[*peer]struct{}{},
 		added: map[*peer]struct{}{}, dropped: map[*peer]struct{}{},
 	}
 }
@@ -176,12 +186,15 @@ func (t *peerTable) acquire(want *peer) (*peer, error) {
 	want.refs = 1
 	t.byDigest[want.digest] = want
 	t.byID[want.id] = want
-	if want.kind == podPeer {
+	switch want.kind {
+	case podPeer:
 		if t.pods[want.namespace] == nil {
 			t.pods[want.namespace] = map[*peer]struct{}{}
 		}
 		t.pods[want.namespace][want] = struct{}{}
-	} else {
+	case namesPeer:
+		t.names[want] = struct{}{}
+	default:
 		t.others[want] = struct{}{}
 	}
 	t.added[want] = struct{}{}
@@ -224,6 +237,7 @@ func (t *peerTable) sweep() (added, removed []*peer) {
 			}
 		} else {
 			delete(t.others, p)
+			delete(t.names, p)
 		}
 		if !p.fixed {
 			t.numbers.release(uint32(p.id))

@@ -60,6 +60,7 @@ func (e *Engine) remember(p, old *policyObject) {
 	for _, q := range p.prefixes {
 		e.claims.cidr(q, true)
 	}
+	e.names.use(p.fqdns, 1)
 	for _, k := range p.nodeKeys {
 		if e.nodeKeys[k]++; e.nodeKeys[k] == 1 {
 			e.dirty.nodeKeys[k] = struct{}{}
@@ -81,6 +82,7 @@ func (e *Engine) forget(p *policyObject) {
 	for _, q := range p.prefixes {
 		e.claims.cidr(q, false)
 	}
+	e.names.use(p.fqdns, -1)
 	for _, k := range p.nodeKeys {
 		if e.nodeKeys[k]--; e.nodeKeys[k] == 0 {
 			delete(e.nodeKeys, k)

@@ -14,16 +14,18 @@ import (
 type naive struct {
 	action   Action // 0: default deny
 	reason   RefuseReason
+	protocol Protocol
 	allowAll bool
-	http     []string
+	teaches  bool
+	rules    []string // paths of HTTP rules, names and patterns of DNS rules
 }
 
 // naively says what the rules say of a flow between a pod and a peer.
 func naively(e *Engine, subject, p *peer, d Direction, proto uint8, port uint16) naive {
-	enforced, defaultDeny := false, false
-	var kinds []l7Kind
+	enforced, defaultDeny, observed, unseen := false, false, false, false
+	var plain, looked []*portGrant
+	own := false // some plain one names the peer
 	out := naive{}
-	allowed := false
 	for _, pol := range e.policiesFor(subject) {
 		for _, r := range pol.rules {
 			if r.direction != d || !r.selects(subject) {
@@ -32,7 +34,8 @@ func naively(e *Engine, subject, p *peer, d Direction, proto uint8, port uint16)
 			if r.closed {
 				return naive{action: Refuse, reason: RefusedPolicy}
 			}
-			enforced, defaultDeny = true, defaultDeny || r.defaultDeny
+			enforced, defaultDeny, observed = true, defaultDeny || r.defaultDeny, observed || r.fqdns
+			unseen = unseen || p.kind == worldPeer && r.fqdns && slices.ContainsFunc(r.grants, func(g *portGrant) bool { return g.l7 != nil && g.l7.kind == l7DNS })
 		}
 	}
 	for _, pol := range e.policiesFor(subject) {
@@ -51,13 +54,11 @@ func naively(e *Engine, subject, p *peer, d Direction, proto uint8, port uint16)
 				case r.deny:
 					return naive{action: Deny}
 				case g.l7 == nil:
-					allowed, out.allowAll = true, true
+					plain, own = append(plain, g), own || !r.any
 				default:
-					allowed = true
-					kinds = append(kinds, g.l7.kind)
-					for _, h := range g.l7.http {
-						out.http = append(out.http, h.Path)
-						out.allowAll = out.allowAll || h.Path == ""
+					looked = append(looked, g)
+					if g.l7.kind == l7DNS && !r.any && slices.ContainsFunc(r.peers, func(s *selector) bool { return s.particular && s.matches(p) }) {
+						out.teaches = true
 					}
 				}
 			}
@@ -66,23 +67,60 @@ func naively(e *Engine, subject, p *peer, d Direction, proto uint8, port uint16)
 	if !enforced {
 		return naive{action: Allow}
 	}
-	if !defaultDeny {
-		allowed, out.allowAll = true, true
-	}
+	dnsPort := d == Egress && port == 53 && (proto == protoUDP || proto == protoTCP)
 	switch {
-	case !allowed:
+	case len(plain)+len(looked) == 0 && defaultDeny:
 		return naive{}
-	case len(kinds) == 0:
+	case len(looked) == 0 && observed && dnsPort && (!unseen || !own):
+		return naive{action: Redirect, protocol: ProtocolDNS, allowAll: true}
+	case len(looked) == 0:
 		return naive{action: Allow}
-	case slices.ContainsFunc(kinds, func(k l7Kind) bool { return k != kinds[0] }):
+	case slices.ContainsFunc(looked, func(g *portGrant) bool { return g.l7.kind != looked[0].l7.kind }):
 		return naive{action: Refuse, reason: RefusedL7Conflict}
-	case kinds[0] != l7HTTP:
+	case looked[0].l7.kind == l7HTTP:
+		out.allowAll = len(plain) > 0
+	case looked[0].l7.kind == l7DNS && d == Egress:
+		out.protocol = ProtocolDNS
+		for _, g := range plain {
+			out.allowAll = out.allowAll || slices.ContainsFunc(looked, func(l *portGrant) bool { return naiveSame(g, l, p, proto, port) })
+		}
+	default:
 		return naive{action: Refuse, reason: RefusedL7Unsupported}
 	}
+	out.allowAll = out.allowAll || !defaultDeny
+	if out.protocol == ProtocolDNS && proto != protoUDP && proto != protoTCP {
+		if out.allowAll {
+			return naive{action: Allow}
+		}
+		return naive{action: Refuse, reason: RefusedL7Unsupported}
+	}
+	for _, g := range looked {
+		for _, h := range g.l7.http {
+			out.rules = append(out.rules, h.Path)
+			out.allowAll = out.allowAll || h.Path == ""
+		}
+		for _, r := range g.l7.dns {
+			out.rules = append(out.rules, r.String())
+		}
+	}
 	out.action = Redirect
-	slices.Sort(out.http)
-	out.http = slices.Compact(out.http)
+	slices.Sort(out.rules)
+	out.rules = slices.Compact(out.rules)
 	return out
+}
+
+// naiveSame tells whether two port lists have an item in common that holds for
+// the port.
+func naiveSame(a, b *portGrant, p *peer, proto uint8, port uint16) bool {
+	for _, s := range a.spans {
+		if s.proto != proto || !slices.Contains(b.spans, s) {
+			continue
+		}
+		if s.name == "" && s.first <= port && port <= s.last || s.name != "" && slices.Contains(p.named(s.name, proto), port) {
+			return true
+		}
+	}
+	return false
 }
 
 func naivePorts(g *portGrant, d Direction, subject, p *peer, proto uint8, port uint16) bool {
@@ -126,17 +164,20 @@ func looked(t *testing.T, tb *tables, r *Resolved, d Direction, id identity.ID, 
 		if set == nil {
 			t.Fatalf("rule set %d is not there", en.RuleSet)
 		}
-		out.allowAll = set.AllowAll
+		out.protocol, out.allowAll, out.teaches = set.Protocol, set.AllowAll, set.Teaches
 		for _, h := range set.HTTP {
-			out.http = append(out.http, h.Path)
+			out.rules = append(out.rules, h.Path)
 		}
-		slices.Sort(out.http)
+		for _, r := range set.DNS {
+			out.rules = append(out.rules, r.String())
+		}
+		slices.Sort(out.rules)
 	}
 	return out
 }
 
 func (n naive) String() string {
-	return fmt.Sprint(n.action, " ", n.reason, " ", n.allowAll, " ", n.http)
+	return fmt.Sprint(n.action, " ", n.reason, " ", n.protocol, " ", n.allowAll, " ", n.teaches, " ", n.rules)
 }
 
 // TestTablesSayWhatRulesSay compares the tables with the rules, one flow at a
@@ -262,7 +303,7 @@ func compareAsked(t *testing.T, e *Engine, s *subject, r *Resolved, d Direction,
 		t.Fatal(err)
 	}
 	p, _ := e.prefixes.lookup(a)
-	got, gotOK, err := f.judge(p, proto, port)
+	got, gotOK, err := f.judge([]*peer{p}, proto, port)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -28,6 +28,9 @@ type Question struct {
 	Port     string
 	ICMPType *int
 	HTTP     *HTTPRequest
+	DNS      *DNSQuestion
+	// Names are those that To, an address, stands for: what From learned of it.
+	Names []string
 	// Others asks why the other rules did not decide.
 	Others bool
 }
@@ -38,6 +41,13 @@ type HTTPRequest struct {
 	Path    string              `json:"path"` // the target as sent, with the query
 	Host    string              `json:"host"`
 	Headers map[string][]string `json:"headers"`
+}
+
+// DNSQuestion is a DNS question that the flow carries. Rules are about its
+// name; its type is not asked for.
+type DNSQuestion struct {
+	Name string `json:"name"` // as a master file has it, with or without final dot
+	Type string `json:"type"`
 }
 
 // ParseQuestion reads a question from JSON, strictly: one object, known
@@ -96,6 +106,16 @@ func (q *Question) set(name string, value json.RawMessage) error {
 		if !isNull(value) {
 			q.HTTP, err = httpOf(value)
 		}
+	case "dns":
+		if !isNull(value) {
+			q.DNS, err = dnsOfJSON(value)
+		}
+	case "names":
+		if !isNull(value) {
+			if err = json.Unmarshal(value, &q.Names); err != nil {
+				err = errors.New("not a list of strings")
+			}
+		}
 	default:
 		return fmt.Errorf("unknown field %q", name)
 	}
@@ -103,6 +123,29 @@ func (q *Question) set(name string, value json.RawMessage) error {
 		return fmt.Errorf("%s: %w", name, err)
 	}
 	return nil
+}
+
+func dnsOfJSON(value json.RawMessage) (*DNSQuestion, error) {
+	fields, err := readObject(value)
+	if err != nil {
+		return nil, err
+	}
+	d := &DNSQuestion{}
+	for name, value := range fields {
+		var err error
+		switch name {
+		case "name":
+			d.Name, err = stringOf(value)
+		case "type":
+			d.Type, err = stringOf(value)
+		default:
+			return nil, fmt.Errorf("unknown field %q", name)
+		}
+		if err != nil {
+			return nil, fmt.Errorf("%s: %w", name, err)
+		}
+	}
+	return d, nil
 }
 
 func httpOf(value json.RawMessage) (*HTTPRequest, error) {

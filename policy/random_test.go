@@ -154,7 +154,7 @@ func (r random) ports(l7 bool) []api.PortRule {
 	for range pick(r, 1, 1, 2, 0) {
 		var pr api.PortRule
 		for range pick(r, 1, 1, 2, 0) {
-			pp := api.PortProtocol{Port: pick(r, "80", "80", "8080", "81", "0", "web", "dns"), Protocol: pick(r, api.ProtocolTCP, api.ProtocolTCP, api.ProtocolAny, api.ProtocolUDP, "")}
+			pp := api.PortProtocol{Port: pick(r, "80", "80", "8080", "81", "0", "web", "dns", "53", "53"), Protocol: pick(r, api.ProtocolTCP, api.ProtocolTCP, api.ProtocolAny, api.ProtocolUDP, "")}
 			if r.some(25) {
 				pp = api.PortProtocol{Port: pick(r, "1", "79", "80", "8000"), EndPort: int32(pick(r, 80, 90, 8080, 65535)), Protocol: api.ProtocolTCP}
 			}
@@ -163,9 +163,13 @@ func (r random) ports(l7 bool) []api.PortRule {
 		if l7 && r.some(45) {
 			switch r.IntN(8) {
 			default:
+				if slices.ContainsFunc(pr.Ports, func(p api.PortProtocol) bool { return p.Port == "53" || p.Port == "dns" }) {
+					pr.Rules = &api.L7Rules{DNS: r.dnsRules()}
+					break
+				}
 				pr.Rules = &api.L7Rules{HTTP: []api.HTTPRule{{Path: pick(r, "/a", "/b", "/c", "")}}}
 			case 0:
-				pr.Rules = &api.L7Rules{DNS: []api.DNSRule{{MatchPattern: "*"}}}
+				pr.Rules = &api.L7Rules{DNS: r.dnsRules()}
 			case 1:
 				pr.ServerNames = []string{"a.example"}
 			}
@@ -173,6 +177,17 @@ func (r random) ports(l7 bool) []api.PortRule {
 		out = append(out, pr)
 	}
 	return out
+}
+
+func (r random) fqdn() api.FQDNSelector {
+	if r.some(50) {
+		return api.FQDNSelector{MatchName: pick(r, "a.example.com", "b.example.com", "A.example.com.", "other.net")}
+	}
+	return api.FQDNSelector{MatchPattern: pick(r, "*", "*.example.com", "**.com", "a*.example.com")}
+}
+
+func (r random) dnsRules() []api.DNSRule {
+	return []api.DNSRule{api.DNSRule(r.fqdn()), api.DNSRule(r.fqdn())}
 }
 
 func (r random) icmps() []api.ICMPRule {
@@ -192,6 +207,9 @@ func (r random) rule() *api.Rule {
 	}
 	for range r.IntN(3) {
 		e := api.EgressRule{EgressPeers: r.egress()}
+		if r.some(20) {
+			e = api.EgressRule{ToFQDNs: many(r, r.fqdn)}
+		}
 		if r.some(60) {
 			e.ToPorts = r.ports(true)
 		} else if r.some(20) {

@@ -8,6 +8,7 @@ import (
 
 	"github.com/weirnet/weir/identity"
 	"github.com/weirnet/weir/policy/api"
+	"github.com/weirnet/weir/policy/dnsrules"
 	"github.com/weirnet/weir/policy/httprules"
 )
 
@@ -21,7 +22,8 @@ type policyObject struct {
 	numbers map[string]uint32
 
 	prefixes                 []netip.Prefix // that its rules must tell apart
-	nodeKeys                 []string       // labels of nodes its rules ask for
+	fqdns                    []dnsrules.Selector
+	nodeKeys                 []string // labels of nodes its rules ask for
 	usesGroups, usesServices bool
 	selectsNodes             bool // has rules for nodes, which are not enforced yet
 }
@@ -47,6 +49,7 @@ type rule struct {
 
 	any   bool // every peer
 	peers []*selector
+	fqdns bool // some peers are names
 	// grants is what holds for these peers, port list by port list.
 	grants []*portGrant
 }
@@ -57,7 +60,16 @@ type portGrant struct {
 	all   bool // everything, whatever the protocol
 	ports []ports
 	names []portName
+	spans []span // the ports as they were written
 	l7    *l7Rules
+}
+
+// span is one item of a port list, for one protocol: a port, a range, or a
+// name.
+type span struct {
+	proto       uint8
+	first, last uint16
+	name        string
 }
 
 // portName is a port by name: its number is the subject's own at ingress, and
@@ -86,7 +98,8 @@ func (k l7Kind) String() string {
 type l7Rules struct {
 	kind l7Kind
 	http []httprules.Rule
-	path []string // of each
+	dns  []dnsrules.Rule
+	path []string // of each of either
 }
 
 // selects tells whether the rule's policy selects pods of that identity.

@@ -6,6 +6,7 @@ import (
 
 	"github.com/weirnet/weir/identity"
 	"github.com/weirnet/weir/policy/api"
+	"github.com/weirnet/weir/policy/dnsrules"
 	"github.com/weirnet/weir/policy/httprules"
 )
 
@@ -52,14 +53,14 @@ func (t *translator) cilium(r *api.Rule, path string) {
 		e := &r.Egress[i]
 		add(Egress, false, "egress", i, func(out *rule) {
 			out.grants = t.portRules(out.path, e.ToPorts, e.ICMPs)
-			t.egressPeers(out, &e.EgressPeers, e.ToFQDNs != nil, len(e.ToPorts) > 0 || len(e.ICMPs) > 0)
+			t.egressPeers(out, &e.EgressPeers, e.ToFQDNs, len(e.ToPorts) > 0 || len(e.ICMPs) > 0)
 		})
 	}
 	for i := range r.EgressDeny {
 		e := &r.EgressDeny[i]
 		add(Egress, true, "egressDeny", i, func(out *rule) {
 			out.grants = t.portRules(out.path, denyPorts(e.ToPorts), e.ICMPs)
-			t.egressPeers(out, &e.EgressPeers, false, len(e.ToPorts) > 0 || len(e.ICMPs) > 0)
+			t.egressPeers(out, &e.EgressPeers, nil, len(e.ToPorts) > 0 || len(e.ICMPs) > 0)
 		})
 	}
 }
@@ -141,6 +142,9 @@ func (t *translator) portRules(path string, toPorts []api.PortRule, icmps []api.
 func (g *portGrant) addPort(pp api.PortProtocol) {
 	protos := pp.Protocol.Numbers()
 	if name := pp.Name(); name != "" {
+		for _, proto := range protos {
+			g.spans = append(g.spans, span{proto: proto, name: name})
+		}
 		g.names = append(g.names, portName{name: name, protos: protos, end: uint16(max(0, min(pp.EndPort, 65535)))})
 		return
 	}
@@ -149,6 +153,7 @@ func (g *portGrant) addPort(pp api.PortProtocol) {
 		return
 	}
 	for _, proto := range protos {
+		g.spans = append(g.spans, span{proto: proto, first: first, last: last})
 		if first == 0 && last == 0 || !pp.Protocol.HasPorts() {
 			g.ports = append(g.ports, ports{proto: proto})
 		} else {
@@ -170,7 +175,7 @@ func l7Of(p *api.PortRule, path string) *l7Rules {
 	case p.Rules.Empty():
 		return nil
 	case len(p.Rules.DNS) > 0:
-		return &l7Rules{kind: l7DNS}
+		return dnsOf(p.Rules.DNS, path)
 	case len(p.Rules.Kafka) > 0:
 		return &l7Rules{kind: l7Kafka}
 	}
@@ -182,6 +187,15 @@ func l7Of(p *api.PortRule, path string) *l7Rules {
 		}
 		out.http = append(out.http, rule)
 		out.path = append(out.path, fmt.Sprintf("%s.http[%d]", path, i))
+	}
+	return out
+}
+
+func dnsOf(rules []api.DNSRule, path string) *l7Rules {
+	out := &l7Rules{kind: l7DNS}
+	for i, r := range rules {
+		out.dns = append(out.dns, dnsrules.Rule{Selector: dnsrules.NewSelector(r.MatchName, r.MatchPattern)})
+		out.path = append(out.path, fmt.Sprintf("%s.dns[%d]", path, i))
 	}
 	return out
 }

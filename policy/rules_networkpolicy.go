@@ -99,7 +99,9 @@ func networkPorts(path string, in []networkingv1.NetworkPolicyPort) []*portGrant
 			g.ports = append(g.ports, ports{proto: pp.Protocol.Numbers()[0]})
 		case p.Port.Type == intstr.Int:
 			if n := p.Port.IntVal; n > 0 && n <= 65535 {
-				g.ports = appendRange(g.ports, pp.Protocol.Numbers()[0], uint16(n), uint16(min(max(n, pp.EndPort), 65535)))
+				s := span{proto: pp.Protocol.Numbers()[0], first: uint16(n), last: uint16(min(max(n, pp.EndPort), 65535))}
+				g.spans = append(g.spans, s)
+				g.ports = appendRange(g.ports, s.proto, s.first, s.last)
 			}
 		default:
 			pp.Port = p.Port.StrVal

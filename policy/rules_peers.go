@@ -9,6 +9,7 @@ import (
 
 	"github.com/weirnet/weir/identity"
 	"github.com/weirnet/weir/policy/api"
+	"github.com/weirnet/weir/policy/dnsrules"
 )
 
 // peerList collects the peers of a rule. A list that is there and empty makes
@@ -52,12 +53,18 @@ func (t *translator) ingressPeers(r *rule, p *api.IngressPeers, hasPorts bool) {
 	l.into(r, hasPorts)
 }
 
-func (t *translator) egressPeers(r *rule, p *api.EgressPeers, fqdns, hasPorts bool) {
+func (t *translator) egressPeers(r *rule, p *api.EgressPeers, fqdns []api.FQDNSelector, hasPorts bool) {
 	var l peerList
 	t.commonPeers(&l, p.ToEndpoints, p.ToNodes, p.ToEntities, p.ToCIDR, p.ToCIDRSet, r.deny)
+	list(&l, fqdns, func(f api.FQDNSelector) {
+		s := dnsrules.NewSelector(f.MatchName, f.MatchPattern)
+		t.policy.fqdns = append(t.policy.fqdns, s)
+		l.out = append(l.out, fqdnSelector(s))
+		r.fqdns = true
+	})
 	// These lists select nobody where they are empty, or resolve to nothing:
-	// names stand for no address yet, groups are refused.
-	l.seen = l.seen || fqdns || p.ToServices != nil || p.ToGroups != nil
+	// groups are refused.
+	l.seen = l.seen || p.ToServices != nil || p.ToGroups != nil
 	for _, s := range p.ToServices {
 		t.servicePeers(&l, s, r.deny)
 	}
@@ -93,7 +100,9 @@ func (t *translator) endpoints(s *api.EndpointSelector) *selector {
 		if r.Source == identity.SourceReserved {
 			t.nodeKeys(sel)
 			t.cidrKeys(sel)
-			return labelSelector(sel, anyScope, "endpoints "+describe(s))
+			out := labelSelector(sel, anyScope, "endpoints "+describe(s))
+			out.particular = positive(&r) && !strings.HasPrefix(r.Key, identity.ReservedWorld)
+			return out
 		}
 		if r.Source == identity.SourceAny || r.Source == identity.SourceK8s {
 			namespace = namespace || r.Key == identity.KeyNamespace
@@ -101,11 +110,21 @@ func (t *translator) endpoints(s *api.EndpointSelector) *selector {
 		}
 	}
 	text := "endpoints " + describe(s)
+	particular := slices.ContainsFunc(sel, func(r identity.Requirement) bool {
+		return positive(&r) && (r.Key != identity.KeyNamespace || !slices.Contains(r.Values, t.policy.object.Namespace))
+	})
 	if ns := t.policy.object.Namespace; ns != "" && !namespace && !namespaceLabels {
 		sel = append(sel, identity.Requirement{Source: identity.SourceK8s, Key: identity.KeyNamespace, Operator: identity.In, Values: []string{ns}})
 		text += " in namespace " + ns
 	}
-	return labelSelector(sel, podScope, text)
+	out := labelSelector(sel, podScope, text)
+	out.particular = particular
+	return out
+}
+
+// positive tells whether a requirement asks for something to be there.
+func positive(r *identity.Requirement) bool {
+	return r.Operator == identity.In || r.Operator == identity.Exists
 }
 
 // nodeKeys notes the labels that nodes must be told apart by.
@@ -199,7 +218,9 @@ func (t *translator) servicePeers(l *peerList, s api.Service, deny bool) {
 	for _, svc := range t.services(s) {
 		text := "service " + svc.object.Namespace + "/" + svc.object.Name
 		if len(svc.src.Selector) > 0 {
-			l.out = append(l.out, labelSelector(svc.podSelector(), podScope, text))
+			pods := labelSelector(svc.podSelector(), podScope, text)
+			pods.particular = true
+			l.out = append(l.out, pods)
 		} else {
 			var ps []netip.Prefix
 			for _, b := range svc.addresses() {

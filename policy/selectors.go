@@ -8,6 +8,7 @@ import (
 
 	"github.com/weirnet/weir/identity"
 	"github.com/weirnet/weir/policy/api"
+	"github.com/weirnet/weir/policy/dnsrules"
 )
 
 // scope narrows down which peers a selector can select at all.
@@ -16,7 +17,8 @@ type scope uint8
 const (
 	anyScope   scope = iota
 	podScope         // pods, of the selector's namespaces if it names some
-	otherScope       // everything but pods
+	otherScope       // everything but pods and names
+	namesScope       // names
 )
 
 // selector selects peers. One is made for each peer list item of a rule; those
@@ -27,6 +29,9 @@ type selector struct {
 	scope      scope
 	namespaces []string
 	matches    func(*peer) bool
+	// particular: it is about certain peers, not about everybody, the world,
+	// the cluster or all pods around. Selectors with one key may differ in it.
+	particular bool
 
 	// Kept while a compiled policy uses it.
 	users   int
@@ -41,14 +46,16 @@ func labelSelector(s identity.Selector, sc scope, text string) *selector {
 		sel.namespaces, _ = s.Values(identity.SourceK8s, identity.KeyNamespace)
 		sel.matches = func(p *peer) bool { return p.kind == podPeer && s.Matches(p.labels) }
 	} else {
-		sel.matches = func(p *peer) bool { return p.kind != servicePeer && p.kind != unknownPeer && s.Matches(p.labels) }
+		sel.matches = func(p *peer) bool {
+			return p.kind != servicePeer && p.kind != unknownPeer && p.kind != namesPeer && s.Matches(p.labels)
+		}
 	}
 	return sel
 }
 
 // nodeSelector selects nodes other than this one.
 func nodeSelector(s identity.Selector, text string) *selector {
-	return &selector{key: "nodes " + s.Key(), text: text, scope: otherScope,
+	return &selector{key: "nodes " + s.Key(), text: text, scope: otherScope, particular: true,
 		matches: func(p *peer) bool { return p.kind == nodePeer && s.Matches(p.labels) }}
 }
 
@@ -61,6 +68,7 @@ func entitySelector(e api.Entity) *selector {
 		}
 	}
 	sel := &selector{key: "entity " + string(e), text: "entity " + string(e), scope: otherScope}
+	sel.particular = e == api.EntityHost || e == api.EntityRemoteNode || e == api.EntityKubeAPIServer
 	switch e {
 	case api.EntityWorld:
 		sel.matches = reserved(identity.ReservedWorld, identity.ReservedWorldIPv4, identity.ReservedWorldIPv6)
@@ -81,6 +89,7 @@ func entitySelector(e api.Entity) *selector {
 // the exceptions.
 func cidrSelector(prefixes, except []netip.Prefix, text string) *selector {
 	return &selector{key: "cidr " + prefixList(prefixes) + " except " + prefixList(except), text: text, scope: otherScope,
+		particular: !slices.ContainsFunc(prefixes, func(p netip.Prefix) bool { return p.Bits() == 0 }),
 		matches: func(p *peer) bool {
 			return p.isWorld() && anyCovers(prefixes, p.prefix) && !anyCovers(except, p.prefix)
 		}}
@@ -90,6 +99,9 @@ func cidrSelector(prefixes, except []netip.Prefix, text string) *selector {
 // are in: an address has the labels of all of them.
 func groupSelector(s identity.Selector, groups []*cidrGroup, except []netip.Prefix, version uint64, text string) *selector {
 	return &selector{key: fmt.Sprintf("groups %d %s except %s", version, s.Key(), prefixList(except)), text: text, scope: otherScope,
+		particular: !slices.ContainsFunc(groups, func(g *cidrGroup) bool {
+			return slices.ContainsFunc(g.prefixes, func(p netip.Prefix) bool { return p.Bits() == 0 })
+		}),
 		matches: func(p *peer) bool {
 			if !p.isWorld() || anyCovers(except, p.prefix) {
 				return false
@@ -139,6 +151,15 @@ func groupsMeet(r *identity.Requirement, groups []*cidrGroup, own identity.Label
 	}
 	return has
 }
+
+// fqdnSelector selects what the addresses of names are known as.
+func fqdnSelector(s dnsrules.Selector) *selector {
+	return &selector{key: fqdnKey(s), text: "name " + s.String(), scope: namesScope,
+		particular: strings.Trim(s.String(), "*.") != "",
+		matches:    func(p *peer) bool { return p.kind == namesPeer && slices.Contains(p.fqdns, s) }}
+}
+
+func fqdnKey(s dnsrules.Selector) string { return fmt.Sprintf("fqdn %q %q", s.Name, s.Pattern) }
 
 // portNameSelector selects the pods that have a port of that name.
 func portNameSelector(name string, protos []uint8) *selector {
@@ -213,6 +234,9 @@ func (t *selectorTable) acquire(want *selector, peers *peerTable) *selector {
 			consider(peers.pods[ns])
 		}
 		return sel
+	case sel.scope == namesScope:
+		consider(peers.names)
+		return sel
 	case sel.scope != otherScope:
 		t.pods[sel] = struct{}{}
 		for _, ps := range peers.pods {
@@ -263,6 +287,14 @@ func (t *selectorTable) update(added, removed []*peer) {
 
 // each calls f for every selector that could select p.
 func (t *selectorTable) each(p *peer, f func(*selector)) {
+	if p.kind == namesPeer {
+		for _, s := range p.fqdns {
+			if s, ok := t.byKey[fqdnKey(s)]; ok {
+				f(s)
+			}
+		}
+		return
+	}
 	if p.kind != podPeer {
 		for s := range t.others {
 			f(s)

@@ -219,6 +219,10 @@ func (f *enforcement) judgeTarget(t target, judge func(backend) (Entry, bool)) (
 		switch {
 		case i == 0:
 			e, ok = be, bok
+		case f.compiler.passesAll(e) && f.compiler.passesAll(be):
+			if be.Action == Redirect { // seen at one, so seen at all
+				e = be
+			}
 		case bok != ok || be.Action != e.Action || be.RuleSet != e.RuleSet || be.Reason != e.Reason:
 			return Entry{}, false, true
 		}
@@ -254,6 +258,13 @@ func (s *subject) clusterTemplate(svc *service, entries map[Key]Entry) (template
 		if len(f.forAny) > 0 {
 			byAll, allOK = Lookup(entries, Egress, nil, t.proto, t.port)
 		}
+		if !mixed && ok && e.Action == Allow && f.compiler.observes && at.isDNS() {
+			// The backends have another port, where nothing is looked at.
+			var err error
+			if e, err = f.compiler.seen(e.Rule); err != nil {
+				return nil, err
+			}
+		}
 		switch {
 		case mixed || !ok:
 			if allOK && byAll.Action != Deny {
@@ -262,12 +273,10 @@ func (s *subject) clusterTemplate(svc *service, entries map[Key]Entry) (template
 		case !allOK || byAll != e:
 			if e.Action == Allow && allOK && byAll.Action != Allow {
 				// An allow would not be found before what is said for everybody.
-				id, err := f.compiler.ruleSets.get(RuleSet{AllowAll: true, AllowRule: e.Rule})
-				if err != nil {
+				var err error
+				if e, err = f.compiler.passOver(byAll, e, at); err != nil {
 					return nil, err
 				}
-				f.compiler.used[id] = struct{}{}
-				e = Entry{Action: Redirect, RuleSet: id, Rule: e.Rule}
 			}
 			out = append(out, entryFor{at, e})
 		}

@@ -16,6 +16,8 @@ const (
 	KindNode          = "Node"
 	KindService       = "Service"
 	KindEndpointSlice = "EndpointSlice"
+	// KindNameSet is no object of the cluster, see NameSet.
+	KindNameSet = "NameSet"
 )
 
 // take stores an object's new state and notes what it touches.
@@ -41,6 +43,8 @@ func (e *Engine) take(c Change) error {
 		return takeAs(c, e.takePolicy)
 	case api.KindCiliumCIDRGroup:
 		return takeAs(c, e.takeGroup)
+	case KindNameSet:
+		return takeAs(c, func(o Object, set *NameSet) { e.names.ask(o.Name, set) })
 	}
 	return fmt.Errorf("unknown kind %q", c.Object.Kind)
 }

@@ -67,10 +67,11 @@ func (e *Engine) update(f *enforcement, olds, news []*policyObject) (updated, er
 		e.selectors.release(sel)
 	}
 	u.restricts = u.restricts != f.restricts()
-	wasClosed, wasOpen, wasEnforced := f.closed != nil, f.open, f.enforced
+	wasClosed, wasOpen, wasEnforced, view := f.closed != nil, f.open, f.enforced, f.compiler.dnsView
 	f.weigh()
 	anyChanged = anyChanged || f.open != wasOpen
 	closed := f.closed != nil
+	l7Changed = l7Changed || f.compiler.dnsView != view
 	if l7Changed || anyChanged && f.l7 > 0 || closed != wasClosed || len(f.memo) > 4*len(f.own)+64 {
 		// What is kept by signature may not hold any more, and keeps rule sets.
 		f.memo, f.compiler.used = map[string]template{}, map[uint32]struct{}{}
@@ -113,9 +114,9 @@ func (c *contribution) keep(coming []*contribution, kept map[*grant]struct{}) {
 func (g *grant) same(o *grant) bool {
 	return g.rule.index == o.rule.index && g.rule.deny == o.rule.deny && g.any == o.any && g.number == o.number && g.l7() == o.l7() &&
 		slices.EqualFunc(g.peers, o.peers, func(a, b *selector) bool { return a.key == b.key }) &&
-		slices.Equal(g.ports, o.ports) &&
+		slices.Equal(g.teaching, o.teaching) && slices.Equal(g.ports, o.ports) && slices.Equal(g.from.spans, o.from.spans) &&
 		slices.EqualFunc(g.names, o.names, func(a, b portName) bool { return a.name == b.name && slices.Equal(a.protos, b.protos) }) &&
-		reflect.DeepEqual(g.http, o.http)
+		reflect.DeepEqual(g.http, o.http) && slices.Equal(g.dns, o.dns)
 }
 
 // register enters a grant for the peers it names, now and as they come.

@@ -117,9 +117,6 @@ func (x *Index) newNode() int32 {
 	return int32(len(x.nodes) - 1)
 }
 
-// maxName is the most characters of a name in a rule.
-const maxName = 255
-
 func labelsFromRight(s string) func(yield func(string) bool) {
 	return func(yield func(string) bool) {
 		for {

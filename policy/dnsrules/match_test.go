@@ -24,6 +24,9 @@ var (
 	stars  = regexp.MustCompile(`\*+`)
 )
 
+// maxName is the most characters of a name in a rule.
+const maxName = 255
+
 // oracle is what a name or pattern is as a regular expression, over names with
 // a final dot. ofRule: of a DNS rule, else of a toFQDNs selector.
 func oracle(t testing.TB, matchName, matchPattern string, ofRule bool) func(name string) bool {
