@@ -149,7 +149,7 @@ type Counts struct {
 	Waited, Narrowed uint64
 }
 
-// ErrFull: there is no room for another address.
+// ErrFull says that there is no room for another address.
 var ErrFull = errors.New("too many addresses of names")
 
 // patience is how long an answer is held back for an identity that the agent
@@ -218,6 +218,9 @@ func (c *Cache) wall(seconds uint32) time.Time {
 	now := c.now()
 	return now.Add(time.Duration(int64(seconds)-int64(c.base))*time.Second - now.Sub(c.start)).Truncate(time.Second)
 }
+
+// shift is how far the clock is behind that of the wall.
+func (c *Cache) shift() uint32 { return uint32(c.wall(c.base).Unix()) - c.base }
 
 type noTable struct{}
 

@@ -136,11 +136,13 @@ type decoder struct {
 	rec  record
 }
 
-func newDecoder(f io.ReaderAt, h *header) *decoder {
-	d := &decoder{left: h.length, sum: sha256.New()}
-	d.in = bufio.NewReaderSize(io.NewSectionReader(f, headerSize, h.length), 64<<10)
-	return d
+// newDecoder reads names of so many bytes in all.
+func newDecoder(r io.Reader, length int64) *decoder {
+	return &decoder{in: bufio.NewReaderSize(r, 64<<10), left: length, sum: sha256.New()}
 }
+
+// namesOf is a checkpoint without its header.
+func namesOf(f io.ReaderAt, h *header) io.Reader { return io.NewSectionReader(f, headerSize, h.length) }
 
 // next returns the next name, which is valid until the one after; io.EOF: that
 // was all. Only then it is known whether the sum is right (check).
@@ -205,7 +207,9 @@ func (d *decoder) read(b []byte) error {
 	if int64(len(b)) > d.left {
 		return errShort
 	}
-	if _, err := io.ReadFull(d.in, b); err != nil {
+	if _, err := io.ReadFull(d.in, b); errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
+		return errors.New("it is damaged: it ends too early")
+	} else if err != nil {
 		return fmt.Errorf("read a checkpoint: %w", err)
 	}
 	d.left -= int64(len(b))

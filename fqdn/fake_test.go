@@ -182,12 +182,6 @@ func (f *memFile) Truncate(n int64) error {
 
 func (f *memFile) Sync() error { return f.fail }
 
-func (f *memFile) clone() *memFile {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	return &memFile{b: slices.Clone(f.b)}
-}
-
 // rig is a cache with everything around it faked.
 type rig struct {
 	*Cache

@@ -49,7 +49,7 @@ func (c *Cache) restore() {
 // load takes in a checkpoint. After an error what was taken in is worth
 // nothing.
 func (c *Cache) load(f File, h *header) error {
-	d := newDecoder(f, h)
+	d := newDecoder(namesOf(f, h), h.length)
 	for {
 		r, err := d.next()
 		if errors.Is(err, io.EOF) {
@@ -58,14 +58,14 @@ func (c *Cache) load(f File, h *header) error {
 		if err != nil {
 			return err
 		}
-		c.loadName(r)
+		c.loadName(r, nil)
 	}
 }
 
-// loadName takes in a name, as far as there is room. Times are moved from the
-// epoch's clock to the cache's, which are the same at the start.
-func (c *Cache) loadName(r *record) {
-	now, text := c.base, string(r.text)
+// loadName takes in a name, as far as there is room. It appends the addresses
+// that are to be settled.
+func (c *Cache) loadName(r *record, touched []uint32) []uint32 {
+	now, shift, text := c.clock(), c.shift(), string(r.text)
 	n, known := c.findName(text)
 	for _, p := range r.pairs {
 		if !outside(p.addr) || !c.room(known) {
@@ -81,18 +81,22 @@ func (c *Cache) loadName(r *record) {
 		}
 		at, again := c.findPair(n, a)
 		if !again {
-			at = c.addPair(n, a, now)
+			at = c.addPair(n, a, 1)
+			c.stale(c.addrs.at(a), now)
+			touched = append(touched, a)
+			c.learned++
 		}
 		// Whatever the clock said then: nothing is believed for longer than a new
 		// answer would be.
 		pair := c.pairs.at(at)
-		pair.expires = min(p.expires, now+c.seconds(c.settings.MaxTTL))
-		pair.learned = max(min(p.learned, now), 1)
+		pair.expires = max(pair.expires, min(p.expires-shift, now+c.seconds(c.settings.MaxTTL)))
+		pair.learned = max(pair.learned, min(p.learned-shift, now))
 	}
 	if !known {
-		return
+		return touched
 	}
 	for i := len(r.pods) - 1; i >= 0; i-- {
 		c.names.at(n).asked(c.pods.number(r.pods[i]))
 	}
+	return touched
 }

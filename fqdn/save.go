@@ -108,7 +108,7 @@ func fileOf(sequence uint64) int { return int(sequence % 2) }
 func (c *Cache) encode(write func([]byte) error) error {
 	var b []byte
 	var r record
-	shift := uint32(c.wall(c.base).Unix()) - c.base
+	shift := c.shift()
 	for at, end := uint32(0), false; !end; {
 		b = b[:0]
 		c.mu.Lock()

@@ -1,0 +1,79 @@
+package fqdn
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+)
+
+// maxPart bounds a part of an export: a step's worth of names, the last of which
+// may have as many addresses as can be.
+const maxPart = 64 << 20
+
+// Export writes all names with their addresses for another process's Import. It
+// leaves the table and the checkpoints as they are.
+func (c *Cache) Export(w io.Writer) error {
+	err := c.encode(func(b []byte) error {
+		if len(b) == 0 {
+			return nil
+		}
+		return writePart(w, b)
+	})
+	if err == nil {
+		err = writePart(w, nil)
+	}
+	if err != nil {
+		return fmt.Errorf("export names: %w", err)
+	}
+	return nil
+}
+
+func writePart(w io.Writer, b []byte) error {
+	if _, err := w.Write(binary.LittleEndian.AppendUint32(nil, uint32(len(b)))); err != nil {
+		return err
+	}
+	_, err := w.Write(b)
+	return err
+}
+
+// Import adds what another process exported to what is known, as if its answers
+// had come here, and reads no byte more. What was taken in before an error
+// stays.
+func (c *Cache) Import(r io.Reader) error {
+	for {
+		var size [4]byte
+		if _, err := io.ReadFull(r, size[:]); err != nil {
+			return fmt.Errorf("import names: %w", err)
+		}
+		n := binary.LittleEndian.Uint32(size[:])
+		if n == 0 {
+			return nil
+		}
+		if n > maxPart {
+			return fmt.Errorf("import names: a part of %d bytes", n)
+		}
+		if err := c.importPart(io.LimitReader(r, int64(n)), int64(n)); err != nil {
+			return fmt.Errorf("import names: %w", err)
+		}
+	}
+}
+
+func (c *Cache) importPart(r io.Reader, n int64) error {
+	d := newDecoder(r, n)
+	for {
+		rec, err := d.next()
+		if errors.Is(err, io.EOF) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		c.mu.Lock()
+		// What can't be written now is tried again.
+		for _, at := range c.loadName(rec, nil) {
+			_, _ = c.settle(at, c.clock(), true)
+		}
+		c.mu.Unlock()
+	}
+}

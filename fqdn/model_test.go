@@ -1,0 +1,303 @@
+package fqdn
+
+import (
+	"context"
+	"fmt"
+	"maps"
+	"math/rand/v2"
+	"net/netip"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/weirnet/weir/identity"
+	"github.com/weirnet/weir/policy/dnsrules"
+)
+
+// model is what a Cache is to do, in the plainest way.
+type model struct {
+	names map[string]map[netip.Addr]*modelPair
+	ids   map[identity.ID][]dnsrules.Selector
+	known bool // SetNames was called
+	now   int
+	alive map[netip.Addr]bool
+}
+
+type modelPair struct{ expires, last int }
+
+func (m *model) learn(a Answer) {
+	for _, name := range append([]string{a.Name}, a.Chain...) {
+		for _, r := range a.Records {
+			if m.names[name] == nil {
+				m.names[name] = map[netip.Addr]*modelPair{}
+			}
+			p := m.names[name][r.Addr]
+			if p == nil {
+				p = &modelPair{}
+				m.names[name][r.Addr] = p
+			}
+			p.expires = max(p.expires, m.now+max(60, int(r.TTL/time.Second)))
+			p.last = m.now
+		}
+	}
+}
+
+func (m *model) sweep() {
+	for name, addrs := range m.names {
+		for a, p := range addrs {
+			if p.expires < m.now && !m.alive[a] {
+				delete(addrs, a)
+			}
+		}
+		if len(addrs) == 0 {
+			delete(m.names, name)
+		}
+	}
+}
+
+// rows are the identities each address may have: that of exactly the selectors
+// that match, or else any of the largest subsets.
+func (m *model) rows() map[netip.Addr][]identity.ID {
+	matching := map[netip.Addr]map[dnsrules.Selector]bool{}
+	for name, addrs := range m.names {
+		for a := range addrs {
+			if matching[a] == nil {
+				matching[a] = map[dnsrules.Selector]bool{}
+			}
+			for _, list := range m.ids {
+				for _, s := range list {
+					if s.Matches(name) {
+						matching[a][s] = true
+					}
+				}
+			}
+		}
+	}
+	out := map[netip.Addr][]identity.ID{}
+	for a, set := range matching {
+		best := 0
+		for id, list := range m.ids {
+			inside := !slices.ContainsFunc(list, func(s dnsrules.Selector) bool { return !set[s] })
+			switch {
+			case !inside || len(list) < best || len(list) == 0:
+			case len(list) > best:
+				best, out[a] = len(list), []identity.ID{id}
+			default:
+				out[a] = append(out[a], id)
+			}
+		}
+	}
+	return out
+}
+
+// check compares.
+func (m *model) check(r *rig) error {
+	var got, want []string
+	err := r.List(context.Background(), "", func(n Name) error {
+		for _, a := range n.Addresses {
+			got = append(got, fmt.Sprintf("%s %s %d", n.Name, a.Addr, a.Expires.Unix()-1_800_000_000))
+		}
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	for name, addrs := range m.names {
+		for a, p := range addrs {
+			want = append(want, fmt.Sprintf("%s %s %d", name, a, p.expires))
+		}
+	}
+	slices.Sort(got)
+	slices.Sort(want)
+	if !slices.Equal(got, want) {
+		return fmt.Errorf("it knows\n%s\nwant\n%s", strings.Join(got, "\n"), strings.Join(want, "\n"))
+	}
+	r.table.mu.Lock()
+	defer r.table.mu.Unlock()
+	rows := maps.Clone(r.table.rows)
+	if !m.known {
+		if len(rows) > 0 {
+			return fmt.Errorf("%d rows though nobody knows identities", len(rows))
+		}
+		return nil
+	}
+	for a, may := range m.rows() {
+		if id := rows[a]; !slices.Contains(may, id) {
+			return fmt.Errorf("%s is %d, want one of %d", a, id, may)
+		}
+		delete(rows, a)
+	}
+	if len(rows) > 0 {
+		return fmt.Errorf("rows that nothing explains: %v", rows)
+	}
+	return r.consistent()
+}
+
+// consistent checks what holds between the parts of a cache.
+func (c *Cache) consistent() error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	pairs, names := 0, 0
+	for at := range c.names.end {
+		n := c.names.at(at)
+		if n.pairs == 0 {
+			continue
+		}
+		names++
+		if got, ok := c.findName(string(c.text(n))); !ok || got != at {
+			return fmt.Errorf("name %d is found at %d", at, got)
+		}
+		count := uint32(0)
+		for p, before := n.first, none; p != none; p, before = c.pairs.at(p).nextName, p {
+			x := c.pairs.at(p)
+			if x.name != at || x.prevName != before || x.learned == 0 {
+				return fmt.Errorf("pair %d of name %d is %+v", p, at, x)
+			}
+			if got, ok := c.findPair(at, x.addr); !ok || got != p {
+				return fmt.Errorf("pair %d is found at %d", p, got)
+			}
+			count++
+		}
+		if count != n.pairs {
+			return fmt.Errorf("name %d has %d pairs, not %d", at, count, n.pairs)
+		}
+		pairs += int(count)
+	}
+	addrs, byAddr := 0, 0
+	sets := map[uint32]uint32{}
+	for at := range c.addrs.end {
+		a := c.addrs.at(at)
+		if !a.used {
+			continue
+		}
+		addrs++
+		if got, ok := c.findAddr(a.ip); !ok || got != at {
+			return fmt.Errorf("address %d is found at %d", at, got)
+		}
+		for p := a.first; p != none; p = c.pairs.at(p).nextAddr {
+			if c.pairs.at(p).addr != at {
+				return fmt.Errorf("pair %d of address %d is of %d", p, at, c.pairs.at(p).addr)
+			}
+			byAddr++
+		}
+		if c.u != nil && a.epoch == c.u.epoch {
+			sets[a.set]++
+		}
+	}
+	if pairs != c.pairs.len() || byAddr != pairs || names != c.names.len() || addrs != c.addrs.len() {
+		return fmt.Errorf("%d names, %d addresses, %d and %d pairs, but the slabs say %d, %d, %d",
+			names, addrs, pairs, byAddr, c.names.len(), c.addrs.len(), c.pairs.len())
+	}
+	if c.u == nil {
+		return nil
+	}
+	for i := range c.u.sets {
+		if s := &c.u.sets[i]; i > 0 && s.addrs != sets[uint32(i)] {
+			return fmt.Errorf("set %d has %d addresses, not %d", i, s.addrs, sets[uint32(i)])
+		} else if i > 0 && s.selectors != nil && s.addrs+s.names == 0 && !s.wanted && s.id == 0 {
+			return fmt.Errorf("set %d has no use", i)
+		}
+	}
+	return nil
+}
+
+// A cache does what the model does, whatever happens in whatever order, and a
+// successor goes on as if nothing had been.
+func TestModel(t *testing.T) {
+	steps := 400
+	if testing.Short() {
+		steps = 100
+	}
+	for seed := range uint64(20) {
+		t.Run(fmt.Sprint(seed), func(t *testing.T) {
+			rnd := rand.New(rand.NewPCG(seed, 1))
+			r := newRig(t, Settings{PerName: 1000})
+			m := &model{names: map[string]map[netip.Addr]*modelPair{}, alive: map[netip.Addr]bool{}}
+			var done []string
+			for range steps {
+				done = append(done, step(t, rnd, r, m))
+				if err := m.check(r); err != nil {
+					t.Fatalf("after %s:\n%v", strings.Join(done[max(0, len(done)-12):], "\n"), err)
+				}
+			}
+		})
+	}
+}
+
+var (
+	modelNames = strings.Fields("a.test b.test c.test x.a.test y.a.test z.y.a.test cdn.net a.cdn.net b.cdn.net www.other.org")
+	modelSels  = strings.Fields("a.test b.test x.a.test *.a.test **.a.test *.test *.cdn.net a.cdn.net *.*.net cdn* other.org www.other.org *")
+)
+
+// step does one thing to both.
+func step(t *testing.T, rnd *rand.Rand, r *rig, m *model) string {
+	switch n := rnd.IntN(20); {
+	case n < 10:
+		a := Answer{Name: modelNames[rnd.IntN(len(modelNames))], Pod: netip.AddrFrom4([4]byte{10, 0, 0, byte(rnd.IntN(9))})}
+		for range rnd.IntN(3) {
+			a.Chain = append(a.Chain, modelNames[rnd.IntN(len(modelNames))])
+		}
+		for range 1 + rnd.IntN(3) {
+			addr := netip.AddrFrom4([4]byte{192, 0, 2, byte(rnd.IntN(12))})
+			if rnd.IntN(3) == 0 {
+				addr = netip.AddrFrom16([16]byte{0x20, 1, 13: byte(rnd.IntN(2)), 15: byte(rnd.IntN(6))})
+			}
+			a.Records = append(a.Records, Record{addr, time.Duration(rnd.IntN(200)) * time.Second})
+		}
+		m.learn(a)
+		if err := r.Learn(context.Background(), a); err != nil {
+			t.Fatal(err)
+		}
+		return fmt.Sprint("learn ", a)
+	case n < 14:
+		d := rnd.IntN(90)
+		m.now += d
+		r.clock.advance(time.Duration(d) * time.Second)
+		return fmt.Sprintf("%d seconds", d)
+	case n < 16:
+		m.alive = map[netip.Addr]bool{}
+		for i := range 12 {
+			if rnd.IntN(4) == 0 {
+				m.alive[netip.AddrFrom4([4]byte{192, 0, 2, byte(i)})] = true
+			}
+		}
+		r.flows.set(slices.Collect(maps.Keys(m.alive))...)
+		// What was alive within the same second counts as alive.
+		m.now++
+		r.clock.advance(time.Second)
+		m.sweep()
+		if err := r.sweep(context.Background()); err != nil {
+			t.Fatal(err)
+		}
+		r.tendWants(r.clockNow())
+		r.tendPods()
+		return fmt.Sprint("sweep ", m.alive)
+	case n < 19:
+		ids := map[identity.ID][]dnsrules.Selector{}
+		for i := range rnd.IntN(6) {
+			var list []dnsrules.Selector
+			for range 1 + rnd.IntN(3) {
+				list = append(list, sel(modelSels[rnd.IntN(len(modelSels))])...)
+			}
+			slices.SortFunc(list, compareSelectors)
+			ids[identity.ID(300+i)] = slices.Compact(list)
+		}
+		m.ids, m.known = ids, true
+		if err := r.SetNames(ids, nil); err != nil {
+			t.Fatal(err)
+		}
+		return fmt.Sprint("names ", ids)
+	default:
+		if err := r.Save(); err != nil {
+			t.Fatal(err)
+		}
+		r.again(r.settings)
+		if m.known {
+			if err := r.SetNames(m.ids, nil); err != nil {
+				t.Fatal(err)
+			}
+		}
+		return "a successor\n" + r.log.String()
+	}
+}
