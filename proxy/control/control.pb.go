@@ -2409,10 +2409,10 @@ func (x *Predecessor) GetGenerations() []uint32 {
 	return nil
 }
 
-// Learned is what a server said, as it is kept.
+// Learned is the next part of what fqdn.Cache exports.
 type Learned struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	Names         []*Name                `protobuf:"bytes,1,rep,name=names,proto3" json:"names,omitempty"`
+	Part          []byte                 `protobuf:"bytes,1,opt,name=part,proto3" json:"part,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2447,9 +2447,9 @@ func (*Learned) Descriptor() ([]byte, []int) {
 	return file_control_proto_rawDescGZIP(), []int{35}
 }
 
-func (x *Learned) GetNames() []*Name {
+func (x *Learned) GetPart() []byte {
 	if x != nil {
-		return x.Names
+		return x.Part
 	}
 	return nil
 }
@@ -2779,9 +2779,9 @@ const file_control_proto_rawDesc = "" +
 	"\x04what\"C\n" +
 	"\vPredecessor\x12\x12\n" +
 	"\x04boot\x18\x01 \x01(\tR\x04boot\x12 \n" +
-	"\vgenerations\x18\x02 \x03(\rR\vgenerations\"4\n" +
-	"\aLearned\x12)\n" +
-	"\x05names\x18\x01 \x03(\v2\x13.weir.proxy.v1.NameR\x05names\"\f\n" +
+	"\vgenerations\x18\x02 \x03(\rR\vgenerations\"\x1d\n" +
+	"\aLearned\x12\x12\n" +
+	"\x04part\x18\x01 \x01(\fR\x04part\"\f\n" +
 	"\n" +
 	"LearnedAll\"\xd8\x01\n" +
 	"\n" +
@@ -2883,28 +2883,27 @@ var file_control_proto_depIdxs = []int32{
 	35, // 19: weir.proxy.v1.HandOver.learned:type_name -> weir.proxy.v1.Learned
 	36, // 20: weir.proxy.v1.HandOver.learned_all:type_name -> weir.proxy.v1.LearnedAll
 	37, // 21: weir.proxy.v1.HandOver.connection:type_name -> weir.proxy.v1.Connection
-	15, // 22: weir.proxy.v1.Learned.names:type_name -> weir.proxy.v1.Name
-	19, // 23: weir.proxy.v1.Proxy.SetRuleSets:input_type -> weir.proxy.v1.SetRuleSetsRequest
-	8,  // 24: weir.proxy.v1.Proxy.SetNames:input_type -> weir.proxy.v1.SetNamesRequest
-	10, // 25: weir.proxy.v1.Proxy.WatchNameSets:input_type -> weir.proxy.v1.WatchNameSetsRequest
-	13, // 26: weir.proxy.v1.Proxy.ListNames:input_type -> weir.proxy.v1.ListNamesRequest
-	22, // 27: weir.proxy.v1.Proxy.Records:input_type -> weir.proxy.v1.RecordsRequest
-	26, // 28: weir.proxy.v1.Proxy.Status:input_type -> weir.proxy.v1.StatusRequest
-	29, // 29: weir.proxy.v1.Proxy.Drain:input_type -> weir.proxy.v1.DrainRequest
-	31, // 30: weir.proxy.v1.Proxy.EndGeneration:input_type -> weir.proxy.v1.EndGenerationRequest
-	20, // 31: weir.proxy.v1.Proxy.SetRuleSets:output_type -> weir.proxy.v1.SetRuleSetsResponse
-	9,  // 32: weir.proxy.v1.Proxy.SetNames:output_type -> weir.proxy.v1.SetNamesResponse
-	11, // 33: weir.proxy.v1.Proxy.WatchNameSets:output_type -> weir.proxy.v1.NameSets
-	14, // 34: weir.proxy.v1.Proxy.ListNames:output_type -> weir.proxy.v1.NameBatch
-	23, // 35: weir.proxy.v1.Proxy.Records:output_type -> weir.proxy.v1.RecordBatch
-	27, // 36: weir.proxy.v1.Proxy.Status:output_type -> weir.proxy.v1.StatusResponse
-	30, // 37: weir.proxy.v1.Proxy.Drain:output_type -> weir.proxy.v1.DrainResponse
-	32, // 38: weir.proxy.v1.Proxy.EndGeneration:output_type -> weir.proxy.v1.EndGenerationResponse
-	31, // [31:39] is the sub-list for method output_type
-	23, // [23:31] is the sub-list for method input_type
-	23, // [23:23] is the sub-list for extension type_name
-	23, // [23:23] is the sub-list for extension extendee
-	0,  // [0:23] is the sub-list for field type_name
+	19, // 22: weir.proxy.v1.Proxy.SetRuleSets:input_type -> weir.proxy.v1.SetRuleSetsRequest
+	8,  // 23: weir.proxy.v1.Proxy.SetNames:input_type -> weir.proxy.v1.SetNamesRequest
+	10, // 24: weir.proxy.v1.Proxy.WatchNameSets:input_type -> weir.proxy.v1.WatchNameSetsRequest
+	13, // 25: weir.proxy.v1.Proxy.ListNames:input_type -> weir.proxy.v1.ListNamesRequest
+	22, // 26: weir.proxy.v1.Proxy.Records:input_type -> weir.proxy.v1.RecordsRequest
+	26, // 27: weir.proxy.v1.Proxy.Status:input_type -> weir.proxy.v1.StatusRequest
+	29, // 28: weir.proxy.v1.Proxy.Drain:input_type -> weir.proxy.v1.DrainRequest
+	31, // 29: weir.proxy.v1.Proxy.EndGeneration:input_type -> weir.proxy.v1.EndGenerationRequest
+	20, // 30: weir.proxy.v1.Proxy.SetRuleSets:output_type -> weir.proxy.v1.SetRuleSetsResponse
+	9,  // 31: weir.proxy.v1.Proxy.SetNames:output_type -> weir.proxy.v1.SetNamesResponse
+	11, // 32: weir.proxy.v1.Proxy.WatchNameSets:output_type -> weir.proxy.v1.NameSets
+	14, // 33: weir.proxy.v1.Proxy.ListNames:output_type -> weir.proxy.v1.NameBatch
+	23, // 34: weir.proxy.v1.Proxy.Records:output_type -> weir.proxy.v1.RecordBatch
+	27, // 35: weir.proxy.v1.Proxy.Status:output_type -> weir.proxy.v1.StatusResponse
+	30, // 36: weir.proxy.v1.Proxy.Drain:output_type -> weir.proxy.v1.DrainResponse
+	32, // 37: weir.proxy.v1.Proxy.EndGeneration:output_type -> weir.proxy.v1.EndGenerationResponse
+	30, // [30:38] is the sub-list for method output_type
+	22, // [22:30] is the sub-list for method input_type
+	22, // [22:22] is the sub-list for extension type_name
+	22, // [22:22] is the sub-list for extension extendee
+	0,  // [0:22] is the sub-list for field type_name
 }
 
 func init() { file_control_proto_init() }

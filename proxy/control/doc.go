@@ -1,7 +1,7 @@
 // Package control is the conversation between agent and proxy.
 //
 //	agent                                             proxy
-//	  | connect to /run/weir/NAME/proxy.sock            |
+//	  | connect to /run/weir/NAME/proxy-N.sock          |
 //	  | <- Welcome + descriptor of its network namespace |
 //	  | -> Wiring  + descriptors of the eBPF maps        |
 //	  | <- Wired                                         |
