@@ -28,7 +28,7 @@ const (
 	// Redirect sends the flow to the proxy, which applies RuleSet.
 	Redirect Action = 3
 	// Refuse stands where a Redirect would, but for rules that Weir does not
-	// enforce yet (DNS, Kafka, SNI) or policies it had to refuse: the flow is
+	// enforce yet (Kafka, SNI) or policies it had to refuse: the flow is
 	// dropped with Reason.
 	Refuse Action = 4
 )

@@ -19,6 +19,14 @@ func TestParseQuestion(t *testing.T) {
 		{`{"from":"a/b","to":"c/d","protocol":"ICMP","icmpType":8,"port":null,"http":null}`, Question{From: "a/b", To: "c/d", Protocol: "ICMP", ICMPType: &n}, ""},
 		{`{"from":"a/b","to":"c/d","http":{"method":"GET","path":"/x?y","host":"h","headers":{"k":["v","w"]}}}`,
 			Question{From: "a/b", To: "c/d", HTTP: &HTTPRequest{"GET", "/x?y", "h", map[string][]string{"k": {"v", "w"}}}}, ""},
+		{`{"from":"a/b","to":"1.2.3.4","names":["x.test","y.test"],"dns":{"name":"x","type":"A"}}`,
+			Question{From: "a/b", To: "1.2.3.4", Names: []string{"x.test", "y.test"}, DNS: &DNSQuestion{"x", "A"}}, ""},
+		{`{"from":"a/b","to":"c/d","names":null,"dns":null}`, Question{From: "a/b", To: "c/d"}, ""},
+		{`{"id":"1","names":"x"}`, Question{ID: json.RawMessage(`"1"`)}, "names: not a list of strings"},
+		{`{"id":"1","names":[7]}`, Question{ID: json.RawMessage(`"1"`)}, "names: not a list of strings"},
+		{`{"id":"1","dns":"x"}`, Question{ID: json.RawMessage(`"1"`)}, "dns: not a JSON object"},
+		{`{"id":"1","dns":{"class":"IN"}}`, Question{ID: json.RawMessage(`"1"`)}, `dns: unknown field "class"`},
+		{`{"id":"1","dns":{"name":7}}`, Question{ID: json.RawMessage(`"1"`)}, "dns: name: not a string"},
 		{``, Question{}, "not JSON"},
 		{`nonsense`, Question{}, "not JSON"},
 		{`[]`, Question{}, "not a JSON object"},
@@ -55,7 +63,7 @@ func TestParseQuestion(t *testing.T) {
 // TestParseQuestionCut: no beginning of a question is a question, and none
 // that holds the whole id loses it.
 func TestParseQuestionCut(t *testing.T) {
-	line := `{"id":"7","from":"a/b","to":"10.0.0.1","port":80,"protocol":"TCP","http":{"method":"GET","headers":{"k":["v"]}}}`
+	line := `{"id":"7","from":"a/b","to":"10.0.0.1","port":80,"protocol":"TCP","names":["a.b"],"dns":{"name":"x"},"http":{"method":"GET","headers":{"k":["v"]}}}`
 	for i := range line {
 		q, err := ParseQuestion([]byte(line[:i]))
 		if err == nil {
@@ -74,7 +82,7 @@ func FuzzParseQuestion(f *testing.F) {
 	for _, line := range []string{
 		`{"id":"7","from":"default/api","to":"default/web","port":80,"protocol":"TCP","http":{"method":"GET","path":"/a","headers":{"k":["v"]}}}`,
 		`{"from":"default/web","to":"service:shop/api","port":"http"}`, `{"from":"entity:world","to":"10.0.0.11","protocol":"ICMP","icmpType":8}`,
-		`{"from":"node:n2","to":"fd00::11","protocol":"47"}`, `{"id":`, `[]`,
+		`{"from":"node:n2","to":"fd00::11","protocol":"47"}`, `{"from":"default/web","to":"9.9.9.9","names":["a.b"],"port":53,"dns":{"name":"x","type":"A"}}`, `{"id":`, `[]`,
 	} {
 		f.Add([]byte(line))
 	}
@@ -125,6 +133,9 @@ func TestQuestionsWithoutAnswer(t *testing.T) {
 		{Question{From: "default/web", To: "default/api", Protocol: "ICMP", ICMPType: &big}, "not between 0 and 255"},
 		{Question{From: "default/web", To: "default/api", Protocol: "TCP", Port: "80", ICMPType: &n}, "the protocol is not ICMP"},
 		{Question{From: "10.0.0.11", To: "fd00::12", Port: "80"}, "one is IPv4"},
+		{Question{From: "default/web", To: "9.9.9.9", Port: "80", DNS: &DNSQuestion{Type: "A"}}, "dns: name is missing"},
+		{Question{From: "default/web", To: "9.9.9.9", Port: "80", DNS: &DNSQuestion{Name: "x"}, HTTP: &HTTPRequest{}}, "a flow carries one of them"},
+		{Question{From: "default/web", To: "9.9.9.9", Port: "80", Names: []string{"a.b", ""}}, `names: "" is no name`},
 	} {
 		c.q.ID = json.RawMessage(`"x"`)
 		if a := e.Explain(c.q); a.Verdict != Failed || !strings.Contains(a.Error, c.err) || string(a.ID) != `"x"` {

@@ -54,7 +54,7 @@ metadata: {name: odd, namespace: shop}
 spec:
   endpointSelector: {}
   egress:
-  - toFQDNs: [{matchName: a.b}]
+  - toPorts: [{ports: [{port: "443", protocol: TCP}], serverNames: [a.b]}]
 `
 	aPod = "apiVersion: v1\nkind: Pod\nmetadata: {name: p, namespace: shop}\n"
 )
@@ -85,7 +85,7 @@ func TestPolicyCheckText(t *testing.T) {
 	out, status := runPolicy(t, "", "check", dir)
 	want := strings.ReplaceAll(`DIR/a.yaml:14: spec.endpointSelector.matchlabels: unknown field; did you mean matchLabels?
 DIR/a.yaml:16: spec.ingress[0].fromCIDR[0]: "10.0.0.1" lacks the length of the prefix: write 10.0.0.1/32
-DIR/sub/b.yml:7: spec.egress[0].toFQDNs: warning: is not enforced by this version: no address is learned, the traffic is denied
+DIR/sub/b.yml:7: spec.egress[0].toPorts[0].serverNames: warning: is not enforced by this version: the traffic is denied
 DIR/sub/c.json:1: not JSON: ends before the value does
 3 files: 2 accepted, 2 refused (3 errors), 1 warning; 1 other object passed over
 `, "DIR", dir)

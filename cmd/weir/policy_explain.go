@@ -26,8 +26,11 @@ service:namespace/name, which is judged by its backends. A pod is judged as on
 its own node.
 
 The verdict is allowed, denied, or l7: the connection is made and each request
-decides; give one with --http-path and the like. An end that no policy is
-enforced at says n/a.
+decides; give one with --http-path and the like, or --dns-name. An end that no
+policy is enforced at says n/a.
+
+An outside address is what DNS taught the pod about it, too: name what it stands
+for with --name.
 
 With --batch, FILE (- for standard input) has one question a line, in JSON, and
 the answers come in JSON, a line each and in order. A line that is no question
@@ -37,6 +40,10 @@ gets the verdict error.
   {"id":"8","from":"shop/web","to":"shop/api","protocol":"ICMP","icmpType":8}
   {"id":"9","from":"shop/web","to":"service:shop/api","port":80,"protocol":"TCP",
    "http":{"method":"GET","path":"/x?y","host":"h","headers":{"k":["v"]}}}
+  {"id":"10","from":"shop/web","to":"kube-system/dns","port":53,"protocol":"UDP",
+   "dns":{"name":"x.example.test","type":"A"}}
+  {"id":"11","from":"shop/web","to":"192.0.2.7","port":443,"protocol":"TCP",
+   "names":["api.example.test"]}
 
   {"id":"7","verdict":"allowed|denied|l7|error",
    "egress":{"verdict","policy","rule","reason"},"ingress":{...}}
@@ -52,6 +59,7 @@ type explainFlags struct {
 	icmpType                     int
 	method, path, host           string
 	headers                      []string
+	dns                          policy.DNSQuestion
 }
 
 // newPolicyExplainCommand is `weir policy explain`.
@@ -64,6 +72,8 @@ func newPolicyExplainCommand() *cobra.Command {
 		Example: `  weir policy explain --objects shop/ --from shop/web --to shop/api --port 8080
   weir policy explain --objects shop/ --from shop/web --to service:shop/api --port http --http-path /v1/items
   weir policy explain --objects shop/ --from entity:world --to shop/web --port 80 -o json
+  weir policy explain --objects shop/ --from shop/web --to service:kube-system/dns --dns-name api.example.test
+  weir policy explain --objects shop/ --from shop/web --to 192.0.2.7 --name api.example.test --port 443
   weir policy explain --objects shop/ --batch questions.jsonl > answers.jsonl`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error { return f.run(cmd) },
@@ -79,6 +89,9 @@ func newPolicyExplainCommand() *cobra.Command {
 	fl.StringVar(&f.path, "http-path", "/", "path of a request, with its query")
 	fl.StringVar(&f.host, "http-host", "", "host of a request")
 	fl.StringArrayVar(&f.headers, "http-header", nil, "header of a request, name=value (repeatable)")
+	fl.StringVar(&f.dns.Name, "dns-name", "", "name of a DNS question (then --protocol is UDP and --port 53, unless given)")
+	fl.StringVar(&f.dns.Type, "dns-type", "A", "type of a DNS question")
+	fl.StringArrayVar(&f.question.Names, "name", nil, "DNS name that the address --to stands for (repeatable)")
 	fl.StringVar(&f.node, "node-name", "", "node that pods without one, and entity:host, belong to")
 	fl.StringVar(&f.batch, "batch", "", "file of questions, one JSON object a line; - for standard input")
 	fl.StringVarP(&f.output, "output", "o", "text", "text or json")
@@ -152,6 +165,15 @@ func (f *explainFlags) one(cmd *cobra.Command, engine *policy.Engine) error {
 	set := cmd.Flags().Changed
 	if set("icmp-type") {
 		q.ICMPType = &f.icmpType
+	}
+	if set("dns-name") || set("dns-type") {
+		q.DNS = &f.dns
+		if !set("protocol") {
+			q.Protocol = "UDP"
+		}
+		if !set("port") {
+			q.Port = "53"
+		}
 	}
 	if set("http-method") || set("http-path") || set("http-host") || set("http-header") {
 		q.HTTP = &policy.HTTPRequest{Method: f.method, Path: f.path, Host: f.host, Headers: map[string][]string{}}

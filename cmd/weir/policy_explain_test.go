@@ -129,6 +129,67 @@ func TestPolicyExplainRequests(t *testing.T) {
 	}
 }
 
+// TestPolicyExplainNames: DNS questions, and what addresses are called.
+func TestPolicyExplainNames(t *testing.T) {
+	dir := explainDir(t, explainObjects+`---
+apiVersion: cilium.io/v2
+kind: CiliumNetworkPolicy
+metadata: {name: api, namespace: shop}
+spec:
+  endpointSelector: {matchLabels: {app: api}}
+  egress:
+  - toEndpoints: [{matchLabels: {app: web}}]
+    toPorts: [{ports: [{port: "53", protocol: ANY}], rules: {dns: [{matchPattern: "*.example.test"}]}}]
+  - toFQDNs: [{matchName: api.example.test}]
+    toPorts: [{ports: [{port: "443", protocol: TCP}]}]
+`)
+	file := filepath.Join(dir, "all.yaml")
+	for _, c := range []struct {
+		args   string
+		status int
+		want   string
+	}{
+		{"--to 192.0.2.7 --port 443 --name x.test --name API.example.test.", 0, `ALLOWED  shop/api -> 192.0.2.7 (x.test, API.example.test.), TCP port 443
+
+egress   allowed  a rule allows it
+                  CiliumNetworkPolicy shop/api  spec.egress[1].toPorts[0]  FILE:41
+  not CiliumNetworkPolicy shop/api  spec.egress[0]  FILE:38
+      192.0.2.7 (outside) is not among its peers: endpoints app=web in namespace shop
+
+ingress  n/a      192.0.2.7 (outside) is no pod, no policy is enforced there
+`},
+		{"--to 192.0.2.7 --port 443", 1, `DENIED  shop/api -> 192.0.2.7, TCP port 443
+
+egress   denied   default deny: no rule allows it and a policy selects pod shop/api
+                  CiliumNetworkPolicy shop/api
+  not CiliumNetworkPolicy shop/api  spec.egress[0]  FILE:38
+      192.0.2.7 (outside) is not among its peers: endpoints app=web in namespace shop
+  not CiliumNetworkPolicy shop/api  spec.egress[1]  FILE:40
+      192.0.2.7 (outside) is not among its peers: name api.example.test
+
+ingress  n/a      192.0.2.7 (outside) is no pod, no policy is enforced there
+`},
+	} {
+		out, status := runPolicy(t, "", append([]string{"explain", "--objects", dir, "--from", "shop/api"}, strings.Fields(c.args)...)...)
+		if diff := cmp.Diff(strings.ReplaceAll(c.want, "FILE", file), out); diff != "" || status != c.status {
+			t.Errorf("%s: status %d, want %d\n%s", c.args, status, c.status, diff)
+		}
+	}
+	for args, want := range map[string]string{
+		"--dns-name a.example.test":                          "UDP port 53, A a.example.test",
+		"--dns-name a.example.test --dns-type AAAA":          "UDP port 53, AAAA a.example.test",
+		"--dns-name a.example.test --protocol TCP --port 53": "TCP port 53, A a.example.test",
+	} {
+		out, _ := runPolicy(t, "", append([]string{"explain", "--objects", dir, "--from", "shop/api", "--to", "shop/web"}, strings.Fields(args)...)...)
+		if !strings.Contains(out, "shop/web, "+want+"\n\negress   allowed  a DNS rule allows the question\n") {
+			t.Errorf("%s:\n%s", args, out)
+		}
+	}
+	if _, status := runPolicy(t, "", "explain", "--objects", dir, "--from", "shop/api", "--to", "shop/web", "--dns-type", "A"); status != 2 {
+		t.Error("a DNS question without a name is answered")
+	}
+}
+
 func TestPolicyExplainUsage(t *testing.T) {
 	dir := explainDir(t, explainObjects)
 	for _, args := range []string{
@@ -153,6 +214,8 @@ func TestPolicyExplainBatch(t *testing.T) {
 		`{"id":5,"from":"entity:world","to":"10.0.0.1","port":80}`,
 		`{"id":"6","from":"` + strings.Repeat("x", maxQuestion) + `"}`,
 		`{"id":"7","from":"shop/api","to":"service:shop/web","port":80,"http":{"method":"GET","path":"/v1/x?y","host":"h","headers":{"X-A":["b"]}}}`,
+		`{"id":"8","from":"shop/api","to":"192.0.2.7","port":443,"names":["api.example.test"]}`,
+		`{"id":"9","from":"shop/api","to":"shop/web","port":53,"protocol":"UDP","dns":{"name":"x.example.test","type":"A"}}`,
 	}, "\n") // the last line without an end
 	out, status := runPolicy(t, in, "explain", "--objects", dir, "--batch", "-")
 	var got []string
@@ -167,7 +230,7 @@ func TestPolicyExplainBatch(t *testing.T) {
 		}
 		got = append(got, fmt.Sprint(a.ID, " ", a.Verdict, " ", a.Error != ""))
 	}
-	want := []string{"1 l7 false", "2 denied false", "<nil> error true", "4 error true", "5 denied false", "6 error true", "7 allowed false"}
+	want := []string{"1 l7 false", "2 denied false", "<nil> error true", "4 error true", "5 denied false", "6 error true", "7 allowed false", "8 allowed false", "9 denied false"}
 	if diff := cmp.Diff(want, got); diff != "" || status != 0 {
 		t.Errorf("exit status %d\n%s", status, diff)
 	}

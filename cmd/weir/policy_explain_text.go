@@ -20,7 +20,7 @@ import (
 //	      pod shop/web is not among its peers: pods app=cart in namespace shop
 func writeAnswer(w io.Writer, q *policy.Question, a *policy.Answer) error {
 	var b strings.Builder
-	fmt.Fprintf(&b, "%s  %s -> %s, %s\n", strings.ToUpper(string(a.Verdict)), q.From, q.To, flowOf(q))
+	fmt.Fprintf(&b, "%s  %s -> %s, %s\n", strings.ToUpper(string(a.Verdict)), q.From, destinationOf(q), flowOf(q))
 	for _, s := range []struct {
 		name string
 		side *policy.Side
@@ -38,6 +38,14 @@ func writeAnswer(w io.Writer, q *policy.Question, a *policy.Answer) error {
 	}
 	_, err := io.WriteString(w, b.String())
 	return err
+}
+
+// destinationOf spells where the flow goes, with the names it has there.
+func destinationOf(q *policy.Question) string {
+	if len(q.Names) == 0 {
+		return q.To
+	}
+	return fmt.Sprintf("%s (%s)", q.To, strings.Join(q.Names, ", "))
 }
 
 // flowOf spells the flow less its ends.
@@ -59,6 +67,9 @@ func flowOf(q *policy.Question) string {
 	}
 	if q.HTTP != nil {
 		text += fmt.Sprintf(", %s %s%s", q.HTTP.Method, q.HTTP.Host, q.HTTP.Path)
+	}
+	if q.DNS != nil {
+		text += fmt.Sprintf(", %s %s", q.DNS.Type, q.DNS.Name)
 	}
 	return text
 }

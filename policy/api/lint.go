@@ -88,9 +88,6 @@ func (l *linter) rule(r *Rule, path, namespace string) {
 		for j, f := range e.ToFQDNs {
 			l.dnsPattern(f.MatchPattern, index(p+".toFQDNs", j)+".matchPattern")
 		}
-		if len(e.ToFQDNs) > 0 {
-			l.warn(p+".toFQDNs", "is not enforced by this version: no address is learned, the traffic is denied")
-		}
 		l.portRules(e.ToPorts, p+".toPorts", false)
 		l.icmps(e.ICMPs, p+".icmps")
 	}

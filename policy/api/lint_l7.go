@@ -86,9 +86,6 @@ func (l *linter) portRules(rules []PortRule, path string, ingress bool) {
 		if r.Rules == nil {
 			continue
 		}
-		if len(r.Rules.DNS) > 0 {
-			l.warn(p+".rules.dns", "is not enforced by this version: the traffic is denied")
-		}
 		if len(r.Rules.Kafka) > 0 {
 			l.warn(p+".rules.kafka", "is not enforced by this version: the traffic is denied")
 		}

@@ -11,8 +11,8 @@ func TestWarnings(t *testing.T) {
 	tests := []struct{ in, want string }{
 		{in("{}"), ""},
 		{in("{fromEndpoints: [{matchLabels: {app: a}}], toPorts: [{ports: [{port: '80', protocol: TCP}], rules: {http: [{path: '/.*', method: GET}]}}]}"), ""},
-		{out("{toPorts: [{ports: [{port: '53', protocol: UDP}], rules: {dns: [{matchPattern: '*'}]}}]}"), "spec.egress[0].toPorts[0].rules.dns: is not enforced by this version"},
-		{out("{toFQDNs: [{matchName: a.b}]}"), "spec.egress[0].toFQDNs: is not enforced by this version"},
+		{out("{toPorts: [{ports: [{port: '53', protocol: UDP}], rules: {dns: [{matchPattern: '*'}]}}]}"), ""},
+		{out("{toFQDNs: [{matchName: a.b}]}"), ""},
 		{out("{toPorts: [{ports: [{port: '443', protocol: TCP}], serverNames: [a.b]}]}"), "spec.egress[0].toPorts[0].serverNames: is not enforced by this version"},
 		{in("{toPorts: [{ports: [{port: '9092', protocol: TCP}], rules: {kafka: [{}]}}]}"), "spec.ingress[0].toPorts[0].rules.kafka: is not enforced by this version"},
 		{in("{fromEndpoints: [{matchLabels: {pod-template-hash: a}}]}"), "spec.ingress[0].fromEndpoints[0]: label pod-template-hash does not count"},
