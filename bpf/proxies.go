@@ -165,12 +165,18 @@ func attachSteer(path string, steer *ebpf.Program, netns *os.File) error {
 		if err != nil {
 			return fmt.Errorf("inspect the link of steer: %w", err)
 		}
-		if ns := info.NetNs(); ns == nil || uint64(ns.NetnsInode) != st.Ino {
+		ns := info.NetNs()
+		if ns == nil || ns.NetnsInode != 0 && uint64(ns.NetnsInode) != st.Ino {
 			return errors.New("another namespace has this generation")
 		}
-		return renewSteer(l, steer)
-	}
-	if !errors.Is(err, os.ErrNotExist) {
+		if ns.NetnsInode != 0 {
+			return renewSteer(l, steer)
+		}
+		// Its namespace has gone, or somebody took it off.
+		if err := os.Remove(path); err != nil {
+			return fmt.Errorf("unpin the link of steer: %w", err)
+		}
+	} else if !errors.Is(err, os.ErrNotExist) {
 		return fmt.Errorf("open the link of steer: %w", err)
 	}
 	n, err := link.AttachNetNs(int(netns.Fd()), steer)

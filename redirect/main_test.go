@@ -103,6 +103,10 @@ func childOf(pid int) int {
 	return 0
 }
 
+// patience is how long is waited for what comes at once, where nothing but a
+// failure depends on it: the machine may have other things to do.
+const patience = 30 * time.Second
+
 func waitFor(t *testing.T, what string, limit time.Duration, ok func() bool) {
 	t.Helper()
 	for end := time.Now().Add(limit); !ok(); {

@@ -69,6 +69,8 @@ type Manager struct {
 	fed     []*session // with proxies that have the rule sets, and get all changes
 	current *session   // with the proxy that takes the new flows; nil: none is wired
 	watches map[int]*watch
+	// tampered is what others did to the programs.
+	tampered Tampered
 
 	settling // of Run alone
 }
@@ -80,6 +82,7 @@ type settling struct {
 	delay     time.Duration // between one that failed and the next
 	launchAt  time.Time
 	upgraded  bool                // one of this binary was started
+	checked   time.Time           // when the programs were looked at
 	unheld    map[uint8]time.Time // generations that no proxy has connections of, since when
 }
 

@@ -46,7 +46,7 @@ func startAgent(t *testing.T, dir string, d *bpf.Datapath) *agent {
 			if err != nil {
 				t.Errorf("Run: %v", err)
 			}
-		case <-time.After(10 * time.Second):
+		case <-time.After(patience):
 			t.Error("Run does not end")
 		}
 	})
@@ -80,7 +80,7 @@ func (a *agent) main() *session {
 func (a *agent) status() *control.StatusResponse {
 	a.t.Helper()
 	var s *control.StatusResponse
-	waitFor(a.t, "an answer to Status", 5*time.Second, func() bool {
+	waitFor(a.t, "an answer to Status", patience, func() bool {
 		var err error
 		s, err = a.Status(context.Background())
 		return err == nil
@@ -91,7 +91,7 @@ func (a *agent) status() *control.StatusResponse {
 // current waits until a generation other than old is the current one.
 func current(t *testing.T, d *bpf.Datapath, old uint8) uint8 {
 	t.Helper()
-	waitFor(t, fmt.Sprintf("a proxy after generation %d", old), 5*time.Second, func() bool {
+	waitFor(t, fmt.Sprintf("a proxy after generation %d", old), patience, func() bool {
 		g := d.Generation()
 		p, _, err := d.Proxies.Lookup(uint32(g))
 		return err == nil && g != old && p.Alive == 1
@@ -102,7 +102,7 @@ func current(t *testing.T, d *bpf.Datapath, old uint8) uint8 {
 // pids are the latest launcher of dir and its proxy.
 func pids(t *testing.T, dir string) (launcher, child int) {
 	t.Helper()
-	waitFor(t, "the proxy's process", 5*time.Second, func() bool {
+	waitFor(t, "the proxy's process", patience, func() bool {
 		places, err := livePlaces(dir)
 		if err != nil {
 			t.Fatal(err)
@@ -130,10 +130,18 @@ func kill(t *testing.T, pid int) {
 
 // setUpAgent makes a datapath, and removes the proxy when the test ends.
 func setUpAgent(t *testing.T) (string, *bpf.Datapath) {
-	dir := t.TempDir()
+	t.Helper()
+	dir, pins := setUpPins(t)
+	return dir, loadPinned(t, pins, false)
+}
+
+// setUpPins is setUpAgent without a datapath: where that is to have its pins.
+func setUpPins(t *testing.T) (dir, pins string) {
+	t.Helper()
+	dir = t.TempDir()
 	showLog(t, dir)
 	t.Cleanup(func() {
-		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+		ctx, cancel := context.WithTimeout(context.Background(), patience)
 		defer cancel()
 		if err := Remove(ctx, "test", dir, 0); err != nil {
 			t.Errorf("Remove: %v", err)
@@ -146,7 +154,7 @@ func setUpAgent(t *testing.T) (string, *bpf.Datapath) {
 			t.Errorf("%d interfaces are left, %v", len(links), err)
 		}
 	})
-	return dir, loadDatapath(t)
+	return dir, mountPins(t)
 }
 
 func TestNewProxyIsWired(t *testing.T) {
@@ -240,7 +248,7 @@ func TestAgentComesAndGoes(t *testing.T) {
 			t.Errorf("another proxy: %v, was %v", s, before)
 		}
 		// What it does not know yet stays: the kernel speaks of it.
-		waitFor(t, "rule sets of both", time.Second, func() bool { return b.status().RuleSets == 3 })
+		waitFor(t, "rule sets of both", patience, func() bool { return b.status().RuleSets == 3 })
 		if err := b.Synced(ctx); err != nil {
 			t.Fatal(err)
 		}
@@ -313,11 +321,11 @@ func TestProxyDies(t *testing.T) {
 			if s := a.status(); s.Boot == boot || s.RuleSets != 1 {
 				t.Errorf("status %v", s)
 			}
-			waitFor(t, "the end of the old flows", time.Second, func() bool {
+			waitFor(t, "the end of the old flows", patience, func() bool {
 				_, ok, err := d.Conns.Lookup(bpf.Tuple{Sport: uint16(old)})
 				return !ok && err == nil
 			})
-			waitFor(t, "the end of the old programs and interface", time.Second, func() bool {
+			waitFor(t, "the end of the old programs and interface", patience, func() bool {
 				attached, err := d.AttachedProxies()
 				_, gone := netlink.LinkByName(interfaceName("test", old))
 				return err == nil && slices.Equal(attached, []uint8{g}) && errors.As(gone, &netlink.LinkNotFoundError{})

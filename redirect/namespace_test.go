@@ -26,7 +26,7 @@ func inNamespace(t *testing.T, test func()) {
 		test()
 		return
 	}
-	cmd := exec.Command("/proc/self/exe", "-test.run=^"+t.Name()+"$", "-test.v", "-test.count=1", "-test.timeout=60s")
+	cmd := exec.Command("/proc/self/exe", "-test.run=^"+t.Name()+"$", "-test.v", "-test.count=1", "-test.timeout=150s")
 	cmd.Env = append(os.Environ(), mark+"="+t.Name())
 	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: unix.CLONE_NEWNET | unix.CLONE_NEWNS, Pdeathsig: syscall.SIGKILL}
 	out, err := cmd.CombinedOutput()
@@ -36,15 +36,28 @@ func inNamespace(t *testing.T, test func()) {
 	}
 }
 
-// loadDatapath loads the programs and tables, pinned in a new directory.
-func loadDatapath(t *testing.T) *bpf.Datapath {
+// mountPins makes a place for pins.
+func mountPins(t *testing.T) string {
 	t.Helper()
 	pins := filepath.Join(t.TempDir(), "bpf")
 	if err := bpf.MountPins(pins); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = bpf.UnmountPins(pins) })
-	d, err := bpf.Load(bpf.Options{Pins: pins, Sizes: bpf.Sizes{Conns: 1024, Conntrack: 1024, Policy: 1024}})
+	return pins
+}
+
+// loadDatapath loads the programs and tables, pinned in a new directory.
+func loadDatapath(t *testing.T) *bpf.Datapath {
+	t.Helper()
+	return loadPinned(t, mountPins(t), false)
+}
+
+// loadPinned loads the programs and tables that are pinned there. clsact: for
+// filters.
+func loadPinned(t *testing.T, pins string, clsact bool) *bpf.Datapath {
+	t.Helper()
+	d, err := bpf.Load(bpf.Options{Pins: pins, ForceClsact: clsact, Sizes: bpf.Sizes{Conns: 1024, Conntrack: 1024, Policy: 1024}})
 	if err != nil {
 		t.Fatal(err)
 	}

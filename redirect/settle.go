@@ -50,7 +50,7 @@ func (m *Manager) settle(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	failed := errors.Join(m.retireDead(views), m.keepOne(views))
+	failed := errors.Join(m.retireDead(views), m.keepOne(views), m.checkPrograms(views))
 	heir := -1 // the one that takes the new flows, or is to
 	for i, v := range slices.Backward(views) {
 		if v.session != nil && !v.session.isLeaving() {

@@ -26,6 +26,7 @@ type proxyStatus struct {
 	RecordsLost uint64            `json:"recordsLost"`
 	Upstream    uint64            `json:"upstreamFailed"`
 	Notes       []string          `json:"notes,omitempty"`
+	Tampered    redirect.Tampered `json:"tampered,omitzero"` // with its programs
 }
 
 // down tells why L7 rules can't be applied; "" if they can.
@@ -64,13 +65,14 @@ func (w *proxyWatch) status() proxyStatus {
 	defer cancel()
 	s, err := w.manager.Status(ctx)
 	if err != nil {
-		return proxyStatus{Error: err.Error()}
+		return proxyStatus{Error: err.Error(), Tampered: w.manager.Tampered()}
 	}
 	return proxyStatus{
 		Up: true, Generation: s.Generation, Version: s.Version, UptimeNs: time.Duration(s.Uptime),
 		Connections: s.Connections, MaxConns: s.ConnectionsMax, Total: s.ConnectionsTotal,
 		Requests: s.Requests, Denied: s.Denied, RuleSets: s.RuleSets, RSS: s.Rss,
 		RecordsLost: s.RecordsDropped, Upstream: s.UpstreamFailed, Notes: s.Notes,
+		Tampered: w.manager.Tampered(),
 	}
 }
 

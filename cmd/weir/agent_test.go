@@ -22,6 +22,7 @@ import (
 	"github.com/weirnet/weir/flow"
 	"github.com/weirnet/weir/kube"
 	"github.com/weirnet/weir/policy"
+	"github.com/weirnet/weir/redirect"
 )
 
 var updateGolden = flag.Bool("update", false, "write the golden files anew")
@@ -75,7 +76,7 @@ func TestStatusText(t *testing.T) {
 			},
 			Tables: []endpoint.TableStatus{{Name: "endpoints", Entries: 1}, {Name: "policy", Entries: 30, Pending: 2, Error: "full"}},
 		},
-		Proxy: proxyStatus{Error: "no proxy is running"},
+		Proxy: proxyStatus{Error: "no proxy is running", Tampered: redirect.Tampered{Overtaken: 1, Now: "weir1: x"}},
 		Kernel: []flow.KernelCount{
 			{Reason: "host", Direction: "ingress", Packets: 9},
 			{Reason: "policy-denied", Direction: "ingress", Drop: true, Packets: 12, Bytes: 720},
@@ -90,7 +91,8 @@ func TestStatusText(t *testing.T) {
 	golden(t, "status_notready.txt", out.String())
 
 	st.Ready, st.Reasons, st.Objects.Problems, st.Kernel, st.Lost = true, nil, nil, nil, lostStatus{}
-	st.Proxy = proxyStatus{Up: true, Generation: 2, Connections: 1, Requests: 100, Denied: map[string]uint64{"http-denied": 3, "bad-request": 1}}
+	tampered := redirect.Tampered{Lost: 2, Overtaken: 1, At: at, Interface: "weir1"}
+	st.Proxy = proxyStatus{Up: true, Tampered: tampered, Generation: 2, Connections: 1, Requests: 100, Denied: map[string]uint64{"http-denied": 3, "bad-request": 1}}
 	st.Policy.Endpoints, st.Policy.Lost, st.Policy.Overtaken.Now = nil, endpoint.LostPrograms{}, nil
 	out.Reset()
 	if err := st.print(&out); err != nil {

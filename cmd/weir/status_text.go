@@ -10,6 +10,7 @@ import (
 	"github.com/weirnet/weir/endpoint"
 	"github.com/weirnet/weir/flow"
 	"github.com/weirnet/weir/kube"
+	"github.com/weirnet/weir/redirect"
 )
 
 // print writes the status for people: first what is wrong.
@@ -42,6 +43,7 @@ func (s *agentStatus) print(out io.Writer) error {
 			plural(lost.Count, "time", "times"), lost.At.Local().Format(time.DateTime), lost.Interface)
 	}
 	printOvertaken(w, s.Policy.Overtaken)
+	printTampered(w, s.Proxy.Tampered)
 	printProblems(w, s.Objects.Problems)
 	printEndpoints(w, s.Policy.Endpoints)
 	printDrops(w, s.Kernel)
@@ -60,6 +62,17 @@ func printOvertaken(w *errWriter, o endpoint.OvertakenPrograms) {
 	if o.Count > 0 {
 		w.printf("PROGRAMS OF OTHERS RAN BEFORE Weir's on pods' interfaces, %s, last noticed %s on %s (%s); Weir's are first again\n",
 			plural(o.Count, "time", "times"), o.At.Local().Format(time.DateTime), o.Interface, o.By)
+	}
+}
+
+// printTampered tells what others did to the programs on proxies' interfaces.
+func printTampered(w *errWriter, t redirect.Tampered) {
+	if t.Now != "" {
+		w.printf("ANOTHER'S PROGRAM RUNS BEFORE Weir's, which can't be put first; what of the proxy's it lets pass is not checked:\n  %s\n", t.Now)
+	}
+	if t.Lost > 0 || t.Overtaken > 0 && t.Now == "" {
+		w.printf("PROGRAMS of the proxy WERE TAKEN OFF by others %s, AND OVERTAKEN %s, last noticed %s on %s; they are in their place again\n",
+			plural(t.Lost, "time", "times"), plural(t.Overtaken, "time", "times"), t.At.Local().Format(time.DateTime), t.Interface)
 	}
 }
 
