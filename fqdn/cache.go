@@ -115,9 +115,10 @@ type Cache struct {
 	resolvers atomic.Pointer[map[netip.Addr]struct{}]
 	kick      chan struct{} // 1 buffered: look now whether there is too much
 	setting   sync.Mutex    // held by SetNames
-	saving    sync.Mutex    // held while a checkpoint is written; guards the next two
+	saving    sync.Mutex    // held while a checkpoint is written; guards the next three
 	sequence  uint64        // of the last checkpoint
 	saved     bool          // that was the last one
+	owner     bool          // no other process writes them
 	scanning  sync.Mutex    // held while liveness is looked for
 
 	mu sync.Mutex

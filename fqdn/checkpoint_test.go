@@ -7,6 +7,8 @@ import (
 	"fmt"
 	"io"
 	"net/netip"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -305,6 +307,49 @@ func TestRetire(t *testing.T) {
 	}
 }
 
+// Of two processes with the same files the first one writes until it retires.
+func TestOneWriter(t *testing.T) {
+	dir := t.TempDir()
+	open := func() (files [2]File) {
+		for i := range files {
+			f, err := os.OpenFile(filepath.Join(dir, fmt.Sprint(i)), os.O_RDWR|os.O_CREATE, 0o600)
+			if err != nil {
+				t.Fatal(err)
+			}
+			t.Cleanup(func() { f.Close() })
+			files[i] = f
+		}
+		return files
+	}
+	learn := func(c *Cache, name string) {
+		if err := c.Learn(t.Context(), answer(name, time.Hour, "192.0.2.1")); err != nil {
+			t.Fatal(err)
+		}
+	}
+	old := New(Options{Checkpoints: open()})
+	learn(old, "a.test")
+	for range 3 {
+		if err := old.Save(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	next := New(Options{Checkpoints: open()})
+	learn(next, "b.test")
+	if err := next.Save(); !errors.Is(err, errOthers) {
+		t.Fatalf("got %v", err)
+	}
+	learn(old, "c.test")
+	if err := old.Retire(); err != nil {
+		t.Fatal(err)
+	}
+	if err := next.Save(); err != nil {
+		t.Fatal(err)
+	}
+	if got := contents(New(Options{Checkpoints: open()})); !slices.Equal(got, contents(next)) || len(got) != 2 {
+		t.Errorf("a third one knows %q", got)
+	}
+}
+
 // What one process exports another imports, beside what it knows, byte by byte.
 func TestExport(t *testing.T) {
 	r := learned(t)
@@ -320,15 +365,16 @@ func TestExport(t *testing.T) {
 	r.table = newFakeTable()
 	r.again(Settings{})
 	r.names(map[identity.ID]string{300: "*.a.test", 301: "b.test", 302: "*.a.test b.test"})
-	r.learn("x.a.test", time.Minute, "192.0.2.2")
+	r.learn("x.a.test", time.Minute, "192.0.2.2", "192.0.2.8")
+	delete(r.table.rows, netip.MustParseAddr("192.0.2.8")) // by the other one, before it retired
 	if err := r.Import(iotest.OneByteReader(&b)); err != nil {
 		t.Fatal(err)
 	}
 	if b.String() != "more" {
 		t.Errorf("%q is left", b.String())
 	}
-	r.want(map[string]identity.ID{"192.0.2.1": 300, "2001:db8::1": 300, "192.0.2.2": 302})
-	if got, want := r.known("x.a.test"), []string{"192.0.2.1", "192.0.2.2", "2001:db8::1"}; !slices.Equal(got, want) {
+	r.want(map[string]identity.ID{"192.0.2.1": 300, "2001:db8::1": 300, "192.0.2.2": 302, "192.0.2.8": 300})
+	if got, want := r.known("x.a.test"), []string{"192.0.2.1", "192.0.2.2", "192.0.2.8", "2001:db8::1"}; !slices.Equal(got, want) {
 		t.Errorf("%q, want %q", got, want)
 	}
 	if err := r.consistent(); err != nil {

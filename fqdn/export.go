@@ -38,9 +38,11 @@ func writePart(w io.Writer, b []byte) error {
 }
 
 // Import adds what another process exported to what is known, as if its answers
-// had come here, and reads no byte more. What was taken in before an error
+// had come here, and reads no byte more. That process must have retired: what it
+// did to the table until then is put right. What was taken in before an error
 // stays.
 func (c *Cache) Import(r io.Reader) error {
+	defer c.verify()
 	for {
 		var size [4]byte
 		if _, err := io.ReadFull(r, size[:]); err != nil {
@@ -57,6 +59,25 @@ func (c *Cache) Import(r io.Reader) error {
 			return fmt.Errorf("import names: %w", err)
 		}
 	}
+}
+
+// verify writes what another process has changed in the table.
+func (c *Cache) verify() {
+	c.through(func() uint32 { return c.addrs.end }, func(at uint32) int {
+		a := c.addrs.at(at)
+		if !a.used || a.written == 0 {
+			return 1
+		}
+		id, _, err := c.table.Get(addrOf(a.ip))
+		if err == nil && uint32(id) != a.written {
+			a.written = uint32(id)
+			_, err = c.settle(at, c.clock(), true)
+		}
+		if err != nil {
+			c.owed = true
+		}
+		return writeWork
+	}, nil)
 }
 
 func (c *Cache) importPart(r io.Reader, n int64) error {

@@ -2,6 +2,7 @@ package fqdn
 
 import (
 	"context"
+	"errors"
 	"time"
 )
 
@@ -36,7 +37,10 @@ func (c *Cache) Run(ctx context.Context) error {
 	for {
 		select {
 		case <-ctx.Done():
-			return c.Save()
+			if err := c.Save(); !errors.Is(err, errOthers) {
+				return err
+			}
+			return nil
 		case <-c.kick:
 			r.pressed = true
 		case <-tick.C:

@@ -4,7 +4,10 @@ import (
 	"crypto/sha256"
 	"errors"
 	"fmt"
+	"syscall"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // When a checkpoint is due, as long as writing has less than one part of
@@ -33,16 +36,27 @@ func (r *runner) save() {
 		return
 	}
 	began := time.Now()
-	r.note("write a checkpoint", c.Save())
+	err := c.Save()
+	if errors.Is(err, errOthers) {
+		return
+	}
+	r.note("write a checkpoint", err)
 	*last = saving{at: time.Now(), took: time.Since(began), learned: learned, renewed: renewed}
 }
 
-// Save writes a checkpoint now. After Retire it does nothing.
+// errOthers: a predecessor that still runs has the checkpoints.
+var errOthers = errors.New("another process writes the checkpoints")
+
+// Save writes a checkpoint now, unless another process still writes them, which
+// is an error. After Retire it does nothing.
 func (c *Cache) Save() error {
 	c.saving.Lock()
 	defer c.saving.Unlock()
-	if c.saved {
+	if c.saved || c.files == [2]File{} {
 		return nil
+	}
+	if !c.own() {
+		return errOthers
 	}
 	if err := c.writeCheckpoint(); err != nil {
 		return fmt.Errorf("write a checkpoint: %w", err)
@@ -60,8 +74,48 @@ func (c *Cache) Retire() error {
 	c.mu.Unlock()
 	err := c.Save()
 	c.saving.Lock()
+	defer c.saving.Unlock()
 	c.saved = true
-	c.saving.Unlock()
+	if c.owner {
+		unlock(c.files[0])
+	}
+	return err
+}
+
+// own tells whether the checkpoints are this process's to write. c.saving is
+// held.
+func (c *Cache) own() bool {
+	if c.owner || !lock(c.files[0]) {
+		return c.owner
+	}
+	c.owner = true
+	for _, f := range c.files {
+		if f != nil {
+			h, _ := readHeader(f) // of one that is none: 0
+			c.sequence = max(c.sequence, h.sequence)
+		}
+	}
+	return true
+}
+
+// lock takes a file's lock, which a process has until it unlocks or ends. Where
+// there are no locks, there is nobody else.
+func lock(f File) bool { return !errors.Is(flock(f, unix.LOCK_EX|unix.LOCK_NB), unix.EWOULDBLOCK) }
+
+func unlock(f File) { _ = flock(f, unix.LOCK_UN) }
+
+func flock(f File, how int) error {
+	file, ok := f.(syscall.Conn)
+	if !ok {
+		return nil
+	}
+	raw, err := file.SyscallConn()
+	if err != nil {
+		return err
+	}
+	if e := raw.Control(func(fd uintptr) { err = unix.Flock(int(fd), how) }); e != nil {
+		return e
+	}
 	return err
 }
 

@@ -72,9 +72,10 @@ func TestTexts(t *testing.T) {
 			list = list[:len(list)-1]
 		}
 		s := fmt.Sprint(i) + strings.Repeat("x", rnd.IntN(100))
-		if i%1000 == 0 {
+		switch i % 1000 {
+		case 0:
 			s = strings.Repeat("y", maxName)
-		} else if i%1000 == 1 {
+		case 1:
 			s = ""
 		}
 		list = append(list, kept{x.add(s), s})
