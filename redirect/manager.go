@@ -147,7 +147,9 @@ func (m *Manager) feed(ctx context.Context, s *session) error {
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	m.fed = append(m.fed, s)
+	if !s.ended() { // or it would never be forgotten: starve has been
+		m.fed = append(m.fed, s)
+	}
 	return nil
 }
 

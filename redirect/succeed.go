@@ -60,7 +60,9 @@ func (m *Manager) makeCurrent(s *session) error {
 	}
 	m.opts.Datapath.SetGeneration(s.generation)
 	m.mu.Lock()
-	m.current = s
+	if !s.ended() { // or it would never be forgotten: starve has been
+		m.current = s
+	}
 	m.mu.Unlock()
 	m.log.Info("proxy is current", "generation", s.generation, "adopted", s.adopted)
 	return nil
