@@ -114,3 +114,36 @@ func TestAttachProxy(t *testing.T) {
 	ns.do(func() { err = next.DetachProxy(3, weir) })
 	check(t, err)
 }
+
+// A proxy with other listeners than this version's goes on with what it has, and
+// can't be wired anew.
+func TestProxyOfAnotherVersion(t *testing.T) {
+	pins := mountPins(t)
+	ns, proxy := newNamespace(t), newNamespace(t)
+	weir := ns.veth(t, "weir0", proxy, "eth0")
+	d := load(t, pins, nil)
+	attach := func(d *Datapath) (err error) {
+		ns.do(func() { err = d.AttachProxy(3, weir, proxy.file) })
+		return err
+	}
+	check(t, attach(d))
+	pin := filepath.Join(proxyDir(pins, 3), listenersPin)
+	check(t, os.Remove(pin))
+	older, err := ebpf.NewMap(&ebpf.MapSpec{Name: "listeners", Type: ebpf.SockMap, KeySize: 4, ValueSize: 8, MaxEntries: 2})
+	check(t, err)
+	defer letGo(older)
+	check(t, older.Pin(pin))
+
+	next := load(t, pins, nil)
+	ns.do(func() { err = next.Activate() })
+	check(t, err)
+	if tcx, _ := ns.programs(t, weir, ebpf.AttachTCXIngress); !slices.Equal(tcx, []int{id(t, next.objects.FromProxy)}) {
+		t.Errorf("from_proxy was not replaced: %v", tcx)
+	}
+	if err := attach(next); !errors.Is(err, ebpf.ErrMapIncompatible) {
+		t.Errorf("wired anew: %v", err)
+	}
+	ns.do(func() { err = next.DetachProxy(3, weir) })
+	check(t, err)
+	check(t, attach(next))
+}

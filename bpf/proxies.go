@@ -244,6 +244,11 @@ func (d *Datapath) renewProxy(dir string) error {
 		return nil
 	}
 	steer, err := loadSteerOf(dir)
+	if errors.Is(err, ebpf.ErrMapIncompatible) {
+		// A proxy of a version that has other listeners goes on with them, and
+		// gets no new flows: AttachProxy does not take it.
+		return nil
+	}
 	if err != nil {
 		return err
 	}
