@@ -18,27 +18,10 @@ const (
 	maxSessionsPod = 4096
 	// maxWaiting bounds the answers that wait to be learned.
 	maxWaiting = 1024
-
-	// serverTimeout is how long an answer is waited for: no client waits longer
-	// before it asks again (resolv.conf: 5 s).
-	serverTimeout = 10 * time.Second
-	// sessionIdle is how long a session stays after its last question: longer
-	// than the kernel keeps the state of a UDP flow (180 s), so that the entry in
-	// conns is there as long as one of its flows is.
-	sessionIdle = 200 * time.Second
-	// upstreamIdle and replierIdle are how long sockets stay open that are not
-	// used. The first is longer than serverTimeout: nothing is expected then.
-	upstreamIdle = 15 * time.Second
-	replierIdle  = 60 * time.Second
-	// A socket to a server is used for so many questions and so long: whoever
-	// has found out its port does not know it for long.
-	upstreamQuestions = 4096
-	upstreamAge       = 30 * time.Second
-	// learnTimeout bounds how long an answer waits for an identity that the
-	// agent has to make; the client asks again soon after.
-	learnTimeout = 2 * time.Second
-
-	sweepEvery = time.Second
+	// A socket to a server is used for so many questions, and so long
+	// (limits.socketAge): whoever has found out its port does not know it for
+	// long.
+	socketQuestions = 4096
 )
 
 // Bounds of connections.
@@ -46,17 +29,46 @@ const (
 	// maxPipelined bounds the questions of one connection that wait for an
 	// answer; more are not read until there is room.
 	maxPipelined = 256
-	// messageTimeout is how long a message may take from its first byte on.
-	messageTimeout = 10 * time.Second
-	// streamTimeout is how long an answer is waited for by TCP.
-	streamTimeout = 30 * time.Second
-	// streamIdle ends a connection on which nothing moves. It is longer than
-	// servers keep one that is idle (30 s, as a rule): it is for them to decide.
-	streamIdle = 2 * time.Minute
-	// streamHalf is how long a server may take to end its side once the client
-	// has, and streamLinger how long is waited for the client's end.
-	streamHalf   = 30 * time.Second
-	streamLinger = 5 * time.Second
-	// streamPause is how long a connection must be idle to be ended by a drain.
-	streamPause = time.Second
 )
+
+// limits of time. They are looked at every sweep, and that coarse.
+type limits struct {
+	// answer is how long an answer is waited for by UDP: no client waits longer
+	// before it asks again (resolv.conf: 5 s).
+	answer time.Duration
+	// learn bounds how long an answer waits for an identity that the agent has to
+	// make; the client asks again soon after.
+	learn time.Duration
+	// session is how long a session is kept after its last question. The kernel
+	// has a new one made by the next question, so it is for memory only.
+	session time.Duration
+	// socket and replier are how long sockets stay open that are not used, to
+	// servers and to pods. The first is longer than answer: nothing is expected
+	// by then.
+	socket, replier time.Duration
+	socketAge       time.Duration
+	sweep           time.Duration
+
+	// message is how long a message may take from its first byte on.
+	message time.Duration
+	// stream is how long an answer is waited for by TCP.
+	stream time.Duration
+	// idle ends a connection on which nothing moves. It is longer than servers
+	// keep one (30 s, as a rule): it is for them to decide.
+	idle time.Duration
+	// half is how long a server may take to end its side once the client has, and
+	// linger how long is waited for the client's end.
+	half, linger time.Duration
+	// pause is how long a connection must be idle to be ended by a drain.
+	pause time.Duration
+}
+
+func defaultLimits() limits {
+	return limits{
+		answer: 10 * time.Second, learn: 2 * time.Second,
+		session: time.Minute, socket: 15 * time.Second, replier: time.Minute, socketAge: 30 * time.Second,
+		sweep:   time.Second,
+		message: 10 * time.Second, stream: 30 * time.Second, idle: 2 * time.Minute,
+		half: 30 * time.Second, linger: 5 * time.Second, pause: time.Second,
+	}
+}

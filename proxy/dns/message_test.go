@@ -374,7 +374,6 @@ func TestReplies(t *testing.T) {
 
 // reference reads an answer by miekg/dns.
 func reference(m *dns.Msg) (r reading) {
-	type link struct{ name, target string }
 	if m.Question[0].Qclass != dns.ClassINET {
 		return r
 	}

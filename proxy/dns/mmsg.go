@@ -174,10 +174,10 @@ func (s *sender) send(to *sock, n int, failed func(*sock, syscall.Errno)) {
 			return // closed when an earlier one failed
 		}
 		sent, _, errno := syscall.RawSyscall6(unix.SYS_SENDMMSG, uintptr(to.fd), uintptr(unsafe.Pointer(&s.headers[at])), uintptr(n-at), unix.MSG_DONTWAIT|unix.MSG_NOSIGNAL, 0, 0)
-		switch {
-		case errno == 0:
+		switch errno {
+		case 0:
 			at += int(sent)
-		case errno == unix.EINTR:
+		case unix.EINTR:
 		default:
 			failed(to, errno)
 			at++

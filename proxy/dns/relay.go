@@ -25,6 +25,7 @@ import (
 type relay struct {
 	*loop
 	*Options
+	limits   limits
 	nxdomain atomic.Bool
 	busy     atomic.Int64 // questions that wait, as of the last turn
 	random   *mathrand.Rand
@@ -76,7 +77,7 @@ func newRelay(opts *Options) (*relay, error) {
 	cancel()
 	ctx, cancel := context.WithCancel(context.Background())
 	r := &relay{
-		loop: l, Options: opts, random: mathrand.New(mathrand.NewChaCha8(seed)),
+		loop: l, Options: opts, limits: defaultLimits(), random: mathrand.New(mathrand.NewChaCha8(seed)),
 		in: newReceiver(), out: &sender{},
 		sessions: make(map[sessionKey]*session), pods: make(map[uint32]*pod),
 		repliers: make(map[netip.AddrPort]*replier), atOnce: ended, ctx: ctx, cancel: cancel,
@@ -123,15 +124,15 @@ func (r *relay) run() error {
 
 // turn does what time brings, and tells how long to wait for the next turn.
 func (r *relay) turn() int {
-	for p := r.pendings.all.oldest(); p != nil && r.now.Sub(p.start) >= serverTimeout; p = r.pendings.all.oldest() {
+	for p := r.pendings.all.oldest(); p != nil && r.now.Sub(p.start) >= r.limits.answer; p = r.pendings.all.oldest() {
 		r.giveUp(p, ReasonServerTimeout, false)
 	}
-	if r.now.Sub(r.swept) >= sweepEvery {
+	if r.now.Sub(r.swept) >= r.limits.sweep {
 		r.sweep()
 	}
 	r.busy.Store(int64(r.pendings.n + r.waiting))
 	if r.pendings.n > 0 || len(r.sessions) > 0 || len(r.repliers) > 0 {
-		return int(sweepEvery / time.Millisecond)
+		return max(int(r.limits.sweep/time.Millisecond), 1)
 	}
 	return -1
 }
@@ -139,16 +140,16 @@ func (r *relay) turn() int {
 // sweep closes what was not used for long.
 func (r *relay) sweep() {
 	r.swept = r.now
-	for up := r.upstreams.oldest(); up != nil && r.now.Sub(up.used) >= upstreamIdle; up = r.upstreams.oldest() {
+	for up := r.upstreams.oldest(); up != nil && r.now.Sub(up.used) >= r.limits.socket; up = r.upstreams.oldest() {
 		r.closeUpstream(up) // its questions have been given up by now
 	}
-	for rp := r.answering.oldest(); rp != nil && r.now.Sub(rp.used) >= replierIdle; rp = r.answering.oldest() {
+	for rp := r.answering.oldest(); rp != nil && r.now.Sub(rp.used) >= r.limits.replier; rp = r.answering.oldest() {
 		rp.turn.remove()
 		delete(r.repliers, rp.server)
 		r.close(&rp.sock)
 	}
 	for _, p := range r.pods {
-		for s := p.sessions.oldest(); s != nil && r.now.Sub(s.seen) >= sessionIdle; s = p.sessions.oldest() {
+		for s := p.sessions.oldest(); s != nil && r.now.Sub(s.seen) >= r.limits.session; s = p.sessions.oldest() {
 			r.end(s)
 		}
 	}

@@ -34,10 +34,6 @@ type Rules struct {
 	Believed bool
 }
 
-// open tells whether nothing is denied: what the proxy does not understand may
-// pass, too.
-func (rs *RuleSet) open() bool { return rs == nil || rs.set != nil && rs.allowAll }
-
 // judgement is what rules say of a question.
 type judgement struct {
 	reason                  Reason // of the verdict; allowed unless it denies

@@ -91,7 +91,7 @@ type replier struct {
 // upstreamOf returns the socket for the session's next question.
 func (r *relay) upstreamOf(s *session) (*upstream, error) {
 	if up := s.up; up != nil {
-		if up.asked < upstreamQuestions && r.now.Sub(up.opened) < upstreamAge {
+		if up.asked < socketQuestions && r.now.Sub(up.opened) < r.limits.socketAge {
 			return up, nil
 		}
 		s.up = nil

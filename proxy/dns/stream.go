@@ -166,7 +166,7 @@ func (p *stream) serveQuestions() {
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.half = time.Now().Add(streamHalf)
+	p.half = time.Now().Add(p.relay.limits.half)
 	_ = p.server.CloseWrite()
 	_ = p.server.SetReadDeadline(p.answerTime())
 }
@@ -187,7 +187,7 @@ func (p *stream) end(err error) {
 	p.room.Broadcast()
 	_ = p.client.CloseWrite()
 	_ = p.server.CloseWrite()
-	limit := time.Now().Add(streamLinger)
+	limit := time.Now().Add(p.relay.limits.linger)
 	_ = p.client.SetReadDeadline(limit)
 	_ = p.server.SetReadDeadline(limit)
 }
@@ -248,9 +248,9 @@ var errIdle = errors.New("idle")
 // questionTime is when it is to be looked whether the connection is idle.
 func (p *stream) questionTime() time.Time {
 	if p.draining {
-		return time.Now().Add(streamPause)
+		return time.Now().Add(p.relay.limits.pause)
 	}
-	return time.Now().Add(streamIdle)
+	return time.Now().Add(p.relay.limits.idle)
 }
 
 // questionDeadline prepares reading from the client: began is when a message
@@ -265,14 +265,14 @@ func (p *stream) questionDeadline(began time.Time, timedOut bool) error {
 			return errIdle
 		}
 		return nil // end has set it
-	case timedOut && !began.IsZero() && now.Sub(began) >= messageTimeout:
+	case timedOut && !began.IsZero() && now.Sub(began) >= p.relay.limits.message:
 		return os.ErrDeadlineExceeded
-	case timedOut && began.IsZero() && len(p.pending) == 0 && (p.draining || now.Sub(p.active) >= streamIdle):
+	case timedOut && began.IsZero() && len(p.pending) == 0 && (p.draining || now.Sub(p.active) >= p.relay.limits.idle):
 		return errIdle
 	}
 	limit := p.questionTime()
 	if !began.IsZero() {
-		limit = began.Add(messageTimeout)
+		limit = began.Add(p.relay.limits.message)
 	}
 	return p.client.SetReadDeadline(limit)
 }

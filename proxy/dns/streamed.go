@@ -115,7 +115,7 @@ func (p *stream) await(q *question, a asked, verdict judgement, now time.Time, f
 		return false, nil
 	}
 	w := p.take()
-	w.asked, w.verdict, w.start, w.due = a, verdict, now, now.Add(streamTimeout)
+	w.asked, w.verdict, w.start, w.due = a, verdict, now, now.Add(p.relay.limits.stream)
 	w.kind, w.class = q.kind, q.class
 	w.transfer, w.told = q.kind == typeAXFR || q.kind == typeIXFR, false
 	w.size = uint16(copy(w.wire[:], q.wire))
@@ -202,7 +202,7 @@ func (p *stream) match(sc *scratch, m []byte) *streamed {
 		case w.asked.id != messageID(m):
 		case w.transfer && w.told && count(m, sectionQuestion) == 0,
 			w.transfer && answers(m, &sc.q, w.asked, w.question()):
-			w.due = time.Now().Add(streamTimeout)
+			w.due = time.Now().Add(p.relay.limits.stream)
 			return w
 		case answers(m, &sc.q, w.asked, w.question()):
 			p.pending = slices.Delete(p.pending, i, i+1)
@@ -227,7 +227,7 @@ func (p *stream) learn(sc *scratch, m []byte) {
 	}
 	err := p.relay.Learner.Learn(p.relay.atOnce, a)
 	if errors.Is(err, context.Canceled) {
-		ctx, cancel := context.WithTimeout(p.relay.ctx, learnTimeout)
+		ctx, cancel := context.WithTimeout(p.relay.ctx, p.relay.limits.learn)
 		err = p.relay.Learner.Learn(ctx, a)
 		cancel()
 	}
@@ -272,7 +272,7 @@ func (p *stream) write(c *net.TCPConn, b []byte) error {
 	if ending {
 		return nil // nobody waits for it any more
 	}
-	if err := c.SetWriteDeadline(time.Now().Add(streamIdle)); err != nil {
+	if err := c.SetWriteDeadline(time.Now().Add(p.relay.limits.idle)); err != nil {
 		return err
 	}
 	_, err := c.Write(b)

@@ -188,7 +188,7 @@ func (r *relay) learn(p *pending, m []byte) (later bool) {
 	r.learning.Add(1)
 	go func() {
 		defer r.learning.Done()
-		ctx, cancel := context.WithTimeout(r.ctx, learnTimeout)
+		ctx, cancel := context.WithTimeout(r.ctx, r.limits.learn)
 		defer cancel()
 		err := r.Learner.Learn(ctx, a)
 		r.post(func() {
