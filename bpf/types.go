@@ -7,6 +7,7 @@ import (
 	"net/netip"
 
 	"github.com/weirnet/weir/flow"
+	"github.com/weirnet/weir/identity"
 	"github.com/weirnet/weir/policy"
 )
 
@@ -209,18 +210,29 @@ func PolicyInfoOf(r *policy.Resolved) PolicyInfo {
 		}
 	}
 	for k, e := range r.Entries {
-		if e.Action == policy.Redirect {
-			info.L7[k.Direction] = 1
-		}
-		bit := uint32(probeAllProtocols)
-		if k.Protocol != 0 {
-			bit = 1 << k.PortBits
-		}
-		if k.Identity == 0 {
-			info.AnyPortBits[k.Direction] |= bit
-		} else {
-			info.PortBits[k.Direction] |= bit
-		}
+		info = info.Union(announcement(k.Direction, k.Identity, k.Protocol, k.PortBits, e.Action))
+	}
+	return info
+}
+
+// Announcement is what PolicyInfo has to say for the sake of one entry.
+func Announcement(k PolicyKey, e PolicyEntry) PolicyInfo {
+	return announcement(policy.Direction(k.Direction), identity.ID(k.Identity), k.Proto, k.PortBits, policy.Action(e.Action))
+}
+
+func announcement(d policy.Direction, peer identity.ID, protocol, portBits uint8, action policy.Action) PolicyInfo {
+	var info PolicyInfo
+	if action == policy.Redirect {
+		info.L7[d] = 1
+	}
+	bit := uint32(probeAllProtocols)
+	if protocol != 0 {
+		bit = 1 << portBits
+	}
+	if peer == identity.Any {
+		info.AnyPortBits[d] = bit
+	} else {
+		info.PortBits[d] = bit
 	}
 	return info
 }

@@ -60,9 +60,9 @@ func (r *realiser) named() map[bpf.Number]bool {
 	for id := range r.policies.infos.have {
 		note(bpf.NumberPolicy, id)
 	}
-	for id, entries := range r.policies.have {
+	for id, h := range r.policies.have {
 		note(bpf.NumberPolicy, id)
-		for k, e := range entries {
+		for k, e := range h.entries {
 			note(bpf.NumberIdentity, k.Identity)
 			note(bpf.NumberRuleSet, e.RuleSet)
 			note(bpf.NumberRule, e.Rule)

@@ -19,8 +19,8 @@ type policies struct {
 	infos   *table[uint32, bpf.PolicyInfo]
 
 	want map[uint32]*policy.Resolved
-	have map[uint32]map[bpf.PolicyKey]bpf.PolicyEntry
-	open map[uint32]struct{}
+	have map[uint32]*present
+	open map[uint32]*openPolicy
 	// stuck are policies whose entries could not all be written: nothing new
 	// may point to them, and nothing is taken out of them.
 	stuck map[uint32]error
@@ -30,8 +30,8 @@ type policies struct {
 func newPolicies(entries store[bpf.PolicyKey, bpf.PolicyEntry], infos store[uint32, bpf.PolicyInfo]) *policies {
 	return &policies{
 		entries: entries, infos: newTable("policies", infos),
-		want: map[uint32]*policy.Resolved{}, have: map[uint32]map[bpf.PolicyKey]bpf.PolicyEntry{},
-		open: map[uint32]struct{}{}, stuck: map[uint32]error{},
+		want: map[uint32]*policy.Resolved{}, have: map[uint32]*present{},
+		open: map[uint32]*openPolicy{}, stuck: map[uint32]error{},
 	}
 }
 
@@ -45,31 +45,27 @@ func (p *policies) adopt() error {
 	}
 	for k, e := range all {
 		p.noteHave(k, e)
-		p.open[k.Policy] = struct{}{}
+		p.openUp(k.Policy).whole = true
 	}
 	return nil
 }
 
-func (p *policies) noteHave(k bpf.PolicyKey, e bpf.PolicyEntry) {
-	m := p.have[k.Policy]
-	if m == nil {
-		m = map[bpf.PolicyKey]bpf.PolicyEntry{}
-		p.have[k.Policy] = m
-	}
-	if _, there := m[k]; !there {
-		p.held++
-	}
-	m[k] = e
-}
-
-// set says what policy id is to be; nil: gone.
+// set says what policy id is to be; nil: gone. Where r tells what was edited, the
+// rest is taken to be as it was.
 func (p *policies) set(id uint32, r *policy.Resolved) {
-	if r == nil {
+	o := p.openUp(id)
+	switch {
+	case r == nil:
 		delete(p.want, id)
-	} else {
-		p.want[id] = r
+		o.whole = true
+		return
+	case p.want[id] == nil || r.Edited == nil:
+		o.whole = true
 	}
-	p.open[id] = struct{}{}
+	for _, k := range r.Edited {
+		o.keys[k] = struct{}{}
+	}
+	p.want[id] = r
 }
 
 // update writes what is wanted. What is not wanted stays until prune.
@@ -77,17 +73,18 @@ func (p *policies) update() (written int, err error) {
 	clear(p.stuck)
 	open := keysOf(p.open)
 	slices.Sort(open)
+	infos := map[uint32]bpf.PolicyInfo{}
 	var changed []uint32
 	for _, id := range open {
-		r := p.want[id]
-		if r == nil {
+		if p.want[id] == nil {
 			p.infos.unset(id)
 			continue
 		}
 		changed = append(changed, id)
+		infos[id] = p.announce(id)
 		// Entries that are about to come must be looked for at once.
 		if now, ok := p.infos.have[id]; ok {
-			p.infos.set(id, now.Union(bpf.PolicyInfoOf(r)))
+			p.infos.set(id, now.Union(infos[id]))
 		} else {
 			p.infos.unset(id)
 		}
@@ -112,12 +109,13 @@ func (p *policies) update() (written int, err error) {
 			if p.stuck[id] != nil {
 				continue
 			}
-			for k, e := range p.want[id].Entries {
+			there := p.there(id)
+			for k, e := range p.wanted(id) {
 				if !slices.Contains(actions, e.Action) {
 					continue
 				}
 				key, value := bpf.PolicyKeyOf(id, k), bpf.PolicyEntryOf(e)
-				if old, ok := p.have[id][key]; !ok || old != value {
+				if old, ok := there[key]; !ok || old != value {
 					keys, values = append(keys, key), append(values, value)
 				}
 			}
@@ -139,7 +137,7 @@ func (p *policies) update() (written int, err error) {
 		if p.stuck[id] != nil {
 			continue
 		}
-		i := bpf.PolicyInfoOf(p.want[id])
+		i := infos[id]
 		if now, ok := p.infos.have[id]; ok {
 			i = i.Union(now)
 		}
@@ -161,9 +159,8 @@ func (p *policies) clearIdle(ids []uint32) error {
 		if there && now.Enforced[0] != 0 && now.Enforced[1] != 0 {
 			continue
 		}
-		keep := p.keys(id)
-		for k := range p.have[id] {
-			if now.Enforced[k.Direction] == 0 && !keep[k] {
+		for k := range p.unwanted(id) {
+			if now.Enforced[k.Direction] == 0 {
 				keys = append(keys, k)
 			}
 		}
@@ -174,23 +171,9 @@ func (p *policies) clearIdle(ids []uint32) error {
 			p.stuck[k.Policy] = fmt.Errorf("delete from policy: %w", err)
 			continue
 		}
-		delete(p.have[k.Policy], k)
-		p.held--
+		p.noteGone(k)
 	}
 	return err
-}
-
-// keys are the entries that policy id is to have.
-func (p *policies) keys(id uint32) map[bpf.PolicyKey]bool {
-	r := p.want[id]
-	if r == nil {
-		return nil
-	}
-	keys := make(map[bpf.PolicyKey]bool, len(r.Entries))
-	for k := range r.Entries {
-		keys[bpf.PolicyKeyOf(id, k)] = true
-	}
-	return keys
 }
 
 // usable tells whether an endpoint may be given this policy.
@@ -221,10 +204,8 @@ func (p *policies) prune() (deleted int, err error) {
 				continue // its row could not be deleted: it may still be asked
 			}
 		}
-		keep := p.keys(id)
-		for k, e := range p.have[id] {
+		for k, e := range p.unwanted(id) {
 			switch {
-			case keep[k]:
 			case e.Action == uint8(policy.Allow):
 				allows = append(allows, k)
 			case e.Action == uint8(policy.Deny):
@@ -244,8 +225,7 @@ func (p *policies) prune() (deleted int, err error) {
 				unfinished[k.Policy] = true
 				continue
 			}
-			delete(p.have[k.Policy], k)
-			p.held--
+			p.noteGone(k)
 		}
 		if e != nil {
 			first(fmt.Errorf("delete from policy (%d entries): %w", len(failed), e))
@@ -255,9 +235,9 @@ func (p *policies) prune() (deleted int, err error) {
 		if p.stuck[id] != nil || unfinished[id] {
 			continue
 		}
-		if r := p.want[id]; r != nil {
-			p.infos.set(id, bpf.PolicyInfoOf(r)) // now without the bits of what went
-		} else if len(p.have[id]) == 0 {
+		if p.want[id] != nil {
+			p.infos.set(id, p.announced(id)) // now without the bits of what went
+		} else if len(p.there(id)) == 0 {
 			delete(p.have, id)
 		}
 	}
@@ -287,13 +267,12 @@ func (p *policies) makeRoom(inUse func(uint32) bool) error {
 	}
 	var keys []bpf.PolicyKey
 	for _, id := range ids {
-		keys = append(keys, keysOf(p.have[id])...)
+		keys = append(keys, keysOf(p.there(id))...)
 	}
 	_, failed, err := deleteAll(p.entries, keys)
 	for i, k := range keys {
 		if !failed[i] {
-			delete(p.have[k.Policy], k)
-			p.held--
+			p.noteGone(k)
 		}
 	}
 	return err

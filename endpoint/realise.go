@@ -221,8 +221,8 @@ func (r *realiser) knowsAllRules() bool {
 	if r.ruleSets.synced {
 		return true
 	}
-	for _, entries := range r.policies.have {
-		for _, e := range entries {
+	for _, h := range r.policies.have {
+		for _, e := range h.entries {
 			if e.RuleSet != 0 && r.ruleSets.want[e.RuleSet] == nil {
 				return false
 			}

@@ -168,7 +168,11 @@ type Resolved struct {
 	// Enforced tells per direction whether the entries decide; if not,
 	// everything passes.
 	Enforced [2]bool
-	Entries  map[Key]Entry
+	// Entries are the engine's: from the next Apply on it changes them in place.
+	Entries map[Key]Entry
+	// Edited, if not nil, are the keys of all entries that may differ from those
+	// in the Delta before that spoke of this policy: they came, went or changed.
+	Edited []Key
 	// Selecting names the policies that put the subject under default deny, per
 	// direction: what that is explained with.
 	Selecting [2][]string

@@ -291,7 +291,7 @@ func (e *Engine) judgeCluster(s *subject, svc *service, ed *edit) error {
 	if p == nil {
 		return nil
 	}
-	t, err := s.clusterTemplate(svc, ed.current())
+	t, err := s.clusterTemplate(svc, ed.entries)
 	old := s.services[p]
 	if err != nil || len(t)+len(old) == 0 {
 		return err
@@ -299,17 +299,15 @@ func (e *Engine) judgeCluster(s *subject, svc *service, ed *edit) error {
 	// Denies that name the service itself stay in place. Where they went, they
 	// took along what stood at the same place.
 	named := s.directions[Egress].perPeer[p]
-	if len(named) == 0 && slices.Equal(old, t) && t.in(ed.current(), Egress, p.id) {
+	if len(named) == 0 && slices.Equal(old, t) && t.in(ed.entries, Egress, p.id) {
 		return nil
 	}
-	m := ed.writable()
-	old.erase(m, Egress, p.id)
-	named.write(m, Egress, p.id)
+	ed.erase(old, Egress, p.id)
+	ed.write(named, Egress, p.id)
 	for _, en := range t {
-		k := en.ports.key(Egress)
-		k.Identity = p.id
-		if was, ok := m[k]; !ok || was.Action != Deny {
-			m[k] = en.entry
+		k := en.key(Egress, p.id)
+		if was, ok := ed.entries[k]; !ok || was.Action != Deny {
+			ed.put(k, en.entry)
 		}
 	}
 	if len(t) > 0 {

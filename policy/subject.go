@@ -20,6 +20,8 @@ type subject struct {
 	directions [2]*enforcement
 	services   map[*peer]template // by cluster IP, egress
 	resolved   *Resolved
+	// unsure: the entries were changed, and an error kept that from being told.
+	unsure bool
 }
 
 // policyChange is what happened to the policies that select a subject.
@@ -27,82 +29,106 @@ type policyChange struct {
 	olds, news []*policyObject
 }
 
-// edit changes the entries of a policy map. The map that was handed out stays
-// as it is.
+// edit changes the entries of a policy map in place, and notes which.
 type edit struct {
-	before map[Key]Entry
-	now    map[Key]Entry
+	entries map[Key]Entry
+	keys    map[Key]struct{} // what was written or erased, unless whole
+	// whole: who was told of the policy before must read all of it.
+	whole bool
 }
 
-func (ed *edit) writable() map[Key]Entry {
-	if ed.now == nil {
-		ed.now = maps.Clone(ed.before)
-		if ed.now == nil {
-			ed.now = map[Key]Entry{}
-		}
+func newEdit(s *subject) *edit {
+	ed := &edit{keys: map[Key]struct{}{}}
+	if s.resolved == nil {
+		ed.entries, ed.whole = map[Key]Entry{}, true
+	} else {
+		ed.entries = s.resolved.Entries
 	}
-	return ed.now
+	return ed
 }
 
-func (ed *edit) current() map[Key]Entry {
-	if ed.now != nil {
-		return ed.now
+func (ed *edit) note(k Key) {
+	if !ed.whole {
+		ed.keys[k] = struct{}{}
 	}
-	return ed.before
+}
+
+func (ed *edit) put(k Key, e Entry) {
+	ed.entries[k] = e
+	ed.note(k)
+}
+
+// write puts a template into the entries.
+func (ed *edit) write(t template, d Direction, id identity.ID) {
+	for _, e := range t {
+		ed.put(e.key(d, id), e.entry)
+	}
+}
+
+func (ed *edit) erase(t template, d Direction, id identity.ID) {
+	for _, e := range t {
+		k := e.key(d, id)
+		delete(ed.entries, k)
+		ed.note(k)
+	}
 }
 
 // replace puts the entries of one template in the place of another's.
 func (ed *edit) replace(d Direction, id identity.ID, old, new template) {
-	if slices.Equal(old, new) {
-		return
+	if !slices.Equal(old, new) {
+		ed.erase(old, d, id)
+		ed.write(new, d, id)
 	}
-	m := ed.writable()
-	old.erase(m, d, id)
-	new.write(m, d, id)
+}
+
+// edited lists what was changed since the policy was handed out; nil: it is to
+// be read as a whole.
+func (ed *edit) edited() []Key {
+	if ed.whole {
+		return nil
+	}
+	return slices.AppendSeq(make([]Key, 0, len(ed.keys)), maps.Keys(ed.keys))
+}
+
+// key is where the entry stands in the policy map.
+func (e *entryFor) key(d Direction, id identity.ID) Key {
+	k := e.ports.key(d)
+	k.Identity = id
+	return k
 }
 
 // write puts a template into the entries of a policy map.
 func (t template) write(m map[Key]Entry, d Direction, id identity.ID) {
 	for _, e := range t {
-		k := e.ports.key(d)
-		k.Identity = id
-		m[k] = e.entry
+		m[e.key(d, id)] = e.entry
 	}
 }
 
 // in tells whether all of it stands there.
 func (t template) in(m map[Key]Entry, d Direction, id identity.ID) bool {
 	for _, e := range t {
-		k := e.ports.key(d)
-		k.Identity = id
-		if m[k] != e.entry {
+		if m[e.key(d, id)] != e.entry {
 			return false
 		}
 	}
 	return true
 }
 
-func (t template) erase(m map[Key]Entry, d Direction, id identity.ID) {
-	for _, e := range t {
-		k := e.ports.key(d)
-		k.Identity = id
-		delete(m, k)
-	}
-}
-
 // follow brings a subject's policy up to date with policies, peers and
 // services that changed. A subject that is new gets all of it.
 func (e *Engine) follow(s *subject, change policyChange, removed []*peer, services map[*service]struct{}) error {
-	ed := &edit{}
+	ed := newEdit(s)
 	if s.resolved == nil {
 		change = policyChange{news: e.policiesFor(s.peer)}
 		s.services = map[*peer]template{}
 		for d := range s.directions {
 			s.directions[d] = e.newEnforcement(s, Direction(d))
 		}
-	} else {
-		ed.before = s.resolved.Entries
 	}
+	if s.unsure {
+		ed.whole = true
+	}
+	s.unsure = true
 	var egress updated
 	for _, f := range s.directions {
 		e.forgetPeers(s, f, removed, ed)
@@ -128,18 +154,16 @@ func (e *Engine) follow(s *subject, change policyChange, removed []*peer, servic
 			}
 		}
 	}
-	r := &Resolved{Entries: ed.current()}
-	if r.Entries == nil {
-		r.Entries = map[Key]Entry{}
-	}
+	r := &Resolved{Entries: ed.entries, Edited: ed.edited()}
 	for d, f := range s.directions {
 		r.Enforced[d], r.Open[d], r.Selecting[d], r.Adding[d] = f.enforced, f.open, f.selecting, f.adding
 		e.holdUsed(f)
 	}
-	if old := s.resolved; old == nil || ed.now != nil || !old.sameAround(r) {
+	if old := s.resolved; old == nil || ed.whole || len(ed.keys) > 0 || !old.sameAround(r) {
 		s.resolved = r
 		e.delta.Policies[s.id] = r
 	}
+	s.unsure = false
 	return nil
 }
 
@@ -157,11 +181,11 @@ func (r *Resolved) sameAround(o *Resolved) bool {
 func (e *Engine) forgetPeers(s *subject, f *enforcement, removed []*peer, ed *edit) {
 	for _, p := range removed {
 		if t, ok := s.services[p]; ok {
-			t.erase(ed.writable(), Egress, p.id)
+			ed.erase(t, Egress, p.id)
 			delete(s.services, p)
 		}
 		if t, ok := f.perPeer[p]; ok {
-			t.erase(ed.writable(), f.direction, p.id)
+			ed.erase(t, f.direction, p.id)
 			delete(f.perPeer, p)
 		}
 		delete(f.own, p)

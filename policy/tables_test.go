@@ -18,11 +18,14 @@ type tables struct {
 	endpoints map[netip.Addr]*Endpoint
 	ruleSets  map[uint32]*RuleSet
 	numbers   Seeds
+	// entries are those of policies, brought along by what Deltas say was edited.
+	entries map[uint32]map[Key]Entry
 }
 
 func newTables() *tables {
 	return &tables{map[netip.Prefix]Peer{}, map[uint32]*Resolved{}, map[netip.Addr]*Endpoint{}, map[uint32]*RuleSet{},
-		Seeds{map[uint32]identity.Digest{}, map[uint32]identity.Digest{}, map[uint32]identity.Digest{}, map[uint32]identity.Digest{}}}
+		Seeds{map[uint32]identity.Digest{}, map[uint32]identity.Digest{}, map[uint32]identity.Digest{}, map[uint32]identity.Digest{}},
+		map[uint32]map[Key]Entry{}}
 }
 
 func (tb *tables) apply(t testing.TB, d Delta) {
@@ -55,7 +58,33 @@ func (tb *tables) apply(t testing.TB, d Delta) {
 	put(tb.policies, d.Policies)
 	put(tb.endpoints, d.Endpoints)
 	put(tb.ruleSets, d.RuleSets)
+	for id, r := range d.Policies {
+		tb.edit(id, r)
+	}
+	for id, r := range tb.policies {
+		if !maps.Equal(tb.entries[id], r.Entries) {
+			t.Errorf("policy %d: what was edited makes %v of it, it is %v", id, tb.entries[id], r.Entries)
+		}
+	}
 	tb.check(t)
+}
+
+// edit follows what happened to a policy.
+func (tb *tables) edit(id uint32, r *Resolved) {
+	switch {
+	case r == nil:
+		delete(tb.entries, id)
+	case r.Edited == nil:
+		tb.entries[id] = maps.Clone(r.Entries)
+	default:
+		for _, k := range r.Edited {
+			if e, ok := r.Entries[k]; ok {
+				tb.entries[id][k] = e
+			} else {
+				delete(tb.entries[id], k)
+			}
+		}
+	}
 }
 
 func put[K comparable, V any](to map[K]*V, from map[K]*V) {
