@@ -129,6 +129,7 @@ type Cache struct {
 	changed  chan struct{} // closed and replaced when u has changed
 	owed     bool          // some row could not be written
 	retired  bool          // a successor writes the table
+	doubt    uint32        // until when another process may change rows
 	scanned  uint32        // when the last whole look for flows began
 	blind    uint32        // since when flows can't be looked for; 0: they can
 	learned  uint64        // new pairs, and those that went

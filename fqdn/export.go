@@ -38,11 +38,15 @@ func writePart(w io.Writer, b []byte) error {
 }
 
 // Import adds what another process exported to what is known, as if its answers
-// had come here, and reads no byte more. That process must have retired: what it
-// did to the table until then is put right. What was taken in before an error
-// stays.
+// had come here, and reads no byte more. What that process does to the table
+// until it retires is put right. What was taken in before an error stays.
 func (c *Cache) Import(r io.Reader) error {
-	defer c.verify()
+	defer func() {
+		c.verify()
+		c.mu.Lock()
+		c.doubt = c.clock() + doubtFor
+		c.mu.Unlock()
+	}()
 	for {
 		var size [4]byte
 		if _, err := io.ReadFull(r, size[:]); err != nil {

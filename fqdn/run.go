@@ -15,6 +15,12 @@ const (
 	// pressedEvery is how often it is looked for what can go where there is too
 	// much.
 	pressedEvery = 2 * time.Second
+	// inspectEvery is how often the whole table is compared with what it should
+	// be: a predecessor may still have written to it.
+	inspectEvery = time.Minute
+	// doubtFor is how long after a predecessor was heard of it may still change
+	// rows, in seconds: it retires as soon as this process has the new flows.
+	doubtFor = 3 * 60
 )
 
 // runner is what Run remembers.
@@ -26,12 +32,14 @@ type runner struct {
 	took    time.Duration // that it took
 	pressed bool          // there is too much
 	saving  saving
+	// inspected is when the table was.
+	inspected time.Time
 }
 
 // Run does what time brings until ctx ends: expiry, liveness, checkpoints. It
 // writes a last checkpoint then. To be called once.
 func (c *Cache) Run(ctx context.Context) error {
-	r := &runner{Cache: c}
+	r := &runner{Cache: c, inspected: time.Now()}
 	tick := time.NewTicker(time.Second)
 	defer tick.Stop()
 	for {
@@ -53,7 +61,7 @@ func (c *Cache) Run(ctx context.Context) error {
 func (r *runner) step(ctx context.Context) {
 	c := r.Cache
 	c.mu.Lock()
-	settings, retired := c.settings, c.retired
+	settings, retired, doubt := c.settings, c.retired, c.doubt
 	c.mu.Unlock()
 	if retired {
 		return
@@ -74,6 +82,13 @@ func (r *runner) step(ctx context.Context) {
 		c.tendWants(now)
 		if r.looks++; r.looks%podRounds == 0 {
 			c.tendPods()
+		}
+	}
+	if time.Since(r.inspected) >= inspectEvery {
+		r.inspected = time.Now()
+		r.note("compare the table", c.inspect(ctx))
+		if c.clock() < doubt {
+			c.verify()
 		}
 	}
 	r.save()

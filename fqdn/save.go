@@ -65,9 +65,9 @@ func (c *Cache) Save() error {
 }
 
 // Retire leaves the table and the checkpoints to a successor: it writes a last
-// checkpoint, which the successor begins with, and from then on no other, takes
-// nothing out of the table, and forgets nothing. What is learned is still
-// written, so that answers to old questions can be used.
+// checkpoint, which the successor begins with, and from then on no other; it
+// changes no row, and forgets nothing. What is learned is still written where
+// there is no row yet, so that answers to old questions can be used.
 func (c *Cache) Retire() error {
 	c.mu.Lock()
 	c.retired = true

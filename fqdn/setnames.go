@@ -29,7 +29,7 @@ func (c *Cache) SetNames(ids map[identity.ID][]dnsrules.Selector, resolvers []ne
 	c.resolvers.Store(&believed)
 
 	c.mu.Lock()
-	old, u, owed := c.ids, c.u, c.owed
+	old, u, owed, retired := c.ids, c.u, c.owed, c.retired
 	c.mu.Unlock()
 	if u != nil && !owed && maps.EqualFunc(old, ids, slices.Equal) {
 		return nil
@@ -58,6 +58,9 @@ func (c *Cache) SetNames(ids map[identity.ID][]dnsrules.Selector, resolvers []ne
 	c.changed = make(chan struct{})
 	c.mu.Unlock()
 
+	if retired {
+		return nil
+	}
 	err := c.settleEach()
 	if u == nil || gone(old, ids) {
 		if e := c.inspect(context.Background()); e != nil {
@@ -156,6 +159,7 @@ func (c *Cache) inherit() {
 		c.log.Error("read what names stood for before", "error", err)
 	}
 	if rows > 0 {
+		c.doubt = now + doubtFor
 		c.log.Info("took over the addresses of names", "rows", rows, "unexplained", strange)
 	}
 }

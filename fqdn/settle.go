@@ -136,10 +136,10 @@ func (c *Cache) write(a *address, id identity.ID) (err error) {
 	if a.written == uint32(id) {
 		return nil
 	}
+	if c.retired {
+		return c.writeNew(a, id)
+	}
 	if id == 0 {
-		if c.retired {
-			return nil
-		}
 		if err = c.table.Delete(addrOf(a.ip)); err != nil {
 			err = rowError("delete", a.ip, err)
 		}
@@ -151,5 +151,18 @@ func (c *Cache) write(a *address, id identity.ID) (err error) {
 		return err
 	}
 	a.written = uint32(id)
+	return nil
+}
+
+// writeNew writes a row where there is none: the others are the successor's.
+func (c *Cache) writeNew(a *address, id identity.ID) error {
+	now, there, err := c.table.Get(addrOf(a.ip))
+	if err == nil && !there && id != 0 {
+		now, err = id, c.table.Set(addrOf(a.ip), id)
+	}
+	if err != nil {
+		return rowError("write", a.ip, err)
+	}
+	a.written = uint32(now)
 	return nil
 }

@@ -25,9 +25,8 @@ type wired struct {
 	steering   *ebpf.Map // the listeners' sockmap
 	data       *dataSide
 
-	fqdn, conntrack *ebpf.Map // conntrack: read-only
-	checkpoint      [2]*os.File
-	dns             atomic.Pointer[control.DNSSettings] // nil: the defaults
+	names *names
+	dns   atomic.Pointer[control.DNSSettings] // nil: the defaults
 }
 
 // drain accepts nothing new and ends with the last connection, or with ctx.
@@ -141,6 +140,7 @@ func (p *process) wire(m *control.Wiring, files []*os.File) error {
 			return fmt.Errorf("tables %v: %w with %v", ids, errStale, w.maps)
 		}
 		w.dns.Store(m.Dns)
+		w.names.Set(settingsOf(m.Dns))
 		return configureNamespace(m.Gateway, int(m.Mtu))
 	}
 	if m.Generation == 0 || m.Generation > 255 {
@@ -179,6 +179,7 @@ func (p *process) setUp(m *control.Wiring, maps *tables) (*wired, error) {
 		max: most, share: max(most/podShare, 1), congestion: congestion, dial: dialAs,
 		pairs: newPairTable(),
 	}
+	names := newNames(p.log, maps, m.Dns)
 	steering := maps.listeners
 	listeners, err := openListeners(func(index uint32, fd uintptr) error {
 		return steering.Update(index, uint64(fd), ebpf.UpdateAny)
@@ -190,9 +191,15 @@ func (p *process) setUp(m *control.Wiring, maps *tables) (*wired, error) {
 		p.group.Go(func() error { return d.accept(l) })
 	}
 	p.group.Go(func() error { newSweeper(d).run(p.ctx); return nil })
+	p.group.Go(func() error {
+		if err := names.Run(p.ctx); err != nil {
+			p.log.Error("what names stand for is not kept", "error", err)
+		}
+		return nil
+	})
 	w := &wired{
 		generation: uint8(m.Generation), listeners: listeners, steering: steering, data: d,
-		fqdn: maps.fqdn, conntrack: maps.conntrack, checkpoint: maps.checkpoint,
+		names: names,
 	}
 	w.dns.Store(m.Dns)
 	return w, nil

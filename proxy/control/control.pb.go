@@ -604,11 +604,14 @@ func (x *NameIdentity) GetSet() *NameSet {
 
 type SetNamesRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Identities are all there are.
+	// Identities are all there are, unless partial is set: then those that are
+	// not named stay as they are.
 	Identities []*NameIdentity `protobuf:"bytes,1,rep,name=identities,proto3" json:"identities,omitempty"`
 	// Resolvers are the servers that are believed, besides those of rule sets
 	// that teach.
-	Resolvers     [][]byte `protobuf:"bytes,2,rep,name=resolvers,proto3" json:"resolvers,omitempty"`
+	Resolvers [][]byte `protobuf:"bytes,2,rep,name=resolvers,proto3" json:"resolvers,omitempty"`
+	// Partial: the agent does not know all yet.
+	Partial       bool `protobuf:"varint,3,opt,name=partial,proto3" json:"partial,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -655,6 +658,13 @@ func (x *SetNamesRequest) GetResolvers() [][]byte {
 		return x.Resolvers
 	}
 	return nil
+}
+
+func (x *SetNamesRequest) GetPartial() bool {
+	if x != nil {
+		return x.Partial
+	}
+	return false
 }
 
 type SetNamesResponse struct {
@@ -2635,12 +2645,13 @@ const file_control_proto_rawDesc = "" +
 	"\tselectors\x18\x01 \x03(\v2\x1b.weir.proxy.v1.NameSelectorR\tselectors\"H\n" +
 	"\fNameIdentity\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\rR\x02id\x12(\n" +
-	"\x03set\x18\x02 \x01(\v2\x16.weir.proxy.v1.NameSetR\x03set\"l\n" +
+	"\x03set\x18\x02 \x01(\v2\x16.weir.proxy.v1.NameSetR\x03set\"\x86\x01\n" +
 	"\x0fSetNamesRequest\x12;\n" +
 	"\n" +
 	"identities\x18\x01 \x03(\v2\x1b.weir.proxy.v1.NameIdentityR\n" +
 	"identities\x12\x1c\n" +
-	"\tresolvers\x18\x02 \x03(\fR\tresolvers\"\x12\n" +
+	"\tresolvers\x18\x02 \x03(\fR\tresolvers\x12\x18\n" +
+	"\apartial\x18\x03 \x01(\bR\apartial\"\x12\n" +
 	"\x10SetNamesResponse\"\x16\n" +
 	"\x14WatchNameSetsRequest\"6\n" +
 	"\bNameSets\x12*\n" +

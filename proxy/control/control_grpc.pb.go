@@ -46,8 +46,8 @@ type ProxyClient interface {
 	// that its names now ask for.
 	SetNames(ctx context.Context, in *SetNamesRequest, opts ...grpc.CallOption) (*SetNamesResponse, error)
 	// WatchNameSets streams the combinations of selectors that addresses have or
-	// need: all of them at first and after each change. The agent answers a new
-	// one by SetNames.
+	// need: all of them at first, once SetNames was called, and after each change.
+	// The agent answers a new one by SetNames.
 	WatchNameSets(ctx context.Context, in *WatchNameSetsRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[NameSets], error)
 	// ListNames streams what was learned.
 	ListNames(ctx context.Context, in *ListNamesRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[NameBatch], error)
@@ -192,8 +192,8 @@ type ProxyServer interface {
 	// that its names now ask for.
 	SetNames(context.Context, *SetNamesRequest) (*SetNamesResponse, error)
 	// WatchNameSets streams the combinations of selectors that addresses have or
-	// need: all of them at first and after each change. The agent answers a new
-	// one by SetNames.
+	// need: all of them at first, once SetNames was called, and after each change.
+	// The agent answers a new one by SetNames.
 	WatchNameSets(*WatchNameSetsRequest, grpc.ServerStreamingServer[NameSets]) error
 	// ListNames streams what was learned.
 	ListNames(*ListNamesRequest, grpc.ServerStreamingServer[NameBatch]) error

@@ -1,0 +1,218 @@
+package proxy
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/netip"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"google.golang.org/grpc"
+
+	"github.com/weirnet/weir/fqdn"
+	"github.com/weirnet/weir/policy/dnsrules"
+	"github.com/weirnet/weir/proxy/control"
+)
+
+// newNamesClient is an agent of a process that knows names but has nothing else.
+func newNamesClient(t *testing.T, n *names) control.ProxyClient {
+	t.Helper()
+	p := &process{}
+	if n != nil {
+		p.wired.Store(&wired{names: n})
+	}
+	server := grpc.NewServer()
+	control.RegisterProxyServer(server, &service{process: p})
+	ours, theirs := net.Pipe()
+	go func() { _ = control.Serve(server, theirs) }()
+	conn, err := control.NewClient(ours)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = conn.Close(); server.Stop() })
+	return control.NewProxyClient(conn)
+}
+
+func nameIdentity(id uint32, names ...string) *control.NameIdentity {
+	set := &control.NameSet{}
+	for _, n := range names {
+		s := dnsrules.NewSelector(n, "")
+		if strings.Contains(n, "*") {
+			s = dnsrules.NewSelector("", n)
+		}
+		set.Selectors = append(set.Selectors, control.NameSelectorOf(s))
+	}
+	return &control.NameIdentity{Id: id, Set: set}
+}
+
+func learnName(t *testing.T, n *names, name, addr string) {
+	t.Helper()
+	if err := n.Learn(t.Context(), fqdn.Answer{
+		Name: name, Records: []fqdn.Record{{Addr: netip.MustParseAddr(addr), TTL: time.Hour}}, Pod: netip.MustParseAddr("10.0.0.1"),
+	}); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// listNames is what an agent is shown, one line a name.
+func listNames(t *testing.T, c control.ProxyClient, match string) (out []string) {
+	t.Helper()
+	stream, err := c.ListNames(t.Context(), &control.ListNamesRequest{Match: match})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for {
+		b, err := stream.Recv()
+		if errors.Is(err, io.EOF) {
+			slices.Sort(out)
+			return out
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, n := range b.Names {
+			for _, a := range n.Addresses {
+				addr, _ := netip.AddrFromSlice(a.Address)
+				line := fmt.Sprintf("%s %s %d", n.Name, addr, a.Identity)
+				for _, s := range n.Selectors {
+					line += " " + control.NameSelectorFrom(s).String()
+				}
+				for _, p := range n.Pods {
+					pod, _ := netip.AddrFromSlice(p)
+					line += " " + pod.String()
+				}
+				out = append(out, line)
+			}
+		}
+	}
+}
+
+func TestNamesOfAnAgent(t *testing.T) {
+	n := &names{Cache: fqdn.New(fqdn.Options{})}
+	c := newNamesClient(t, n)
+	set := func(partial bool, resolver string, list ...*control.NameIdentity) {
+		t.Helper()
+		r := &control.SetNamesRequest{Identities: list, Partial: partial}
+		if resolver != "" {
+			r.Resolvers = [][]byte{netip.MustParseAddr(resolver).AsSlice()}
+		}
+		if _, err := c.SetNames(t.Context(), r); err != nil {
+			t.Fatal(err)
+		}
+	}
+	set(false, "10.96.0.10", nameIdentity(300, "a.test"), nameIdentity(301, "*.test"), nameIdentity(302, "*.test", "a.test"))
+	learnName(t, n, "a.test", "192.0.2.1")
+	learnName(t, n, "b.test", "2001:db8::1")
+	learnName(t, n, "c.org", "192.0.2.3")
+	want := func(match string, lines ...string) {
+		t.Helper()
+		if got := listNames(t, c, match); !slices.Equal(got, lines) {
+			t.Errorf("got %q, want %q", got, lines)
+		}
+	}
+	want("", "a.test 192.0.2.1 302 *.test a.test 10.0.0.1", "b.test 2001:db8::1 301 *.test 10.0.0.1", "c.org 192.0.2.3 0 10.0.0.1")
+	want(".test", "a.test 192.0.2.1 302 *.test a.test 10.0.0.1", "b.test 2001:db8::1 301 *.test 10.0.0.1")
+
+	// A new agent that does not know all yet takes nothing away.
+	set(true, "10.96.0.11", nameIdentity(303, "c.org"))
+	want("", "a.test 192.0.2.1 302 *.test a.test 10.0.0.1", "b.test 2001:db8::1 301 *.test 10.0.0.1", "c.org 192.0.2.3 303 c.org 10.0.0.1")
+	for _, a := range []string{"10.96.0.10", "10.96.0.11"} {
+		if !n.Believed(netip.MustParseAddr(a)) {
+			t.Errorf("%s is not believed", a)
+		}
+	}
+	set(false, "10.96.0.11", nameIdentity(303, "c.org"))
+	want("", "a.test 192.0.2.1 0 10.0.0.1", "b.test 2001:db8::1 0 10.0.0.1", "c.org 192.0.2.3 303 c.org 10.0.0.1")
+	if n.Believed(netip.MustParseAddr("10.96.0.10")) {
+		t.Error("what is gone is believed")
+	}
+
+	for name, r := range map[string]*control.SetNamesRequest{
+		"no identity":    {Identities: []*control.NameIdentity{nameIdentity(0, "a.test")}},
+		"a bad resolver": {Resolvers: [][]byte{{1, 2, 3}}},
+	} {
+		if _, err := c.SetNames(t.Context(), r); err == nil {
+			t.Errorf("%s: no error", name)
+		}
+	}
+	want("c.org", "c.org 192.0.2.3 303 c.org 10.0.0.1")
+
+	for i := range 1000 {
+		learnName(t, n, fmt.Sprintf("n%d.many.test", i), "192.0.2.9")
+	}
+	if got := len(listNames(t, c, "many")); got != 1000 {
+		t.Errorf("%d of 1000 are listed", got)
+	}
+}
+
+// The agent hears which combinations are wanted, and what it makes of them lets
+// the answer go.
+func TestNameSetsOfAnAgent(t *testing.T) {
+	n := &names{Cache: fqdn.New(fqdn.Options{})}
+	c := newNamesClient(t, n)
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	stream, err := c.WatchNameSets(ctx, &control.WatchNameSetsRequest{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	have := []*control.NameIdentity{nameIdentity(300, "a.test"), nameIdentity(301, "b.test")}
+	if _, err := c.SetNames(ctx, &control.SetNamesRequest{Identities: have}); err != nil {
+		t.Fatal(err)
+	}
+	if m, err := stream.Recv(); err != nil || len(m.Sets) != 0 {
+		t.Fatalf("at first: %v, %v", m, err)
+	}
+	learnName(t, n, "a.test", "192.0.2.1")
+	answered := make(chan struct{})
+	go func() {
+		defer close(answered)
+		m, err := stream.Recv()
+		if err != nil || len(m.Sets) != 1 {
+			t.Errorf("got %v, %v", m, err)
+			return
+		}
+		have = append(have, &control.NameIdentity{Id: 302, Set: m.Sets[0]})
+		if _, err := c.SetNames(ctx, &control.SetNamesRequest{Identities: have}); err != nil {
+			t.Error(err)
+		}
+	}()
+	learnName(t, n, "b.test", "192.0.2.1")
+	want := []string{"a.test 192.0.2.1 302 a.test 10.0.0.1", "b.test 192.0.2.1 302 b.test 10.0.0.1"}
+	if got := listNames(t, c, ""); !slices.Equal(got, want) {
+		t.Errorf("got %q, want %q", got, want)
+	}
+	<-answered
+}
+
+func TestNamesBeforeWiring(t *testing.T) {
+	c := newNamesClient(t, nil)
+	if _, err := c.SetNames(t.Context(), &control.SetNamesRequest{}); err == nil {
+		t.Error("names are taken by a proxy that is not wired")
+	}
+	for what, recv := range map[string]func() error{
+		"list": func() error {
+			s, err := c.ListNames(t.Context(), &control.ListNamesRequest{})
+			if err == nil {
+				_, err = s.Recv()
+			}
+			return err
+		},
+		"watch": func() error {
+			s, err := c.WatchNameSets(t.Context(), &control.WatchNameSetsRequest{})
+			if err == nil {
+				_, err = s.Recv()
+			}
+			return err
+		},
+	} {
+		if err := recv(); err == nil || errors.Is(err, io.EOF) {
+			t.Errorf("%s: got %v", what, err)
+		}
+	}
+}
