@@ -2,6 +2,7 @@ package dns
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"net"
@@ -11,6 +12,7 @@ import (
 	"slices"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
@@ -70,6 +72,25 @@ func newSpace(t testing.TB) *space {
 	return s
 }
 
+// twin is another thread in the namespace.
+func (s *space) twin(t testing.TB) *space {
+	t.Helper()
+	other := &space{calls: make(chan func()), file: s.file}
+	joined := make(chan error)
+	go func() {
+		runtime.LockOSThread()
+		joined <- unix.Setns(int(s.file.Fd()), unix.CLONE_NEWNET)
+		for f := range other.calls {
+			f()
+		}
+	}()
+	if err := <-joined; err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { close(other.calls) })
+	return other
+}
+
 // in calls f in the namespace; what f starts on other threads is not in it.
 func (s *space) in(f func()) {
 	done := make(chan struct{})
@@ -90,6 +111,7 @@ var (
 type rig struct {
 	t                    testing.TB
 	pods, proxy, servers *space
+	steering             *ebpf.Map
 	relay                *relay
 	server               *Server
 	done                 chan error
@@ -212,11 +234,11 @@ func (g *rig) everythingLocal() {
 	g.must(err)
 }
 
-// steer gives datagrams that no connected socket is for to sockets of a map, by
-// family.
+// steer gives what no connected socket is for to sockets of a map: by family,
+// UDP's first.
 func (g *rig) steer() *ebpf.Map {
 	g.t.Helper()
-	m, err := ebpf.NewMap(&ebpf.MapSpec{Type: ebpf.SockMap, KeySize: 4, ValueSize: 8, MaxEntries: 2})
+	m, err := ebpf.NewMap(&ebpf.MapSpec{Type: ebpf.SockMap, KeySize: 4, ValueSize: 8, MaxEntries: 4})
 	g.must(err)
 	g.t.Cleanup(func() { m.Close() })
 	const family, protocol = 8, 12 // in struct bpf_sk_lookup
@@ -224,12 +246,13 @@ func (g *rig) steer() *ebpf.Map {
 		Type: ebpf.SkLookup, AttachType: ebpf.AttachSkLookup, License: "GPL",
 		Instructions: asm.Instructions{
 			asm.Mov.Reg(asm.R6, asm.R1),
-			asm.LoadMem(asm.R2, asm.R6, protocol, asm.Word),
-			asm.JNE.Imm(asm.R2, unix.IPPROTO_UDP, "pass"),
-			asm.LoadMem(asm.R2, asm.R6, family, asm.Word),
 			asm.Mov.Imm(asm.R3, 0),
+			asm.LoadMem(asm.R2, asm.R6, protocol, asm.Word),
+			asm.JEq.Imm(asm.R2, unix.IPPROTO_UDP, "family"),
+			asm.Mov.Imm(asm.R3, 2),
+			asm.LoadMem(asm.R2, asm.R6, family, asm.Word).WithSymbol("family"),
 			asm.JNE.Imm(asm.R2, unix.AF_INET6, "store"),
-			asm.Mov.Imm(asm.R3, 1),
+			asm.Add.Imm(asm.R3, 1),
 			asm.StoreMem(asm.RFP, -4, asm.R3, asm.Word).WithSymbol("store"),
 			asm.LoadMapPtr(asm.R1, m.FD()),
 			asm.Mov.Reg(asm.R2, asm.RFP),
@@ -243,7 +266,7 @@ func (g *rig) steer() *ebpf.Map {
 			asm.FnSkAssign.Call(),
 			asm.Mov.Reg(asm.R1, asm.R7),
 			asm.FnSkRelease.Call(),
-			asm.Mov.Imm(asm.R0, 1).WithSymbol("pass"),
+			asm.Mov.Imm(asm.R0, 1),
 			asm.Return(),
 			asm.Mov.Imm(asm.R0, 0).WithSymbol("drop"),
 			asm.Return(),
@@ -260,6 +283,7 @@ func (g *rig) steer() *ebpf.Map {
 func (g *rig) serve(prepare []func(*rig)) {
 	g.t.Helper()
 	listeners := g.steer()
+	g.steering = listeners
 	var err error
 	g.proxy.in(func() {
 		if g.server, err = New(Options{
@@ -283,9 +307,70 @@ func (g *rig) serve(prepare []func(*rig)) {
 	g.proxy.calls <- func() { g.done <- g.relay.run() } // opens sockets in there
 	g.t.Cleanup(func() {
 		g.relay.stop()
+		g.server.pairs.stop()
 		if err := <-g.done; err != nil {
 			g.t.Error(err)
 		}
+	})
+}
+
+// connections has the server serve TCP as well.
+func (g *rig) connections() {
+	g.t.Helper()
+	threads := g.proxy.twin(g.t)
+	transparent := func(network, _ string, c syscall.RawConn) (err error) {
+		controlErr := c.Control(func(fd uintptr) {
+			if err = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_REUSEADDR, 1); err == nil && network == "tcp4" {
+				err = unix.SetsockoptInt(int(fd), unix.SOL_IP, unix.IP_TRANSPARENT, 1)
+			} else if err == nil {
+				err = unix.SetsockoptInt(int(fd), unix.SOL_IPV6, unix.IPV6_TRANSPARENT, 1)
+			}
+		})
+		return errors.Join(controlErr, err)
+	}
+	for i, a := range []string{"127.0.0.1:0", "[::1]:0"} {
+		var l net.Listener
+		var err error
+		threads.in(func() {
+			lc := net.ListenConfig{Control: transparent}
+			lc.SetMultipathTCP(false)
+			if l, err = lc.Listen(context.Background(), "tcp"+string("46"[i]), a); err != nil {
+				return
+			}
+			raw, _ := l.(*net.TCPListener).SyscallConn()
+			controlErr := raw.Control(func(fd uintptr) { err = g.steering.Update(uint32(2+i), uint64(fd), ebpf.UpdateAny) })
+			err = errors.Join(controlErr, err)
+		})
+		g.must(err)
+		g.t.Cleanup(func() { l.Close() })
+		go func() {
+			for {
+				c, err := l.Accept()
+				if err != nil {
+					return
+				}
+				g.accepted(c.(*net.TCPConn), threads, transparent)
+			}
+		}()
+	}
+}
+
+func (g *rig) accepted(c *net.TCPConn, threads *space, control func(string, string, syscall.RawConn) error) {
+	client, server := c.RemoteAddr().(*net.TCPAddr), c.LocalAddr().(*net.TCPAddr)
+	g.server.Start(Conn{
+		Client: c, Pod: client.AddrPort().Addr().Unmap(),
+		Dial: func(ctx context.Context) (up *net.TCPConn, err error) {
+			threads.in(func() {
+				d := net.Dialer{LocalAddr: client, Control: control, Timeout: time.Second}
+				d.SetMultipathTCP(false)
+				var c net.Conn
+				if c, err = d.DialContext(ctx, "tcp", server.String()); err == nil {
+					up = c.(*net.TCPConn)
+				}
+			})
+			return up, err
+		},
+		Rules: func() Rules { return *g.rules.Load() }, Observe: g.observe,
 	})
 }
 
