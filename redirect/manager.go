@@ -50,7 +50,11 @@ type Options struct {
 	Record func(r *flow.Record, rule uint32)
 	// DNS is how the proxy learns names; nil: its defaults.
 	DNS *control.DNSSettings
-	Log *slog.Logger
+	// NameSets is told of the combinations of toFQDNs selectors that addresses
+	// have or need, by a text that stands for each: all there are, whenever they
+	// are others. It must not block. nil: nobody wants to know.
+	NameSets func(map[string]*policy.NameSet)
+	Log      *slog.Logger
 }
 
 // Manager keeps a proxy running and joined to the node, and sees to it that one
@@ -71,6 +75,8 @@ type Manager struct {
 	watches map[int]*watch
 	// tampered is what others did to the programs.
 	tampered Tampered
+
+	names names
 
 	settling // of Run alone
 }
@@ -109,6 +115,7 @@ func NewManager(o Options) *Manager {
 	return &Manager{
 		opts: o, log: o.Log, mtu: o.MTU, wake: make(chan struct{}, 1),
 		sets: make(map[uint32]*policy.RuleSet), watches: make(map[int]*watch),
+		names:    names{wants: make(map[*session][]*policy.NameSet)},
 		settling: settling{unheld: make(map[uint8]time.Time)},
 	}
 }
@@ -137,12 +144,17 @@ func (m *Manager) allSets() (_ *control.SetRuleSetsRequest, complete bool) {
 	return request, m.synced
 }
 
-// feed gives a proxy all rule sets; from then on it gets every change.
+// feed gives a proxy all rule sets and names; from then on it gets every change.
 func (m *Manager) feed(ctx context.Context, s *session) error {
+	m.names.turn.Lock()
+	defer m.names.turn.Unlock()
 	m.sending.Lock()
 	defer m.sending.Unlock()
 	request, _ := m.allSets()
 	if err := m.send(ctx, s, request); err != nil {
+		return err
+	}
+	if err := m.feedNames(ctx, s); err != nil {
 		return err
 	}
 	m.mu.Lock()
@@ -196,7 +208,7 @@ func (m *Manager) SetRuleSets(ctx context.Context, upsert []*policy.RuleSet, rem
 	if len(upsert)+len(remove) == 0 {
 		return nil
 	}
-	return m.sendAll(ctx, request)
+	return m.sendAll(func(s *session) error { return m.send(ctx, s, request) })
 }
 
 // Synced says that the rule sets given so far are all there are: those that a
@@ -210,15 +222,15 @@ func (m *Manager) Synced(ctx context.Context) error {
 	m.synced = true
 	m.mu.Unlock()
 	request, _ := m.allSets()
-	err := m.sendAll(ctx, request)
+	err := m.sendAll(func(s *session) error { return m.send(ctx, s, request) })
 	m.rouse()
 	return err
 }
 
-// sendAll sends to every proxy that is fed. One that has died meanwhile is as
-// none: its successor gets all there is. Nor does one that is replaced hold up
+// sendAll calls send for every proxy that is fed. One that has died meanwhile is
+// as none: its successor gets all there is. Nor does one that is replaced hold up
 // the others; what it does not know it denies.
-func (m *Manager) sendAll(ctx context.Context, request *control.SetRuleSetsRequest) error {
+func (m *Manager) sendAll(send func(*session) error) error {
 	m.mu.Lock()
 	fed, newest := slices.Clone(m.fed), 0
 	m.mu.Unlock()
@@ -229,11 +241,11 @@ func (m *Manager) sendAll(ctx context.Context, request *control.SetRuleSetsReque
 	var all sync.WaitGroup
 	for i, s := range fed {
 		all.Go(func() {
-			err := m.send(ctx, s, request)
+			err := send(s)
 			switch {
 			case err == nil, s.ended(), status.Code(err) == codes.Unavailable:
 			case s.place.n < newest:
-				m.log.Error("a replaced proxy does not take rule sets", "generation", s.generation, "error", err)
+				m.log.Error("a replaced proxy does not take what it is sent", "generation", s.generation, "error", err)
 			default:
 				failed[i] = err
 			}

@@ -157,6 +157,11 @@ func (m *Manager) introduce(ctx context.Context, s *session, heir bool) error {
 			m.log.Info("a proxy is gone", "generation", s.generation, "error", err)
 		}
 	})
+	m.attending.Go(func() {
+		if err := m.watchNames(ctx, s); err != nil && ctx.Err() == nil && !s.ended() {
+			m.log.Error("nobody hears which names a proxy wants", "generation", s.generation, "error", err)
+		}
+	})
 	m.attending.Go(func() { m.guard(ctx, s) })
 	return nil
 }

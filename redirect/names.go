@@ -1,0 +1,177 @@
+package redirect
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"maps"
+	"net/netip"
+	"slices"
+	"strings"
+	"sync"
+
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"github.com/weirnet/weir/identity"
+	"github.com/weirnet/weir/policy"
+	"github.com/weirnet/weir/policy/dnsrules"
+	"github.com/weirnet/weir/proxy/control"
+)
+
+// names are what the addresses of names are known as.
+type names struct {
+	turn sync.Mutex // held while they go to the proxies, so that none overtakes another
+
+	mu    sync.Mutex
+	given *control.SetNamesRequest // nil: nobody has said anything
+	wants map[*session][]*policy.NameSet
+}
+
+// SetNames makes these what the addresses of names are known as, and believes
+// the answers of these servers, besides those of rule sets that teach. Unless
+// whole is set, the proxies keep what a predecessor gave them besides. It
+// returns when the running proxies have it in force, or at once when none runs:
+// one gets it before it is made current.
+func (m *Manager) SetNames(ctx context.Context, sets map[identity.ID]*policy.NameSet, resolvers []netip.Addr, whole bool) error {
+	m.names.turn.Lock()
+	defer m.names.turn.Unlock()
+	request := &control.SetNamesRequest{Partial: !whole}
+	for _, id := range slices.Sorted(maps.Keys(sets)) {
+		request.Identities = append(request.Identities, &control.NameIdentity{Id: uint32(id), Set: nameSetOf(sets[id])})
+	}
+	for _, r := range resolvers {
+		request.Resolvers = append(request.Resolvers, r.AsSlice())
+	}
+	m.names.mu.Lock()
+	m.names.given = request
+	m.names.mu.Unlock()
+	return m.sendAll(func(s *session) error { return sendNames(ctx, s, request) })
+}
+
+func sendNames(ctx context.Context, s *session, request *control.SetNamesRequest) error {
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
+	if _, err := s.client.SetNames(ctx, request); err != nil {
+		return fmt.Errorf("send names: %w", err)
+	}
+	return nil
+}
+
+// feedNames gives a proxy what is known of names.
+func (m *Manager) feedNames(ctx context.Context, s *session) error {
+	m.names.mu.Lock()
+	request := m.names.given
+	m.names.mu.Unlock()
+	if request == nil {
+		return nil
+	}
+	return sendNames(ctx, s, request)
+}
+
+func nameSetOf(set *policy.NameSet) *control.NameSet {
+	out := &control.NameSet{}
+	for _, s := range set.Selectors {
+		out.Selectors = append(out.Selectors, control.NameSelectorOf(s))
+	}
+	return out
+}
+
+func nameSetFrom(m *control.NameSet) *policy.NameSet {
+	out := &policy.NameSet{}
+	for _, s := range m.GetSelectors() {
+		out.Selectors = append(out.Selectors, control.NameSelectorFrom(s))
+	}
+	return out
+}
+
+// watchNames passes on which combinations of selectors a proxy wants, until the
+// connection ends.
+func (m *Manager) watchNames(ctx context.Context, s *session) error {
+	stream, err := s.client.WatchNameSets(ctx, &control.WatchNameSetsRequest{})
+	if err != nil {
+		return err
+	}
+	for {
+		told, err := stream.Recv()
+		if status.Code(err) == codes.Unimplemented {
+			told, err = &control.NameSets{}, io.EOF
+		}
+		if told != nil {
+			sets := make([]*policy.NameSet, len(told.Sets))
+			for i, set := range told.Sets {
+				sets[i] = nameSetFrom(set)
+			}
+			m.want(s, sets)
+		}
+		if errors.Is(err, io.EOF) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+	}
+}
+
+// want tells which combinations the proxies want. Those of a proxy that has
+// ended count until another has spoken: its addresses are the other's then.
+func (m *Manager) want(s *session, sets []*policy.NameSet) {
+	m.names.mu.Lock()
+	defer m.names.mu.Unlock()
+	maps.DeleteFunc(m.names.wants, func(other *session, _ []*policy.NameSet) bool { return other.ended() })
+	m.names.wants[s] = sets
+	if m.opts.NameSets == nil {
+		return
+	}
+	all := map[string]*policy.NameSet{}
+	for _, list := range m.names.wants {
+		for _, set := range list {
+			all[keyOf(set)] = set
+		}
+	}
+	m.opts.NameSets(all)
+}
+
+// keyOf is a text that stands for a set.
+func keyOf(set *policy.NameSet) string {
+	list := slices.SortedFunc(slices.Values(set.Selectors), func(a, b dnsrules.Selector) int {
+		return cmp.Or(cmp.Compare(a.Name, b.Name), cmp.Compare(a.Pattern, b.Pattern))
+	})
+	var text strings.Builder
+	for _, s := range list {
+		text.WriteString(s.String() + " ")
+	}
+	return text.String()
+}
+
+// ListNames calls each for every name that contains match, and that the proxy
+// which takes the new flows learned, until each returns an error. ErrNoProxy:
+// none is wired.
+func (m *Manager) ListNames(ctx context.Context, match string, each func(*control.Name) error) error {
+	s, _ := m.proxies()
+	if s == nil {
+		return ErrNoProxy
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	stream, err := s.client.ListNames(ctx, &control.ListNamesRequest{Match: match})
+	if err != nil {
+		return fmt.Errorf("ask the proxy: %w", err)
+	}
+	for {
+		batch, err := stream.Recv()
+		if errors.Is(err, io.EOF) {
+			return nil
+		}
+		if err != nil {
+			return fmt.Errorf("ask the proxy: %w", err)
+		}
+		for _, n := range batch.Names {
+			if err := each(n); err != nil {
+				return err
+			}
+		}
+	}
+}
