@@ -112,7 +112,8 @@ func (p *pair) answer(h *head, b []byte) int {
 	}
 	ex.rec.Status = status
 	ex.rec.Latency = p.loop.wall.Sub(ex.rec.Start)
-	if p.leaves() && status != 101 && !(ex.connect && status < 300) {
+	tunnel := status == 101 || ex.connect && status < 300
+	if p.leaves() && !tunnel {
 		p.ending = true
 		p.writeLast(m, b[:end], b[end:end+n])
 	} else {
@@ -122,7 +123,7 @@ func (p *pair) answer(h *head, b []byte) int {
 		return end + n
 	}
 	switch {
-	case status == 101 || ex.connect && status < 300:
+	case tunnel:
 		p.request, p.response = requestTunnel, responseTunnel
 		if p.c.eof {
 			p.request = requestEnd
