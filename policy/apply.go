@@ -37,6 +37,7 @@ type Engine struct {
 	ruleSets  *ruleSetTable
 	subjects  map[identity.Digest]*subject
 	names     *nameTable
+	pairs     map[pairKey]*pair
 	resolvers *resolvers
 
 	policyNumbers *numbering
@@ -90,7 +91,7 @@ func NewEngine(o Options) (*Engine, error) {
 		policies: map[Object]*policyObject{}, scoped: map[string][]*policyObject{}, groups: map[string]*cidrGroup{}, nodeKeys: map[string]int{},
 		claims: newClaims(), prefixes: newPrefixTable(), endpoints: map[netip.Addr]*Endpoint{},
 		peers: newPeerTable(ids), selectors: newSelectorTable(), ruleSets: newRuleSetTable(newNumbering(1, o.Seeds.RuleSets)),
-		subjects: map[identity.Digest]*subject{}, names: newNameTable(), resolvers: newResolvers(o),
+		subjects: map[identity.Digest]*subject{}, names: newNameTable(), pairs: map[pairKey]*pair{}, resolvers: newResolvers(o),
 		policyNumbers: newNumbering(1, o.Seeds.Policies), rules: newRuleTable(newNumbering(1, o.Seeds.Rules)),
 		dirty: newDirty(), askedOf: map[identity.Digest]*subject{},
 	}, nil
@@ -101,7 +102,7 @@ func NewEngine(o Options) (*Engine, error) {
 // the Delta holds with an error, too.
 func (e *Engine) Apply(changes []Change) (Delta, error) {
 	e.delta = Delta{Prefixes: map[netip.Prefix]Peer{}, Policies: map[uint32]*Resolved{},
-		Endpoints: map[netip.Addr]*Endpoint{}, Names: map[identity.ID]*NameSet{}}
+		Endpoints: map[netip.Addr]*Endpoint{}, Names: map[identity.ID]*NameSet{}, Pairs: map[Pair]identity.ID{}}
 	clear(e.askedOf)
 	var errs []error
 	for _, c := range changes {
@@ -167,6 +168,8 @@ func (e *Engine) IdentityLabels(id identity.ID) []string {
 			out[i] = "fqdn:" + s.String()
 		}
 		return out
+	case p.kind == pairPeer:
+		return append(e.IdentityLabels(p.pair.outside.id), e.IdentityLabels(p.pair.named.id)...)
 	}
 	return p.labels.Strings()
 }
@@ -210,6 +213,7 @@ func (e *Engine) settle() error {
 		}
 		note(e.follow(s, *change, removed, e.dirty.services))
 	}
+	e.settlePairs()
 	return errors.Join(errs...)
 }
 

@@ -44,7 +44,7 @@ func (c *compiler) dns(who *peer, at ports, plain, looked []*grant) (Entry, erro
 // teaches tells whether the grant names the peer among particular ones.
 func (g *grant) teaches(p *peer) bool {
 	for i, sel := range g.peers {
-		if p != nil && g.teaching[i] && sel.matches(p) {
+		if p != nil && g.teaching[i] && sel.selects(p) {
 			return true
 		}
 	}

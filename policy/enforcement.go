@@ -26,6 +26,7 @@ type enforcement struct {
 
 	forAny   template
 	perPeer  map[*peer]template
+	pairs    map[*pair]template
 	memo     map[string]template // by signature
 	compiler compiler
 	held     map[uint32]struct{} // rule sets
@@ -46,7 +47,7 @@ type contribution struct {
 
 func (e *Engine) newEnforcement(s *subject, d Direction) *enforcement {
 	return &enforcement{direction: d, subject: s.peer, alwaysDeny: s.alwaysDeny,
-		own: map[*peer][]*grant{}, perPeer: map[*peer]template{}, memo: map[string]template{},
+		own: map[*peer][]*grant{}, perPeer: map[*peer]template{}, pairs: map[*pair]template{}, memo: map[string]template{},
 		held: map[uint32]struct{}{}, pending: map[*peer]struct{}{},
 		compiler: compiler{ruleSets: e.ruleSets, used: map[uint32]struct{}{}}}
 }
@@ -218,6 +219,9 @@ func (f *enforcement) templateFor(p *peer, grants []*grant) (template, error) {
 	f.scratch = f.scratch[:0]
 	if len(grants) == 0 || f.closed != nil {
 		return nil, nil
+	}
+	if f.compiler.strict && p.isWorld() {
+		f.scratch = append(f.scratch, 0)
 	}
 	for _, g := range grants {
 		f.scratch = binary.AppendUvarint(f.scratch, uint64(g.serial))

@@ -130,6 +130,13 @@ type Delta struct {
 	// match as well) are there from the start. A new one is told to the proxy after its policy entries are written; one
 	// that goes, before they are deleted.
 	Names map[identity.ID]*NameSet
+	// Pairs are the identities under which policies have what rules about
+	// addresses and rules about names say together of an address that is both,
+	// where that is not what they say one by one; 0: gone. Whoever knows an
+	// address as such a pair asks for that identity first, then for the two. A
+	// new one is told after the policy entries are written; one that goes,
+	// before they are deleted.
+	Pairs map[Pair]identity.ID
 	// Resolvers, if not nil, are all addresses of the cluster's DNS service
 	// after this batch, cluster IPs and backends, ordered: their answers are
 	// believed.
@@ -146,6 +153,10 @@ type Peer struct {
 	// World: an outside address; what DNS taught about it counts as well.
 	World bool
 }
+
+// Pair is what an outside address is known as: by the longest prefix it lies
+// in, and by its names.
+type Pair struct{ Outside, Names identity.ID }
 
 // NameSet is a combination of toFQDNs selectors, ordered, each of which some
 // name of an address matches. As the value of a Change of kind NameSet it asks

@@ -37,7 +37,7 @@ func step(t *testing.T, e *Engine, tb *tables, c ...Change) Delta {
 // TestRestart: a successor that is given the numbers makes the same tables,
 // number for number, and gives back what nothing needs any more.
 func TestRestart(t *testing.T) {
-	policies := policyYAML("cnp: ingress: [{fromEndpoints: [{matchLabels: {app: api}}], toPorts: [{ports: [{port: '80', protocol: TCP}], rules: {http: [{path: /a}]}}]}], egress: [{toCIDR: [1.2.3.0/24]}];;np: ingress: [{from: [{namespaceSelector: {}}]}]")
+	policies := policyYAML("cnp: ingress: [{fromEndpoints: [{matchLabels: {app: api}}], toPorts: [{ports: [{port: '80', protocol: TCP}], rules: {http: [{path: /a}]}}]}], egress: [{toCIDR: [1.2.3.0/24], toPorts: [{ports: [{port: '53', protocol: UDP}], rules: {dns: [{matchName: a.test}]}}]}, {toFQDNs: [{matchName: b.test}, {matchPattern: '*.test'}]}];;np: ingress: [{from: [{namespaceSelector: {}}]}]")
 	first, tb := applied(t, Options{NodeName: "n1"}, world, policies)
 	for _, c := range objects(t, world) { // a pod that is gone when the successor starts
 		if c.Object.Name == "web" && c.Object.Kind == KindPod {
@@ -55,6 +55,9 @@ func TestRestart(t *testing.T) {
 			d := step(t, second, tb2, append(objects(t, policies), objects(t, world)...)...)
 			if n := len(d.Numbers.Identities) + len(d.Numbers.Policies) + len(d.Numbers.RuleSets) + len(d.Numbers.Rules); n > 0 {
 				t.Errorf("%d numbers are new: %+v", n, d.Numbers)
+			}
+			if len(tb.names) != 3 || len(tb.pairs) != 6 || !maps.EqualFunc(tb.names, tb2.names, func(a, b *NameSet) bool { return slices.Equal(a.Selectors, b.Selectors) }) || !maps.Equal(tb.pairs, tb2.pairs) {
+				t.Errorf("names %v, pairs %v\nwere %v, %v", tb2.names, tb2.pairs, tb.names, tb.pairs)
 			}
 			if !maps.Equal(tb.prefixes, tb2.prefixes) {
 				t.Errorf("prefixes %v\nwere %v", tb2.prefixes, tb.prefixes)
@@ -77,10 +80,10 @@ func TestRestart(t *testing.T) {
 
 // TestNothingTwice: what is applied again changes nothing.
 func TestNothingTwice(t *testing.T) {
-	all := world + "---\n" + policyYAML("cnp: ingress: [{fromEntities: [world], toPorts: [{ports: [{port: '80', protocol: TCP}], rules: {http: [{path: /a}]}}]}], egress: [{toServices: [{k8sService: {serviceName: api}}]}]")
+	all := world + "---\n" + policyYAML("cnp: ingress: [{fromEntities: [world], toPorts: [{ports: [{port: '80', protocol: TCP}], rules: {http: [{path: /a}]}}]}], egress: [{toServices: [{k8sService: {serviceName: api}}]}, {toFQDNs: [{matchName: a.test}, {matchPattern: '*'}]}, {toEntities: [world], toPorts: [{ports: [{port: '53', protocol: UDP}], rules: {dns: [{matchName: a.test}]}}]}]")
 	e, tb := applied(t, Options{NodeName: "n1"}, all)
 	d := step(t, e, tb, objects(t, all)...)
-	if len(d.Prefixes)+len(d.Policies)+len(d.Endpoints)+len(d.RuleSets) > 0 {
+	if len(d.Prefixes)+len(d.Policies)+len(d.Endpoints)+len(d.RuleSets)+len(d.Names)+len(d.Pairs) > 0 || d.Resolvers != nil {
 		t.Errorf("%+v", d)
 	}
 	// And all of it goes again.
@@ -89,11 +92,14 @@ func TestNothingTwice(t *testing.T) {
 		gone = append(gone, Change{Object: c.Object})
 	}
 	step(t, e, tb, gone...)
-	if len(tb.policies)+len(tb.endpoints)+len(tb.ruleSets) > 0 || len(tb.prefixes) != 2 {
+	if len(tb.policies)+len(tb.endpoints)+len(tb.ruleSets)+len(tb.names)+len(tb.pairs) > 0 || len(tb.prefixes) != 2 {
 		t.Errorf("left: %v %v %v %v", tb.policies, tb.endpoints, tb.ruleSets, tb.prefixes)
 	}
 	if n := tb.numbers; len(n.Identities)+len(n.Policies)+len(n.RuleSets)+len(n.Rules) > 0 {
 		t.Errorf("numbers left: %+v", n)
+	}
+	if len(e.names.uses)+len(e.names.granted)+len(e.names.told)+len(e.pairs)+len(e.peers.names) > 0 {
+		t.Errorf("left: %+v, %v", e.names, e.pairs)
 	}
 	if len(e.selectors.byKey) > 0 || len(e.claims.cidrs)+len(e.claims.pods)+len(e.claims.backends)+len(e.nodeKeys) > 0 {
 		t.Errorf("left: %d selectors, %+v", len(e.selectors.byKey), e.claims)

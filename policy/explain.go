@@ -77,7 +77,11 @@ func (x *explanation) egress(to end, port uint16) (*Side, error) {
 	if err != nil {
 		return nil, err
 	}
-	return x.side(f, x.from, to, []*peer{x.engine.seenFrom(to, x.from.node), to.names}, port)
+	peer := x.engine.seenFrom(to, x.from.node)
+	if to.names != nil {
+		peer = newPairPeer(pairKey{peer, to.names})
+	}
+	return x.side(f, x.from, to, peer, port)
 }
 
 // ingress says what the destination's policies make of it.
@@ -93,7 +97,7 @@ func (x *explanation) ingress(to end, port uint16) (*Side, error) {
 	if err != nil {
 		return nil, err
 	}
-	return x.side(f, to, x.from, []*peer{p}, port)
+	return x.side(f, to, x.from, p, port)
 }
 
 // noPolicy is the answer for an end that is no pod.
@@ -154,60 +158,43 @@ func (e *Engine) asked(at end, d Direction) (*enforcement, error) {
 	return f, nil
 }
 
-// What the peers in question are called in tables made for them: who an address
-// is, and what its names make of it.
-const (
-	askedPeer  identity.ID = 1<<32 - 1
-	askedNames identity.ID = 1<<32 - 2
-)
+// askedPeer stands for the peer in question in a table made for it.
+const askedPeer identity.ID = 1<<32 - 1
 
-// judge looks a flow up in the table of the peers in question; the second, for
-// the names of the first, may be nil.
-func (f *enforcement) judge(peers []*peer, proto uint8, port uint16) (Entry, bool, error) {
-	ids := [...]identity.ID{askedPeer, askedNames}
-	var templates [len(ids)]template
-	var key []byte
-	for i, p := range peers {
-		if p == nil && i > 0 {
-			peers = peers[:i]
-			break
-		}
-		var grants []*grant
-		for _, c := range f.list {
-			for _, g := range c.grants {
-				if slices.ContainsFunc(g.peers, func(sel *selector) bool { return sel.matches(p) }) {
-					grants = append(grants, g)
-				}
+// judge looks a flow up in the table of the peer in question.
+func (f *enforcement) judge(p *peer, proto uint8, port uint16) (Entry, bool, error) {
+	var grants []*grant
+	for _, c := range f.list {
+		for _, g := range c.grants {
+			if slices.ContainsFunc(g.peers, func(sel *selector) bool { return sel.selects(p) }) {
+				grants = append(grants, g)
 			}
 		}
-		var err error
-		if templates[i], err = f.templateFor(p, grants); err != nil {
-			return Entry{}, false, err
-		}
-		key = append(append(key, f.scratch...), 0, 0, 0)
 	}
-	table, ok := f.tables[string(key)]
+	t, err := f.templateFor(p, grants)
+	if err != nil {
+		return Entry{}, false, err
+	}
+	table, ok := f.tables[string(f.scratch)]
 	if !ok {
-		table = make(map[Key]Entry, len(f.forAny)+len(templates[0])+len(templates[1]))
+		table = make(map[Key]Entry, len(f.forAny)+len(t))
 		f.forAny.write(table, f.direction, identity.Any)
-		for i := range peers {
-			templates[i].write(table, f.direction, ids[i])
-		}
+		t.write(table, f.direction, askedPeer)
 		if f.tables == nil {
 			f.tables = map[string]map[Key]Entry{}
 		}
-		f.tables[string(key)] = table
+		f.tables[string(f.scratch)] = table
 	}
-	e, ok := Lookup(table, f.direction, ids[:len(peers)], proto, port)
+	e, ok := Lookup(table, f.direction, []identity.ID{askedPeer}, proto, port)
 	return e, ok, nil
 }
 
 // side judges a flow at one end and says why.
-func (x *explanation) side(f *enforcement, at, other end, peers []*peer, port uint16) (*Side, error) {
+func (x *explanation) side(f *enforcement, at, other end, peer *peer, port uint16) (*Side, error) {
 	if !f.enforced {
 		return &Side{Verdict: Allowed, Reason: fmt.Sprintf("not enforced: no policy selects %s for %s", at.name, f.direction)}, nil
 	}
-	entry, ok, err := f.judge(peers, x.proto, port)
+	entry, ok, err := f.judge(peer, x.proto, port)
 	if err != nil {
 		return nil, err
 	}
@@ -215,7 +202,7 @@ func (x *explanation) side(f *enforcement, at, other end, peers []*peer, port ui
 	if err != nil || !x.q.Others {
 		return s, err
 	}
-	s.Others = x.others(f, other, peers, port, s)
+	s.Others = x.others(f, other, peer, port, s)
 	return s, nil
 }
 

@@ -4,6 +4,8 @@ import (
 	"net/netip"
 	"slices"
 	"testing"
+
+	"github.com/weirnet/weir/identity"
 )
 
 // compareServices holds the entries for cluster IPs to the backends' verdicts.
@@ -41,7 +43,7 @@ func compareServices(t *testing.T, e *Engine, tb *tables) (flows int) {
 						want = naive{action: Deny} // mixed
 					}
 				}
-				got := looked(t, tb, tb.policies[s.id], Egress, id.Identity, sp.Protocol, sp.Port)
+				got := looked(t, tb, tb.policies[s.id], Egress, []identity.ID{id.Identity}, sp.Protocol, sp.Port)
 				denied := func(n naive) bool { return n.action == Deny || n.action == 0 }
 				itself := naively(e, s.peer, newServicePeer(svc.object), Egress, sp.Protocol, sp.Port)
 				switch {
@@ -53,6 +55,30 @@ func compareServices(t *testing.T, e *Engine, tb *tables) (flows int) {
 				default:
 					t.Errorf("%v: service %s port %d: tables say %v, backends %v", s.peer.labels, svc.object.Name, sp.Port, got, wants)
 				}
+			}
+		}
+	}
+	return flows
+}
+
+// compareNames holds what tables say of an outside address with names to what
+// the rules say of it.
+func compareNames(t *testing.T, e *Engine, tb *tables, s *subject, a netip.Addr) (flows int) {
+	outside, _ := e.prefixes.lookup(a)
+	for id, set := range tb.names {
+		named := newNamesPeer(set.Selectors)
+		ids := []identity.ID{outside.id, id}
+		if both, ok := tb.pairs[Pair{outside.id, id}]; ok {
+			ids = []identity.ID{both, outside.id, id}
+		}
+		for _, q := range askedPorts {
+			flows++
+			got := looked(t, tb, tb.policies[s.id], Egress, ids, q.proto, q.port)
+			want := naively(e, s.peer, newPairPeer(pairKey{newWorldPeer(hostPrefix(a), outside.labels.HasReserved(identity.ReservedKubeAPIServer)), named}), Egress, q.proto, q.port)
+			unseen := want.protocol == ProtocolDNS && want.allowAll && len(want.rules) == 0 && got.action == Allow
+			if got.String() != want.String() && !unseen {
+				t.Errorf("%v: %s as %v protocol %d port %d: tables say %v, rules %v", s.peer.labels, a, set.Selectors, q.proto, q.port, got, want)
+				return flows
 			}
 		}
 	}

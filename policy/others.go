@@ -8,8 +8,7 @@ import (
 
 // others says of every rule that selects the pod, but for the one that
 // decided, why it did not decide.
-func (x *explanation) others(f *enforcement, other end, peers []*peer, port uint16, decided *Side) []Other {
-	p := peers[0]
+func (x *explanation) others(f *enforcement, other end, p *peer, port uint16, decided *Side) []Other {
 	var out []Other
 	for _, r := range f.rules() {
 		if f.closed != nil && r != f.closed && r.closed {
@@ -27,9 +26,7 @@ func (x *explanation) others(f *enforcement, other end, peers []*peer, port uint
 			out = append(out, Other{r.policy.ref(r.path), nothing(r)})
 			continue
 		}
-		if !r.any && !slices.ContainsFunc(r.peers, func(s *selector) bool {
-			return slices.ContainsFunc(peers, func(p *peer) bool { return p != nil && s.matches(p) })
-		}) {
+		if !r.any && !slices.ContainsFunc(r.peers, func(s *selector) bool { return s.selects(p) }) {
 			out = append(out, Other{r.policy.ref(r.path), other.name + " is not among its peers: " + peersText(r)})
 			continue
 		}

@@ -23,6 +23,7 @@ const (
 	servicePeer          // a cluster IP
 	entityPeer           // a reserved identity that nothing has (health, init, ...)
 	namesPeer            // an outside address, as its names make it known; worldPeer, what it is else
+	pairPeer             // both at once
 )
 
 // peer is one identity: what rules can tell apart about the other end of a
@@ -38,6 +39,7 @@ type peer struct {
 	prefix    netip.Prefix        // of a worldPeer
 	service   Object              // of a servicePeer
 	fqdns     []dnsrules.Selector // of a namesPeer: those that match its names, ordered
+	pair      pairKey             // of a pairPeer
 	refs      int
 }
 

@@ -8,6 +8,7 @@ import (
 	"testing"
 
 	"github.com/weirnet/weir/identity"
+	"github.com/weirnet/weir/policy/dnsrules"
 )
 
 // naive judges a flow rule by rule, without tables.
@@ -43,7 +44,7 @@ func naively(e *Engine, subject, p *peer, d Direction, proto uint8, port uint16)
 			if r.direction != d || !r.selects(subject) {
 				continue
 			}
-			if !r.any && !slices.ContainsFunc(r.peers, func(s *selector) bool { return s.matches(p) }) {
+			if !r.any && !slices.ContainsFunc(r.peers, func(s *selector) bool { return naiveSelects(s, p) }) {
 				continue
 			}
 			for _, g := range r.grants {
@@ -57,7 +58,7 @@ func naively(e *Engine, subject, p *peer, d Direction, proto uint8, port uint16)
 					plain, own = append(plain, g), own || !r.any
 				default:
 					looked = append(looked, g)
-					if g.l7.kind == l7DNS && !r.any && slices.ContainsFunc(r.peers, func(s *selector) bool { return s.particular && s.matches(p) }) {
+					if g.l7.kind == l7DNS && !r.any && slices.ContainsFunc(r.peers, func(s *selector) bool { return s.particular && naiveSelects(s, p) }) {
 						out.teaches = true
 					}
 				}
@@ -109,6 +110,13 @@ func naively(e *Engine, subject, p *peer, d Direction, proto uint8, port uint16)
 	return out
 }
 
+func naiveSelects(s *selector, p *peer) bool {
+	if p.kind == pairPeer {
+		return s.matches(p.pair.outside) || s.matches(p.pair.named)
+	}
+	return s.matches(p)
+}
+
 // naiveSame tells whether two port lists have an item in common that holds for
 // the port.
 func naiveSame(a, b *portGrant, p *peer, proto uint8, port uint16) bool {
@@ -150,11 +158,11 @@ func naivePorts(g *portGrant, d Direction, subject, p *peer, proto uint8, port u
 }
 
 // looked is what the tables say of the same flow.
-func looked(t *testing.T, tb *tables, r *Resolved, d Direction, id identity.ID, proto uint8, port uint16) naive {
+func looked(t *testing.T, tb *tables, r *Resolved, d Direction, ids []identity.ID, proto uint8, port uint16) naive {
 	if !r.Enforced[d] {
 		return naive{action: Allow}
 	}
-	en, ok := Lookup(r.Entries, d, []identity.ID{id}, proto, port)
+	en, ok := Lookup(r.Entries, d, ids, proto, port)
 	if !ok {
 		return naive{}
 	}
@@ -200,10 +208,16 @@ func TestTablesSayWhatRulesSay(t *testing.T) {
 			var batch []Change
 			for range 1 + r.IntN(6) {
 				var c Change
-				switch r.IntN(3) {
-				case 0:
+				switch r.IntN(10) {
+				case 9:
+					c = Change{Object{Kind: KindNameSet, Name: fmt.Sprint(r.IntN(3))}, &NameSet{}}
+					for range r.IntN(4) {
+						f := r.fqdn()
+						c.Value.(*NameSet).Selectors = append(c.Value.(*NameSet).Selectors, dnsrules.NewSelector(f.MatchName, f.MatchPattern))
+					}
+				case 0, 1, 2:
 					c = r.pod(r.IntN(14))
-				case 1:
+				case 3, 4, 5:
 					c = r.policy(r.IntN(12))
 					if old, ok := objects[c.Object]; ok && r.some(70) {
 						c = r.vary(old)
@@ -268,7 +282,7 @@ var askedPorts = []struct {
 	proto uint8
 	port  uint16
 }{
-	{protoTCP, 80}, {protoTCP, 81}, {protoTCP, 85}, {protoTCP, 8080}, {protoTCP, 9999}, {protoUDP, 80}, {protoUDP, 53},
+	{protoTCP, 80}, {protoTCP, 53}, {protoTCP, 81}, {protoTCP, 85}, {protoTCP, 8080}, {protoTCP, 9999}, {protoUDP, 80}, {protoUDP, 53},
 	{protoSCTP, 80}, {protoICMP, 8}, {protoICMP, 0}, {protoICMPv6, 8}, {47, 0},
 }
 
@@ -280,7 +294,7 @@ func compareFlows(t *testing.T, e *Engine, tb *tables) (flows int) {
 				for _, d := range []Direction{Ingress, Egress} {
 					flows++
 					who := tb.who(a)
-					got, want := looked(t, tb, r, d, who.Identity, q.proto, q.port), naively(e, s.peer, p, d, q.proto, q.port)
+					got, want := looked(t, tb, r, d, []identity.ID{who.Identity}, q.proto, q.port), naively(e, s.peer, p, d, q.proto, q.port)
 					if got.String() != want.String() {
 						t.Errorf("%s %v %v: %s (%v) protocol %d port %d: tables say %v, rules %v", d, s.peer.labels, s.peer.ports, a,
 							e.IdentityLabels(who.Identity), q.proto, q.port, got, want)
@@ -290,6 +304,9 @@ func compareFlows(t *testing.T, e *Engine, tb *tables) (flows int) {
 						compareAsked(t, e, s, r, d, a, who.Identity, q.proto, q.port)
 					}
 				}
+			}
+			if p.kind == worldPeer && flows%3 == 0 {
+				flows += compareNames(t, e, tb, s, a)
 			}
 		}
 	}
@@ -303,7 +320,7 @@ func compareAsked(t *testing.T, e *Engine, s *subject, r *Resolved, d Direction,
 		t.Fatal(err)
 	}
 	p, _ := e.prefixes.lookup(a)
-	got, gotOK, err := f.judge([]*peer{p}, proto, port)
+	got, gotOK, err := f.judge(p, proto, port)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -39,6 +39,14 @@ type selector struct {
 	uses    map[*grant]*enforcement
 }
 
+// selects tells whether a peer is selected.
+func (s *selector) selects(p *peer) bool {
+	if p.kind == pairPeer {
+		return s.matches(p.pair.outside) || s.matches(p.pair.named)
+	}
+	return s.matches(p)
+}
+
 // labelSelector selects pods by labels, or with scope anyScope every peer.
 func labelSelector(s identity.Selector, sc scope, text string) *selector {
 	sel := &selector{key: fmt.Sprintf("labels %d ", sc) + s.Key(), text: text, scope: sc}

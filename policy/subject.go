@@ -139,6 +139,9 @@ func (e *Engine) follow(s *subject, change policyChange, removed []*peer, servic
 			ed.replace(f.direction, identity.Any, forAny, f.forAny)
 			err = f.rejudge(u.peers, ed)
 		}
+		if err == nil {
+			err = e.judgePairs(f, ed)
+		}
 		if err != nil {
 			return fmt.Errorf("compile the %s policy of %v: %w", f.direction, s.peer.labels, err)
 		}

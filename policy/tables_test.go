@@ -17,6 +17,8 @@ type tables struct {
 	policies  map[uint32]*Resolved
 	endpoints map[netip.Addr]*Endpoint
 	ruleSets  map[uint32]*RuleSet
+	names     map[identity.ID]*NameSet
+	pairs     map[Pair]identity.ID
 	numbers   Seeds
 	// entries are those of policies, brought along by what Deltas say was edited.
 	entries map[uint32]map[Key]Entry
@@ -24,6 +26,7 @@ type tables struct {
 
 func newTables() *tables {
 	return &tables{map[netip.Prefix]Peer{}, map[uint32]*Resolved{}, map[netip.Addr]*Endpoint{}, map[uint32]*RuleSet{},
+		map[identity.ID]*NameSet{}, map[Pair]identity.ID{},
 		Seeds{map[uint32]identity.Digest{}, map[uint32]identity.Digest{}, map[uint32]identity.Digest{}, map[uint32]identity.Digest{}},
 		map[uint32]map[Key]Entry{}}
 }
@@ -58,6 +61,20 @@ func (tb *tables) apply(t testing.TB, d Delta) {
 	put(tb.policies, d.Policies)
 	put(tb.endpoints, d.Endpoints)
 	put(tb.ruleSets, d.RuleSets)
+	for id, set := range d.Names {
+		if set == nil && tb.names[id] == nil {
+			t.Errorf("names %d are gone, but were not told", id)
+		}
+	}
+	put(tb.names, d.Names)
+	for p, id := range d.Pairs {
+		if (tb.pairs[p] == 0) == (id == 0) {
+			t.Errorf("pair %+v is %d, and was %d", p, id, tb.pairs[p])
+		}
+		if tb.pairs[p] = id; id == 0 {
+			delete(tb.pairs, p)
+		}
+	}
 	for id, r := range d.Policies {
 		tb.edit(id, r)
 	}
@@ -113,6 +130,15 @@ func (tb *tables) check(t testing.TB) {
 		identityKnown(a.String(), e.Identity)
 		if tb.policies[e.Policy] == nil {
 			t.Errorf("endpoint %s has policy %d, which is not there", a, e.Policy)
+		}
+	}
+	for id := range tb.names {
+		identityKnown("names", id)
+	}
+	for p, id := range tb.pairs {
+		identityKnown("pair", id)
+		if tb.names[p.Names] == nil {
+			t.Errorf("pair %+v is of names that are not there", p)
 		}
 	}
 	used := map[uint32]bool{}
@@ -175,16 +201,26 @@ func (tb *tables) text(e *Engine) map[string]string {
 	set := func(id uint32) string {
 		rs := tb.ruleSets[id]
 		text := fmt.Sprint(rs.AllowAll, rule(rs.AllowRule))
+		text += fmt.Sprint(rs.Protocol, rs.Teaches)
 		for _, h := range rs.HTTP {
 			at := rule(h.Rule)
 			h.Rule = 0
 			b, _ := json.Marshal(h)
 			text += " " + at + string(b)
 		}
+		for _, d := range rs.DNS {
+			text += " " + rule(d.Rule) + d.String()
+		}
 		return text
 	}
 	for p, peer := range tb.prefixes {
 		out["prefix "+p.String()] = fmt.Sprint(name(peer.Identity), peer.World)
+	}
+	for id, set := range tb.names {
+		out["names "+name(id)] = fmt.Sprint(set.Selectors)
+	}
+	for p, id := range tb.pairs {
+		out["pair "+name(p.Outside)+" "+name(p.Names)] = name(id)
 	}
 	for a, ep := range tb.endpoints {
 		out["endpoint "+a.String()] = fmt.Sprintf("%s/%s %s %x", ep.Namespace, ep.Name, name(ep.Identity), tb.numbers.Policies[ep.Policy])

@@ -189,6 +189,9 @@ func (e *Engine) letGo(f *enforcement) {
 	for id := range f.held {
 		e.ruleSets.release(id)
 	}
+	for p := range f.pairs {
+		p.users--
+	}
 	for _, c := range f.list {
 		for _, g := range c.grants {
 			for _, sel := range g.peers {
