@@ -26,8 +26,9 @@
 // brings the tables up to date, and calls [Datapath.Activate]: until then what
 // was attached goes on with the programs and tables it has. A table's pin is
 // named after its layout, so another version of Weir shares those that mean the
-// same to it and makes the others anew. On an interface with tcx the programs
-// come first, since one before them could let packets pass unjudged.
+// same to it and makes the others anew. On an interface the programs come first,
+// as tcx links or as filters, since one before them could let packets pass
+// unjudged; [Datapath.Overtaken] tells where that is not so any more.
 //
 // # Where the kernel or an attacker asked for more than was planned
 //
