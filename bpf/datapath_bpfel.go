@@ -175,6 +175,12 @@ const (
 	datapathNumberKindNUMBER_RULE     datapathNumberKind = 4
 )
 
+type datapathPair struct {
+	_       structs.HostLayout
+	Outside uint32
+	Names   uint32
+}
+
 type datapathPeer struct {
 	_        structs.HostLayout
 	Identity uint32
@@ -307,6 +313,7 @@ const (
 	datapathMapNames          = "names"
 	datapathMapNeighbors      = "neighbors"
 	datapathMapNumbers        = "numbers"
+	datapathMapPairs          = "pairs"
 	datapathMapPolicies       = "policies"
 	datapathMapPolicy         = "policy"
 	datapathMapProxies        = "proxies"
@@ -395,6 +402,7 @@ type datapathMapSpecs struct {
 	Names     *ebpf.MapSpec `ebpf:"names"`
 	Neighbors *ebpf.MapSpec `ebpf:"neighbors"`
 	Numbers   *ebpf.MapSpec `ebpf:"numbers"`
+	Pairs     *ebpf.MapSpec `ebpf:"pairs"`
 	Policies  *ebpf.MapSpec `ebpf:"policies"`
 	Policy    *ebpf.MapSpec `ebpf:"policy"`
 	Proxies   *ebpf.MapSpec `ebpf:"proxies"`
@@ -455,6 +463,7 @@ type datapathMaps struct {
 	Names     *ebpf.Map `ebpf:"names"`
 	Neighbors *ebpf.Map `ebpf:"neighbors"`
 	Numbers   *ebpf.Map `ebpf:"numbers"`
+	Pairs     *ebpf.Map `ebpf:"pairs"`
 	Policies  *ebpf.Map `ebpf:"policies"`
 	Policy    *ebpf.Map `ebpf:"policy"`
 	Proxies   *ebpf.Map `ebpf:"proxies"`
@@ -478,6 +487,7 @@ func (m *datapathMaps) Close() error {
 		m.Names,
 		m.Neighbors,
 		m.Numbers,
+		m.Pairs,
 		m.Policies,
 		m.Policy,
 		m.Proxies,

@@ -21,6 +21,7 @@ func TestKernelAgreesWithLookup(t *testing.T) {
 	const (
 		cidr = identity.ID(500)
 		name = identity.ID(501)
+		both = identity.ID(502)
 	)
 	k.prefix(netip.MustParsePrefix("192.0.2.0/24"), cidr)
 	k.prefix(netip.MustParsePrefix("2001:db8::/64"), cidr)
@@ -32,7 +33,7 @@ func TestKernelAgreesWithLookup(t *testing.T) {
 	const seed = 20240614
 	r := rand.New(rand.NewPCG(seed, 1))
 	pick := func(from ...uint8) uint8 { return from[r.IntN(len(from))] }
-	ids := []identity.ID{0, 0, idPeer, idB, cidr, name, identity.WorldIPv4}
+	ids := []identity.ID{0, 0, idPeer, idB, cidr, name, both, identity.WorldIPv4}
 	ports := []uint16{0, 1, 8, 79, 80, 81, 128, 443, 8080, 32768, 65535}
 	randomPolicy := func() rules {
 		m := rules{}
@@ -79,6 +80,12 @@ func TestKernelAgreesWithLookup(t *testing.T) {
 				peer, peers = ip.world, []identity.ID{cidr}
 				if dir == out { // names are where a pod goes to
 					peers = append(peers, name)
+					if r.IntN(2) == 0 {
+						peers = append([]identity.ID{both}, peers...)
+						k.must(k.Pairs.Update(Pair{Outside: uint32(cidr), Names: uint32(name)}, uint32(both)))
+					} else {
+						empty(k, k.Pairs)
+					}
 				}
 			case 1:
 				if dir == out {

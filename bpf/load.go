@@ -58,6 +58,7 @@ type Datapath struct {
 	IPCache   Table[Prefix, Peer]
 	FQDN      Table[Addr, uint32]   // identity; believed if it is in Names
 	Names     Table[uint32, uint32] // identities of names; any value
+	Pairs     Table[Pair, uint32]   // identity
 	Policies  Table[uint32, PolicyInfo]
 	Policy    Table[PolicyKey, PolicyEntry]
 	Conntrack Table[Tuple, Conntrack]
@@ -160,6 +161,7 @@ func Load(o Options) (_ *Datapath, err error) {
 	d.IPCache = Table[Prefix, Peer]{"ipcache", d.objects.Ipcache}
 	d.FQDN = Table[Addr, uint32]{"fqdn", d.objects.Fqdn}
 	d.Names = Table[uint32, uint32]{"names", d.objects.Names}
+	d.Pairs = Table[Pair, uint32]{"pairs", d.objects.Pairs}
 	d.Policies = Table[uint32, PolicyInfo]{"policies", d.objects.Policies}
 	d.Policy = Table[PolicyKey, PolicyEntry]{"policy", d.objects.Policy}
 	d.Conntrack = Table[Tuple, Conntrack]{"conntrack", d.objects.Conntrack}

@@ -23,6 +23,8 @@ TABLE(ipcache, BPF_MAP_TYPE_LPM_TRIE, 524288, struct prefix, struct peer, BPF_F_
 TABLE(fqdn, BPF_MAP_TYPE_HASH, 524288, struct addr, __u32, BPF_F_NO_PREALLOC);
 /* Which identities DNS answers can give: what fqdn says beyond is not believed. */
 TABLE(names, BPF_MAP_TYPE_HASH, 65536, __u32, __u32, BPF_F_NO_PREALLOC);
+/* What an outside address is as the one and the other, where that matters. */
+TABLE(pairs, BPF_MAP_TYPE_HASH, 65536, struct pair, __u32, BPF_F_NO_PREALLOC);
 /* Which directions a policy enforces, and the probes worth doing. */
 TABLE(policies, BPF_MAP_TYPE_HASH, 16384, __u32, struct policy_info, 0);
 /* The entries of all policies. */

@@ -41,10 +41,12 @@ struct packet {
 	__u8 host;	/* sent by a socket of this node */
 
 	__u64 now;
-	__u32 revision;	     /* of policy, read before it is asked */
-	__u32 policy;	     /* of the pod at this veth */
-	__u32 identity;	     /* of the pod at this veth */
-	__u32 peer[2];	     /* identities of the other end; 0: not looked up, none */
+	__u32 revision; /* of policy, read before it is asked */
+	__u32 policy;	/* of the pod at this veth */
+	__u32 identity; /* of the pod at this veth */
+	__u32 peer[2];	/* identities of the other end; 0: not looked up, none */
+	__u32 pair;	/* the identity that both of them make; 0: none */
+	__u32 pad2;
 	__u32 local_ifindex; /* of the destination, where it is a pod of this node */
 	__u32 local_policy;
 

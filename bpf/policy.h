@@ -22,6 +22,7 @@ SUBPROGRAM int find_peer(struct packet *p)
 	struct prefix key = {.bits = 128};
 	struct endpoint *ep;
 	struct peer *peer;
+	struct pair both = {};
 	__u32 *name, id;
 
 	if (!p || p->peer[0])
@@ -58,8 +59,14 @@ SUBPROGRAM int find_peer(struct packet *p)
 		return 0;
 	/* A copy: the proxy may write another one after it was looked up. */
 	id = *name;
-	if (bpf_map_lookup_elem(&names, &id))
-		p->peer[1] = id;
+	if (!bpf_map_lookup_elem(&names, &id))
+		return 0;
+	p->peer[1] = id;
+	both.outside = p->peer[0];
+	both.names = id;
+	name = bpf_map_lookup_elem(&pairs, &both);
+	if (name)
+		p->pair = *name;
 	return 0;
 }
 
@@ -132,7 +139,7 @@ SUBPROGRAM int probe(struct policy_key *key, __u32 mask, __u16 port, struct choi
 SUBPROGRAM int judge(struct packet *p, __u32 id, __u32 direction, __u32 known)
 {
 	struct policy_key key = {.policy = id, .direction = direction & 1};
-	__u32 mask, any, all = ~0u, peers[2];
+	__u32 mask, any, all = ~0u, peers[2], pair = 0;
 	struct policy_info *info;
 	struct choice c = {};
 	struct finding *v;
@@ -160,8 +167,10 @@ SUBPROGRAM int judge(struct packet *p, __u32 id, __u32 direction, __u32 known)
 		find_peer(p);
 		peers[0] = p->peer[0];
 		/* Names are where a pod goes to, not where something comes from. */
-		if (direction & 1)
+		if (direction & 1) {
 			peers[1] = p->peer[1];
+			pair = p->pair;
+		}
 	}
 	switch (p->tuple.proto) {
 	case IPPROTO_TCP:
@@ -175,6 +184,13 @@ SUBPROGRAM int judge(struct packet *p, __u32 id, __u32 direction, __u32 known)
 		/* No entry names it; ports of it are none that rules could mean. */
 		all = PROBE_ALL_PROTOCOLS;
 		v->reason = REASON_UNKNOWN_L4;
+	}
+	/* Before the parts: what rules for both say together is under it. */
+	if (pair && mask & all) {
+		key.identity = pair;
+		if (probe(&key, mask & all, p->port, &c))
+			goto decided;
+		key.proto = p->tuple.proto;
 	}
 	key.identity = peers[0];
 	if (mask & all && probe(&key, mask & all, p->port, &c))

@@ -21,6 +21,7 @@ type (
 	Device      = datapathDevice
 	Prefix      = datapathPrefix
 	Peer        = datapathPeer
+	Pair        = datapathPair
 	PolicyInfo  = datapathPolicyInfo
 	PolicyKey   = datapathPolicyKey
 	PolicyEntry = datapathPolicyEntry

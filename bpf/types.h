@@ -48,6 +48,13 @@ struct peer {
 };
 #define PEER_WORLD 1
 
+/* pairs: what ipcache and fqdn say of an outside address -> the identity of
+ * both together, for policies that say something else of both than of each. */
+struct pair {
+	__u32 outside;
+	__u32 names;
+};
+
 /* policies: policy id -> what policy_key probes are worth doing. Go's
  * PolicyInfoOf computes it. */
 struct policy_info {
