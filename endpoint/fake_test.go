@@ -21,6 +21,7 @@ type fakeKernel struct {
 	ipcache   *fakeStore[bpf.Prefix, bpf.Peer]
 	devices   *fakeStore[uint32, bpf.Device]
 	endpoints *fakeStore[bpf.Addr, bpf.Endpoint]
+	names     *fakeStore[uint32, uint32]
 
 	log        []string
 	programs   map[int]bool
@@ -46,6 +47,7 @@ func newFakeKernel() *fakeKernel {
 	f.ipcache = newFakeStore[bpf.Prefix, bpf.Peer](f, "ipcache")
 	f.devices = newFakeStore[uint32, bpf.Device](f, "devices")
 	f.endpoints = newFakeStore[bpf.Addr, bpf.Endpoint](f, "endpoints")
+	f.names = newFakeStore[uint32, uint32](f, "names")
 	return f
 }
 
@@ -65,7 +67,7 @@ func (f *fakeKernel) steps() []string {
 
 func (f *fakeKernel) kernel() kernel {
 	return kernel{
-		numbers: f.numbers, entries: f.entries, policies: f.policies, ipcache: f.ipcache, devices: f.devices, endpoints: f.endpoints,
+		numbers: f.numbers, entries: f.entries, policies: f.policies, ipcache: f.ipcache, devices: f.devices, endpoints: f.endpoints, names: f.names,
 		forget: func(addrs map[bpf.Addr]bool) error {
 			for a := range addrs {
 				f.forgotten = append(f.forgotten, a.Netip())

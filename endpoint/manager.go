@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net/netip"
 	"sync"
 	"time"
 
@@ -17,7 +18,13 @@ type Options struct {
 	Node     string
 	Datapath *bpf.Datapath
 	RuleSets RuleSets
-	Veths    *Veths
+	// Names takes names to the proxy, and Manager.NameSets is told what it wants;
+	// nil: there is nobody who learns names.
+	Names Names
+	// Resolvers are servers whose answers are believed besides the cluster's. It
+	// is called often. nil: none are.
+	Resolvers func() []netip.Addr
+	Veths     *Veths
 	// MTU is told the largest of the pods' veths, whenever it changes.
 	MTU func(int) error
 	// Complete tells whether the source has everything it was given: until
@@ -41,6 +48,7 @@ type Manager struct {
 	tellMTU  func(int) error
 	submits  chan submit
 	waits    chan chan error
+	wants    wants
 
 	// Of Run alone.
 	r       *realiser
@@ -51,6 +59,10 @@ type Manager struct {
 	// whole: the source had everything when it last submitted; seedless: the
 	// numbers that nothing stands for were taken from the engine then.
 	whole, seedless bool
+	// heard: the proxy has said which combinations of names it needs, or was
+	// waited for long enough; needs are those.
+	heard bool
+	needs map[string]*policy.NameSet
 	// checked is when the kernel was asked last which programs are attached.
 	checked time.Time
 	// applyErr is what of the last changes made no sense.
@@ -96,6 +108,10 @@ func New(o Options) (*Manager, error) {
 
 func newManager(o Options, k kernel) (*Manager, error) {
 	r := newRealiser(k, o.RuleSets)
+	r.nameSets.proxy = o.Names
+	if o.Resolvers != nil {
+		r.nameSets.others = o.Resolvers
+	}
 	seeds, err := r.adopt()
 	if err != nil {
 		return nil, fmt.Errorf("adopt tables: %w", err)
@@ -108,6 +124,7 @@ func newManager(o Options, k kernel) (*Manager, error) {
 		node: o.Node, log: o.Log, veths: o.Veths, metrics: o.Metrics, complete: o.Complete, tellMTU: o.MTU,
 		submits: make(chan submit), waits: make(chan chan error),
 		r: r, engine: engine, names: newNames(), labels: map[uint32][]string{},
+		wants: newWants(), heard: o.Names == nil,
 	}
 	for i := range m.icmpTypes {
 		m.icmpTypes[i] = uint8(i)
@@ -159,6 +176,8 @@ func (m *Manager) Run(ctx context.Context) error {
 	retry := retryFirst
 	again := time.NewTimer(rescan)
 	defer again.Stop()
+	deaf := time.NewTimer(hearing)
+	defer deaf.Stop()
 	for {
 		select {
 		case <-ctx.Done():
@@ -168,6 +187,14 @@ func (m *Manager) Run(ctx context.Context) error {
 		case w := <-m.waits:
 			waiting = append(waiting, w)
 			m.lookAgain()
+		case <-m.wants.changed:
+			m.need(m.wants.take())
+		case <-deaf.C:
+			if m.heard {
+				continue
+			}
+			m.log.Warn("the proxy does not say which names it knows: what it learned for a predecessor may be lost")
+			m.need(nil)
 		case <-m.veths.Changed():
 			time.Sleep(settle)
 		case <-again.C:
@@ -190,7 +217,7 @@ func (m *Manager) Run(ctx context.Context) error {
 			retry = min(2*retry, retryLast)
 		} else if m.r.unattached > 0 {
 			next = 0
-		} else {
+		} else if m.heard {
 			retry = retryFirst
 			for _, w := range waiting {
 				w <- nil
@@ -210,6 +237,8 @@ func (m *Manager) takeMore(waiting *[]chan error) {
 		case w := <-m.waits:
 			*waiting = append(*waiting, w)
 			m.lookAgain()
+		case <-m.wants.changed:
+			m.need(m.wants.take())
 		case <-m.veths.Changed():
 		default:
 			return
@@ -218,13 +247,21 @@ func (m *Manager) takeMore(waiting *[]chan error) {
 }
 
 func (m *Manager) apply(s submit) {
+	m.started = true
+	m.applyErr = m.compute(s.changes)
+	s.answer <- nil
+}
+
+// compute finds out what the tables are to say after changes. An error tells
+// what of them made no sense.
+func (m *Manager) compute(changes []policy.Change) error {
 	start := time.Now()
 	m.mu.Lock()
-	delta, err := m.engine.Apply(s.changes)
+	delta, err := m.engine.Apply(changes)
 	// With an error, too: only what made no sense is left out.
 	m.r.fold(delta)
 	// Asked now: it speaks of what has just been taken over.
-	m.whole = m.complete()
+	m.whole = m.started && m.heard && m.complete()
 	if m.whole && !m.seedless {
 		// Before, what is read yet may be what a predecessor's number stands for.
 		m.engine.DropUnusedSeeds()
@@ -232,18 +269,16 @@ func (m *Manager) apply(s submit) {
 		m.r.fold(delta)
 		m.seedless, err = true, errors.Join(err, dropErr)
 	}
-	m.names.apply(s.changes)
+	m.names.apply(changes)
 	clear(m.labels)
 	m.mu.Unlock()
-	m.applyErr = nil
+	m.log.Debug("computed policy", "changes", len(changes), "took", time.Since(start))
 	if err != nil {
-		m.applyErr = fmt.Errorf("compute policy: %w", err)
 		m.metrics.errors.WithLabelValues("policy").Inc()
 		m.log.Error("some objects do not count", "error", err)
+		return fmt.Errorf("compute policy: %w", err)
 	}
-	m.log.Debug("computed policy", "changes", len(s.changes), "took", time.Since(start))
-	m.started = true
-	s.answer <- nil
+	return nil
 }
 
 // pass looks at the veths and brings the kernel up to date.

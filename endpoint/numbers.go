@@ -60,6 +60,9 @@ func (r *realiser) named() map[bpf.Number]bool {
 	for id := range r.policies.infos.have {
 		note(bpf.NumberPolicy, id)
 	}
+	for id := range r.names.have {
+		note(bpf.NumberIdentity, id)
+	}
 	for id, h := range r.policies.have {
 		note(bpf.NumberPolicy, id)
 		for k, e := range h.entries {
@@ -94,7 +97,8 @@ func (r *realiser) pruneNumbers(settled, needed bool) error {
 		named := r.named()
 		_, err := r.numbers.prune(func(n bpf.Number) bool {
 			// The proxy may have it, and says nothing.
-			inProxy := (n.Kind == bpf.NumberRuleSet || n.Kind == bpf.NumberRule) && !r.ruleSets.settled()
+			inProxy := (n.Kind == bpf.NumberRuleSet || n.Kind == bpf.NumberRule) && !r.ruleSets.settled() ||
+				n.Kind == bpf.NumberIdentity && !r.nameSets.settled()
 			return named[n] || inProxy
 		})
 		return err

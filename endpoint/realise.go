@@ -18,6 +18,7 @@ type kernel struct {
 	ipcache   store[bpf.Prefix, bpf.Peer]
 	devices   store[uint32, bpf.Device]
 	endpoints store[bpf.Addr, bpf.Endpoint]
+	names     store[uint32, uint32]
 	// forget deletes the flows of these addresses.
 	forget func(map[bpf.Addr]bool) error
 	// attach and detach the programs of a pod's veth; repeats do no harm.
@@ -42,8 +43,10 @@ type realiser struct {
 	ipcache   *table[bpf.Prefix, bpf.Peer]
 	devices   *table[uint32, bpf.Device]
 	endpoints *table[bpf.Addr, bpf.Endpoint]
+	names     *table[uint32, uint32]
 
 	ruleSets *ruleSets
+	nameSets *nameSets
 
 	pods     map[netip.Addr]*policy.Endpoint
 	veths    map[int]Veth
@@ -65,7 +68,9 @@ func newRealiser(k kernel, rules RuleSets) *realiser {
 		ipcache:   newTable("ipcache", k.ipcache),
 		devices:   newTable("devices", k.devices),
 		endpoints: newTable("endpoints", k.endpoints),
+		names:     newTable("names", k.names),
 		ruleSets:  newRuleSets(rules),
+		nameSets:  newNameSets(),
 		pods:      map[netip.Addr]*policy.Endpoint{}, veths: map[int]Veth{}, placed: map[netip.Addr]int{},
 		cleared:  map[bpf.Addr]bool{},
 		attached: map[int]bool{}, failed: map[int]error{},
@@ -75,7 +80,7 @@ func newRealiser(k kernel, rules RuleSets) *realiser {
 // adopt reads what a predecessor left in force, and returns the numbers it
 // gave out.
 func (r *realiser) adopt() (policy.Seeds, error) {
-	for _, adopt := range []func() error{r.numbers.adopt, r.policies.adopt, r.ipcache.adopt, r.devices.adopt, r.endpoints.adopt} {
+	for _, adopt := range []func() error{r.numbers.adopt, r.policies.adopt, r.ipcache.adopt, r.devices.adopt, r.endpoints.adopt, r.names.adopt} {
 		if err := adopt(); err != nil {
 			return policy.Seeds{}, err
 		}
@@ -116,6 +121,16 @@ func (r *realiser) fold(d policy.Delta) {
 	}
 	for id, set := range d.RuleSets {
 		r.ruleSets.set(id, set)
+	}
+	for id, set := range d.Names {
+		if r.nameSets.set(id, set); set == nil {
+			r.names.unset(uint32(id))
+		} else {
+			r.names.set(uint32(id), 1)
+		}
+	}
+	if d.Resolvers != nil {
+		r.nameSets.cluster = d.Resolvers
 	}
 	for id, p := range d.Policies {
 		r.policies.set(id, p)
@@ -161,6 +176,9 @@ func (r *realiser) realise(ctx context.Context, mayDelete bool) error {
 		count(r.policies.update())
 	}
 	count(r.ipcache.update(nil))
+	// What an address is known as comes when its entries are there.
+	count(r.names.update(nil))
+	namesErr := r.nameSets.update(ctx)
 	count(r.clearMoved())
 	count(r.devices.update(func(index uint32, d bpf.Device) bool {
 		_, there := r.devices.have[index]
@@ -182,13 +200,22 @@ func (r *realiser) realise(ctx context.Context, mayDelete bool) error {
 		count(0, err)
 		count(r.devices.prune(func(index uint32) bool { return stuck[index] }))
 		count(r.ipcache.prune(nil))
+		if namesErr == nil {
+			namesErr = r.nameSets.prune(ctx)
+		}
+		// Though the proxy may not answer: no address is then believed to be one
+		// of these.
+		count(r.names.prune(nil))
 		count(r.policies.prune())
 		r.bump(changed)
 		if len(errs) == 0 && rulesErr == nil {
 			rulesErr = r.ruleSets.prune(ctx)
 		}
 	}
-	if rulesErr == nil && len(r.ruleSets.add) == 0 && r.knowsAllRules() {
+	if namesErr != nil {
+		errs = append(errs, namesErr)
+	}
+	if rulesErr == nil && namesErr == nil && len(r.ruleSets.add) == 0 && r.knowsAllRules() {
 		rulesErr = r.ruleSets.sync(ctx)
 	}
 	if rulesErr != nil {

@@ -20,8 +20,8 @@ type RuleSets interface {
 }
 
 const (
-	// rulesPatience is how long a pass waits for the proxy to take rule sets,
-	// once. A proxy that hangs must not hold up what the kernel enforces: then
+	// rulesPatience is how long a pass waits for the proxy to take rule sets or
+	// names, once. A proxy that hangs must not hold up what the kernel enforces: then
 	// the kernel speaks of sets that the proxy does not know, and denies.
 	rulesPatience = 300 * time.Millisecond
 	// rulesTimeout is how long the proxy has in all.
@@ -34,9 +34,14 @@ type ruleSets struct {
 	want  map[uint32]*policy.RuleSet
 	add   map[uint32]bool // to be sent
 	drop  map[uint32]bool // to be taken back
-	call  *proxyCall      // that has not ended
+	caller
 	// synced: the proxy knows that it has all.
 	synced bool
+}
+
+// caller calls the proxy, one call at a time.
+type caller struct {
+	call *proxyCall // that has not ended
 }
 
 // proxyCall is one call to the proxy.
@@ -65,9 +70,9 @@ func (s *ruleSets) set(id uint32, set *policy.RuleSet) {
 }
 
 // start begins a call; failed is called from finish if it fails.
-func (s *ruleSets) start(ctx context.Context, what string, do func(context.Context) error, failed func()) {
+func (x *caller) start(ctx context.Context, what string, do func(context.Context) error, failed func()) {
 	c := &proxyCall{what: what, ended: make(chan error, 1), failed: failed}
-	s.call = c
+	x.call = c
 	go func() {
 		ctx, cancel := context.WithTimeout(ctx, rulesTimeout)
 		defer cancel()
@@ -77,8 +82,8 @@ func (s *ruleSets) start(ctx context.Context, what string, do func(context.Conte
 
 // finish ends the call that is under way, if there is one. It waits a moment
 // for it, but only once.
-func (s *ruleSets) finish(ctx context.Context) error {
-	c := s.call
+func (x *caller) finish(ctx context.Context) error {
+	c := x.call
 	if c == nil {
 		return nil
 	}
@@ -88,7 +93,7 @@ func (s *ruleSets) finish(ctx context.Context) error {
 	}
 	select {
 	case err := <-c.ended:
-		s.call = nil
+		x.call = nil
 		if err != nil {
 			c.failed()
 			return fmt.Errorf("%s: %w", c.what, err)
