@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"os"
+	"slices"
 	"strings"
 	"testing"
 )
@@ -14,18 +15,26 @@ import (
 // groups, and what Cilium's own policy code answered. A flow is
 // "from to protocol/port egress ingress". An end's answer is - (no policy is
 // enforced at that end), n (none selects it), A (allowed), W (allowed, through
-// the proxy), D (denied), or R and for each request 1 (allowed) or 0.
+// the proxy), D (denied), or R and for each request 1 (allowed) or 0, or N and
+// the same for each DNS question. What the first case has, all others have, too.
 type randomCase struct {
 	ID       string
-	Objects  []string // the first case's are those of all others, too
+	Objects  []string
+	DNS      map[string][]string // addresses that names are known to stand for
 	Requests [][3]string
+	Queries  []string
 	Flows    []string
 }
 
 // TestCiliumRandom holds the evaluator to Cilium's answers about policies that
 // nobody would write on purpose.
-func TestCiliumRandom(t *testing.T) {
-	f, err := os.Open("testdata/random.jsonl.gz")
+func TestCiliumRandom(t *testing.T) { ciliumRandom(t, "testdata/random.jsonl.gz", 20000) }
+
+// TestCiliumNames does the same for DNS rules and names.
+func TestCiliumNames(t *testing.T) { ciliumRandom(t, "testdata/names.jsonl.gz", 50000) }
+
+func ciliumRandom(t *testing.T, file string, atLeast int) {
+	f, err := os.Open(file)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -36,7 +45,7 @@ func TestCiliumRandom(t *testing.T) {
 	}
 	s := bufio.NewScanner(z)
 	s.Buffer(nil, 16<<20)
-	var base []string
+	var base *randomCase
 	flows := 0
 	for s.Scan() {
 		var c randomCase
@@ -44,10 +53,14 @@ func TestCiliumRandom(t *testing.T) {
 			t.Fatal(err)
 		}
 		if base == nil {
-			base = c.Objects
+			base = &c
 			continue
 		}
-		e := newEngine(t, "node-1", strings.Join(append(base[:len(base):len(base)], c.Objects...), "\n---\n"))
+		e := newEngine(t, "node-1", strings.Join(slices.Concat(base.Objects, c.Objects), "\n---\n"))
+		c.DNS, c.Queries = base.DNS, base.Queries
+		if base.Requests != nil {
+			c.Requests = base.Requests
+		}
 		for _, flow := range c.Flows {
 			flows++
 			c.check(t, e, flow)
@@ -56,7 +69,7 @@ func TestCiliumRandom(t *testing.T) {
 	if err := s.Err(); err != nil {
 		t.Fatal(err)
 	}
-	if flows < 20000 {
+	if flows < atLeast {
 		t.Errorf("only %d flows were asked about", flows)
 	}
 }
@@ -74,6 +87,11 @@ func (c *randomCase) check(t *testing.T, e *Engine, flow string) {
 		fmt.Sscan(q.Port, q.ICMPType)
 		q.Port = ""
 	}
+	for name, addresses := range c.DNS {
+		if slices.Contains(addresses, strings.TrimPrefix(q.To, "ip:")) {
+			q.Names = append(q.Names, name)
+		}
+	}
 	a := e.Explain(q)
 	if a.Verdict == Failed {
 		t.Errorf("%s: %s: %s", c.ID, flow, a.Error)
@@ -86,13 +104,18 @@ func (c *randomCase) check(t *testing.T, e *Engine, flow string) {
 		{"egress", egress, func(a *Answer) *Side { return a.Egress }},
 		{"ingress", ingress, func(a *Answer) *Side { return a.Ingress }},
 	} {
+		if end.want[0] == 'N' {
+			c.checkQueries(t, e, flow, q, a.Egress, end.want[1:])
+			continue
+		}
 		want := map[byte]Verdict{'-': NotApplicable, 'n': Allowed, 'A': Allowed, 'W': Allowed, 'D': Denied, 'R': NeedsRequest}[end.want[0]]
 		got := end.got(&a)
 		if got.Verdict != want {
 			t.Errorf("%s: %s: %s is %s (%s %s: %s), want %s", c.ID, flow, end.name, got.Verdict, got.Policy, got.Rule, got.Reason, want)
 			continue
 		}
-		if proxied := strings.Contains(got.Reason, "proxy"); want == Allowed && proxied != (end.want == "W") {
+		observed := strings.Contains(got.Reason, "DNS") && q.Port == "53"
+		if proxied := strings.Contains(got.Reason, "proxy") && !observed; want == Allowed && proxied != (end.want == "W") {
 			t.Errorf("%s: %s: %s goes through the proxy: %t (%s)", c.ID, flow, end.name, proxied, got.Reason)
 		}
 		if want != NeedsRequest {
@@ -106,5 +129,28 @@ func (c *randomCase) check(t *testing.T, e *Engine, flow string) {
 			}
 		}
 		q.HTTP = nil
+	}
+}
+
+// checkQueries compares what becomes of DNS questions. Where a rule lifts DNS
+// rules, Weir says at once that all are allowed; what is neither UDP nor TCP
+// it can't look into.
+func (c *randomCase) checkQueries(t *testing.T, e *Engine, flow string, q Question, got *Side, want string) {
+	t.Helper()
+	if q.Protocol == "SCTP" {
+		if got.Verdict == NeedsRequest || got.Verdict == Allowed && strings.Contains(want, "0") {
+			t.Errorf("%s: %s: %s (%s)", c.ID, flow, got.Verdict, got.Reason)
+		}
+		return
+	}
+	if got.Verdict != NeedsRequest && got.Verdict != Allowed {
+		t.Errorf("%s: %s: %s (%s), want questions judged", c.ID, flow, got.Verdict, got.Reason)
+		return
+	}
+	for i, name := range c.Queries {
+		q.DNS = &DNSQuestion{Name: name, Type: "A"}
+		if a := e.Explain(q); (a.Egress.Verdict == Allowed) != (want[i] == '1') || got.Verdict == Allowed && a.Egress.Verdict != Allowed {
+			t.Errorf("%s: %s: %s is %s (%s)", c.ID, flow, name, a.Egress.Verdict, a.Egress.Reason)
+		}
 	}
 }
