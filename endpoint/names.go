@@ -53,3 +53,14 @@ func (n *names) lookup(a netip.Addr) *policy.Pod {
 	}
 	return best
 }
+
+// PodAt names the pod that has an address, on whatever node; not ok: none has.
+func (m *Manager) PodAt(a netip.Addr) (namespace, name string, ok bool) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	p := m.names.lookup(a)
+	if p == nil {
+		return "", "", false
+	}
+	return p.Namespace, p.Name, true
+}

@@ -22,6 +22,7 @@ import (
 	"github.com/weirnet/weir/endpoint"
 	"github.com/weirnet/weir/flow"
 	"github.com/weirnet/weir/kube"
+	"github.com/weirnet/weir/policy"
 	"github.com/weirnet/weir/redirect"
 )
 
@@ -49,6 +50,7 @@ type agentOptions struct {
 	logLevel    string
 	keepFlows   int
 	clsact      bool
+	dns         dnsOptions
 }
 
 // newAgentCommand is `weir agent`.
@@ -81,6 +83,7 @@ func newAgentCommand() *cobra.Command {
 	f.StringVar(&o.logLevel, "log-level", "info", "debug, info, warn or error")
 	f.IntVar(&o.keepFlows, "keep-flows", 16384, "how many of the latest flow records are kept")
 	f.BoolVar(&o.clsact, "clsact", false, "attach programs as clsact filters also where the kernel has tcx (tcx runs before filters of others)")
+	o.dns.addFlags(cmd)
 	return cmd
 }
 
@@ -100,7 +103,7 @@ func (o *agentOptions) check() error {
 		}
 		o.node = name
 	}
-	return errors.Join(o.state.check(), oneOf("log format", o.logFormat, "text", "json"))
+	return errors.Join(o.state.check(), oneOf("log format", o.logFormat, "text", "json"), o.dns.check())
 }
 
 func (o *agentOptions) logger() (*slog.Logger, error) {
@@ -167,9 +170,12 @@ func (o *agentOptions) run(ctx context.Context) error {
 			manager.Complete(r, rule)
 			publish(r)
 		},
+		DNS:      o.dns.settings(),
+		NameSets: func(sets map[string]*policy.NameSet) { manager.NameSets(sets) },
 	})
 	manager, err = endpoint.New(endpoint.Options{
 		Node: o.node, Datapath: datapath, RuleSets: proxies, MTU: proxies.SetMTU, Veths: veths,
+		Names: proxies, Resolvers: o.dns.resolvers,
 		Complete: func() bool { return source.Report().Complete },
 		Log:      log, Metrics: endpoint.NewMetrics(registry),
 	})
@@ -189,6 +195,7 @@ func (o *agentOptions) run(ctx context.Context) error {
 		},
 		source: source, manager: manager, kernel: kernelCounts, proxy: watch.status,
 		ring: ring, lost: readersLost, registry: registry, log: log,
+		names: proxies.ListNames, podAt: manager.PodAt,
 	}
 	socket, err := server.listen(o.state.socket())
 	if err != nil {

@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"net/netip"
 	"os"
 	"slices"
 	"strings"
@@ -60,6 +61,9 @@ type agentServer struct {
 	lost     *atomic.Uint64 // by slow readers of the ring
 	registry *prometheus.Registry
 	log      *slog.Logger
+	names    nameLister
+	// podAt names the pod of an address, if there is one.
+	podAt func(netip.Addr) (namespace, name string, ok bool)
 }
 
 // private is the API on the unix socket.
@@ -67,6 +71,7 @@ func (s *agentServer) private() http.Handler {
 	mux := s.public()
 	mux.HandleFunc("GET /status", s.serveStatus)
 	mux.HandleFunc("GET /flows", s.serveFlows)
+	mux.HandleFunc("GET /fqdn", s.serveNames)
 	mux.HandleFunc("GET /readyz", s.serveReady)
 	return mux
 }

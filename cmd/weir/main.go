@@ -68,6 +68,7 @@ func commands() []*cobra.Command {
 		newAgentCommand(),
 		newStatusCommand(),
 		newFlowsCommand(),
+		newFqdnCommand(),
 		newUninstallCommand(),
 		newProxyCommand(),
 		newPolicyCommand(),
