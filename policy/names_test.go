@@ -325,3 +325,20 @@ func TestPairs(t *testing.T) {
 		t.Errorf("nothing to look at: pairs %v", tb.pairs)
 	}
 }
+
+// TestManyPairs: a policy with too many pairs has none, and lets less pass.
+func TestManyPairs(t *testing.T) {
+	var names strings.Builder
+	for i := range maxPairs {
+		fmt.Fprintf(&names, "{matchName: n%d.test}, ", i)
+	}
+	_, tb := applied(t, Options{NodeName: "n1"}, world, policyYAML("cnp: egress: [{toFQDNs: ["+names.String()+"], toPorts: [{ports: [{port: '53'}]}]}, {toEntities: [world], toPorts: [{ports: [{port: '53'}], rules: {dns: [{matchName: x.test}]}}]}]"))
+	if len(tb.pairs) != 0 || len(tb.names) != maxPairs {
+		t.Errorf("%d pairs of %d names", len(tb.pairs), len(tb.names))
+	}
+	for id := range tb.names {
+		if got := tb.entryText([]identity.ID{tb.who(netip.MustParseAddr("9.9.9.9")).Identity, id}, protoUDP, 53); got != "DNS x.test" {
+			t.Errorf("with names: %s", got)
+		}
+	}
+}

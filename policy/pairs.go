@@ -58,6 +58,11 @@ func (e *Engine) judgePairs(f *enforcement, ed *edit) error {
 	return nil
 }
 
+// maxPairs is the most pairs of one policy. With more it has none: where rules
+// for addresses and rules for names meet, the L7 rules of either then hold, and
+// nothing that the others allow lifts them.
+const maxPairs = 4096
+
 // disagreeing lists the pairs of which rules for the one and rules for the
 // other are about the same ports, and L7 rules have a say there: then neither
 // side's entries tell what they say together.
@@ -66,21 +71,36 @@ func (f *enforcement) disagreeing() (out []pairKey) {
 		return nil
 	}
 	anyDNS := slices.ContainsFunc(f.any, func(g *grant) bool { return g.l7() == l7DNS })
-	var outside, named []*peer
-	for p := range f.own {
+	// Those with L7 rules of their own first.
+	var outside, named [2][]*peer
+	for p, grants := range f.own {
+		plain := 1
+		if anyDNS || slices.ContainsFunc(grants, func(g *grant) bool { return g.l7() != 0 }) {
+			plain = 0
+		}
 		switch p.kind {
 		case worldPeer:
-			outside = append(outside, p)
+			outside[plain] = append(outside[plain], p)
 		case namesPeer:
-			named = append(named, p)
+			named[plain] = append(named[plain], p)
 		}
 	}
-	for _, o := range outside {
-		for _, n := range named {
-			if slices.ContainsFunc(f.own[o], func(g *grant) bool {
-				return slices.ContainsFunc(f.own[n], func(h *grant) bool { return disagree(g, h, anyDNS) })
-			}) {
-				out = append(out, pairKey{o, n})
+	for i, os := range outside {
+		for j, ns := range named {
+			if i+j == 2 {
+				continue // nothing looks into what they allow
+			}
+			for _, o := range os {
+				for _, n := range ns {
+					if !slices.ContainsFunc(f.own[o], func(g *grant) bool {
+						return slices.ContainsFunc(f.own[n], func(h *grant) bool { return disagree(g, h, anyDNS) })
+					}) {
+						continue
+					}
+					if out = append(out, pairKey{o, n}); len(out) > maxPairs {
+						return nil
+					}
+				}
 			}
 		}
 	}
