@@ -12,16 +12,19 @@ import (
 // packet, also those too many to be recorded) is read from it by a collector
 // of its own, see NewKernelCollector.
 type Metrics struct {
-	flows    *prometheus.CounterVec
-	requests *prometheus.CounterVec
-	latency  prometheus.Histogram
+	flows         *prometheus.CounterVec
+	requests      *prometheus.CounterVec
+	latency       prometheus.Histogram
+	questions     *prometheus.CounterVec
+	answerLatency prometheus.Histogram
 
 	// mu guards the counters found before: to spell the labels and look them up
 	// takes longer, and memory.
-	mu         sync.Mutex
-	flowsOf    map[flowLabels]prometheus.Counter
-	requestsOf map[requestLabels]prometheus.Counter
-	policies   map[string]bool
+	mu          sync.Mutex
+	flowsOf     map[flowLabels]prometheus.Counter
+	requestsOf  map[requestLabels]prometheus.Counter
+	questionsOf map[questionLabels]prometheus.Counter
+	policies    map[string]bool
 }
 
 type flowLabels struct {
@@ -33,6 +36,11 @@ type requestLabels struct {
 	verdict Verdict
 	status  int
 	policy  string
+}
+
+type questionLabels struct {
+	verdict               Verdict
+	reason, rcode, policy string
 }
 
 // maxPolicyLabels bounds the values of the policy label; what comes later is
@@ -55,27 +63,43 @@ func NewMetrics(reg prometheus.Registerer) *Metrics {
 			Help:    "Time from a forwarded HTTP request's head to its response's head.",
 			Buckets: prometheus.ExponentialBuckets(0.0001, 2.5, 14),
 		}),
-		flowsOf:    map[flowLabels]prometheus.Counter{},
-		requestsOf: map[requestLabels]prometheus.Counter{},
-		policies:   map[string]bool{},
+		questions: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "weir_dns_questions_total",
+			Help: "DNS questions the proxy decided, by verdict, reason, code of the answer (\"none\": not answered) and deciding policy (\"\": default deny; \"other\": beyond the first 500 policies).",
+		}, []string{"verdict", "reason", "rcode", "policy"}),
+		answerLatency: prometheus.NewHistogram(prometheus.HistogramOpts{
+			Name:    "weir_dns_answer_seconds",
+			Help:    "Time from a forwarded DNS question to its answer.",
+			Buckets: prometheus.ExponentialBuckets(0.0001, 2.5, 14),
+		}),
+		flowsOf:     map[flowLabels]prometheus.Counter{},
+		requestsOf:  map[requestLabels]prometheus.Counter{},
+		questionsOf: map[questionLabels]prometheus.Counter{},
+		policies:    map[string]bool{},
 	}
-	reg.MustRegister(m.flows, m.requests, m.latency)
+	reg.MustRegister(m.flows, m.requests, m.latency, m.questions, m.answerLatency)
 	return m
 }
 
 // Observe counts one record. It may be called by several goroutines at once.
 func (m *Metrics) Observe(r *Record) {
-	if r.HTTP == nil {
-		m.flow(flowLabels{r.Verdict, r.Reason, r.Direction}).Inc()
-		return
-	}
-	labels := requestLabels{verdict: r.Verdict, status: r.HTTP.Status}
+	policy := ""
 	if r.Rule != nil {
-		labels.policy = r.Rule.Policy
+		policy = r.Rule.Policy
 	}
-	m.request(labels).Inc()
-	if r.Verdict != Dropped && r.HTTP.Latency > 0 {
-		m.latency.Observe(r.HTTP.Latency.Seconds())
+	switch {
+	case r.HTTP != nil:
+		m.request(requestLabels{r.Verdict, r.HTTP.Status, policy}).Inc()
+		if r.Verdict != Dropped && r.HTTP.Latency > 0 {
+			m.latency.Observe(r.HTTP.Latency.Seconds())
+		}
+	case r.DNS != nil:
+		m.question(questionLabels{r.Verdict, r.Reason, r.DNS.RCode, policy}).Inc()
+		if r.Verdict != Dropped && r.DNS.RCode != "" && r.DNS.Latency > 0 {
+			m.answerLatency.Observe(r.DNS.Latency.Seconds())
+		}
+	default:
+		m.flow(flowLabels{r.Verdict, r.Reason, r.Direction}).Inc()
 	}
 }
 
@@ -101,6 +125,22 @@ func (m *Metrics) request(l requestLabels) prometheus.Counter {
 	if c == nil {
 		c = m.requests.WithLabelValues(l.verdict.String(), codeLabel(l.status), l.policy)
 		m.requestsOf[l] = c
+	}
+	return c
+}
+
+func (m *Metrics) question(l questionLabels) prometheus.Counter {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	l.policy = m.policyLabel(l.policy)
+	c := m.questionsOf[l]
+	if c == nil {
+		rcode := l.rcode
+		if rcode == "" {
+			rcode = "none"
+		}
+		c = m.questions.WithLabelValues(l.verdict.String(), l.reason, rcode, l.policy)
+		m.questionsOf[l] = c
 	}
 	return c
 }

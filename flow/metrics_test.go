@@ -30,7 +30,15 @@ func TestMetrics(t *testing.T) {
 	m.Observe(&Record{Verdict: Forwarded, Reason: "http-rule", HTTP: &HTTP{Status: 200}, Rule: &policy.RuleRef{Policy: "CiliumNetworkPolicy shop/a"}})
 	m.Observe(&Record{Verdict: Dropped, Reason: "http-denied", HTTP: &HTTP{Status: 403}})
 	m.Observe(&Record{Verdict: Forwarded, Reason: "http-rule", HTTP: &HTTP{Status: 9999}})
-	want := `# HELP weir_drop_packets_total Packets dropped in the kernel, by reason and the direction that judged.
+	m.Observe(&Record{Verdict: Forwarded, Reason: "dns-rule", DNS: &DNS{RCode: "NXDOMAIN", Latency: 1}, Rule: &policy.RuleRef{Policy: "CiliumNetworkPolicy shop/a"}})
+	m.Observe(&Record{Verdict: Forwarded, Reason: "dns-server-timeout", DNS: &DNS{}, Rule: &policy.RuleRef{Policy: "CiliumNetworkPolicy shop/a"}})
+	m.Observe(&Record{Verdict: Dropped, Reason: "dns-denied", DNS: &DNS{RCode: "REFUSED", Latency: 1}})
+	want := `# HELP weir_dns_questions_total DNS questions the proxy decided, by verdict, reason, code of the answer ("none": not answered) and deciding policy ("": default deny; "other": beyond the first 500 policies).
+# TYPE weir_dns_questions_total counter
+weir_dns_questions_total{policy="",rcode="REFUSED",reason="dns-denied",verdict="DROPPED"} 1
+weir_dns_questions_total{policy="CiliumNetworkPolicy shop/a",rcode="NXDOMAIN",reason="dns-rule",verdict="FORWARDED"} 1
+weir_dns_questions_total{policy="CiliumNetworkPolicy shop/a",rcode="none",reason="dns-server-timeout",verdict="FORWARDED"} 1
+# HELP weir_drop_packets_total Packets dropped in the kernel, by reason and the direction that judged.
 # TYPE weir_drop_packets_total counter
 weir_drop_packets_total{direction="ingress",reason="policy-denied"} 5
 # HELP weir_flows_total Flow verdicts recorded by the kernel: new flows, changed verdicts and drops (drops beyond a rate limit are in weir_drop_packets_total only).
@@ -50,9 +58,12 @@ weir_lost_records_total{at="reader"} 3
 # TYPE weir_new_flows_total counter
 weir_new_flows_total{direction="ingress",reason="host"} 2
 `
-	if err := testutil.GatherAndCompare(reg, strings.NewReader(want), "weir_drop_packets_total", "weir_flows_total",
+	if err := testutil.GatherAndCompare(reg, strings.NewReader(want), "weir_dns_questions_total", "weir_drop_packets_total", "weir_flows_total",
 		"weir_http_requests_total", "weir_lost_records_total", "weir_new_flows_total"); err != nil {
 		t.Error(err)
+	}
+	if n := testutil.CollectAndCount(m.answerLatency); n != 1 {
+		t.Errorf("%d series of answers", n)
 	}
 	for i := range 2 * maxPolicyLabels {
 		m.Observe(&Record{Verdict: Forwarded, HTTP: &HTTP{Status: 200}, Rule: &policy.RuleRef{Policy: fmt.Sprint("P ", i)}})

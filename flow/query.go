@@ -39,6 +39,7 @@ type Filter struct {
 	Method    []string // HTTP
 	Path      string   // HTTP: a regular expression somewhere in the path
 	Status    []int    // HTTP
+	Name      string   // DNS: a regular expression somewhere in the asked name
 }
 
 // Values encodes q for a URL; ParseQuery reads it back.
@@ -62,6 +63,9 @@ func (q Query) Values() url.Values {
 	}
 	if f.Path != "" {
 		v.Set("path", f.Path)
+	}
+	if f.Name != "" {
+		v.Set("name", f.Name)
 	}
 	if q.Last >= 0 {
 		v.Set("last", strconv.Itoa(q.Last))
@@ -103,6 +107,8 @@ func ParseQuery(v url.Values) (Query, error) {
 				f.Status = append(f.Status, n)
 			case "path":
 				f.Path = s
+			case "name":
+				f.Name = s
 			case "last":
 				q.Last, err = strconv.Atoi(s)
 			case "since":
@@ -123,12 +129,13 @@ func ParseQuery(v url.Values) (Query, error) {
 
 // compile returns a function that tells whether a record is meant.
 func (f Filter) compile() (func(*Record) bool, error) {
-	var path *regexp.Regexp
-	if f.Path != "" {
-		var err error
-		if path, err = regexp.Compile(f.Path); err != nil {
-			return nil, fmt.Errorf("filter path: %w", err)
-		}
+	path, err := expression("path", f.Path)
+	if err != nil {
+		return nil, err
+	}
+	asked, err := expression("name", f.Name)
+	if err != nil {
+		return nil, err
 	}
 	for _, check := range []struct {
 		name    string
@@ -159,8 +166,21 @@ func (f Filter) compile() (func(*Record) bool, error) {
 			(len(f.Policy) == 0 || r.decidedBy(f.Policy)) &&
 			(len(f.Method) == 0 || r.HTTP != nil && slices.Contains(f.Method, r.HTTP.Method)) &&
 			(path == nil || r.HTTP != nil && path.MatchString(r.HTTP.Path)) &&
+			(asked == nil || r.DNS != nil && asked.MatchString(r.DNS.Name)) &&
 			(len(f.Status) == 0 || r.HTTP != nil && slices.Contains(f.Status, r.HTTP.Status))
 	}, nil
+}
+
+// expression compiles a regular expression; "" gives nil.
+func expression(filter, text string) (*regexp.Regexp, error) {
+	if text == "" {
+		return nil, nil
+	}
+	re, err := regexp.Compile(text)
+	if err != nil {
+		return nil, fmt.Errorf("filter %s: %w", filter, err)
+	}
+	return re, nil
 }
 
 func layerName(layer string) string {

@@ -41,11 +41,13 @@ type Peer struct {
 	Labels    []string   `json:"labels,omitempty"` // "reserved:host", "k8s:app=web"
 }
 
-// DNS is one question and what came of it.
+// DNS is one question and what came of it. Of a message that could not be read
+// there is none of this.
 type DNS struct {
-	Name      string        `json:"name"` // as it was asked, without the final dot
-	Type      string        `json:"type"` // "A", "TYPE65535"
-	RCode     string        `json:"rcode,omitempty"`
+	Name      string        `json:"name"`            // as it was asked, without the final dot; the root: "."
+	Type      string        `json:"type"`            // "A", "TYPE65535"
+	Class     string        `json:"class,omitempty"` // if not IN: "CH", "CLASS4660"
+	RCode     string        `json:"rcode,omitempty"` // of the answer, the proxy's own or the server's; empty: there was none
 	Addresses []netip.Addr  `json:"addresses,omitempty"`
 	Chain     []string      `json:"chain,omitempty"` // of CNAMEs
 	Latency   time.Duration `json:"latencyNs,omitempty"`

@@ -195,6 +195,7 @@ func TestFilter(t *testing.T) {
 		Source: Peer{Addr: netip.MustParseAddr("10.0.0.3"), Port: 5353, Namespace: "kube-system", Pod: "dns"},
 		Dest:   Peer{Addr: netip.MustParseAddr("192.0.2.7"), Port: 53},
 		Rule:   &policy.RuleRef{Policy: "NetworkPolicy kube-system/dns"},
+		DNS:    &DNS{Name: "www.example.com", Type: "A"},
 	}
 	for _, c := range []struct {
 		name   string
@@ -227,6 +228,8 @@ func TestFilter(t *testing.T) {
 		{"path", Filter{Path: "^/admin/"}, true, false},
 		{"other path", Filter{Path: "^/public"}, false, false},
 		{"status", Filter{Status: []int{403}}, true, false},
+		{"name", Filter{Name: `example\.com$`}, false, true},
+		{"other name", Filter{Name: "example.net"}, false, false},
 		{"two fields", Filter{Verdict: []string{"dropped"}, Protocol: []string{"udp"}}, false, false},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -248,7 +251,7 @@ func TestFilter(t *testing.T) {
 			}
 		})
 	}
-	for _, f := range []Filter{{Verdict: []string{"maybe"}}, {Path: "("}, {Direction: []string{"up"}}, {Layer: []string{"l3"}}} {
+	for _, f := range []Filter{{Verdict: []string{"maybe"}}, {Path: "("}, {Name: "("}, {Direction: []string{"up"}}, {Layer: []string{"l3"}}} {
 		if _, err := ParseQuery(Query{Filter: f}.Values()); err == nil {
 			t.Errorf("%+v is taken", f)
 		}
@@ -280,6 +283,17 @@ func TestText(t *testing.T) {
 			"03:04:05.678 FORWARDED  shop/a:40000 -> shop/b:80 TCP  GET b/x?[31m?y 200 1.23ms  http-rule  CiliumNetworkPolicy shop/b spec.ingress[0] (p.yaml:7)"},
 		{Record{Verdict: Redirected, Source: a, Dest: b, Protocol: "TCP", Reason: "redirected", Direction: "ingress", Policies: []string{"A 1", "A 2", "A 3", "A 4", "A 5"}},
 			"03:04:05.678 REDIRECTED shop/a:40000 -> shop/b:80 TCP  redirected (ingress)  no rule in A 1, A 2, A 3 and 2 more"},
+		{Record{Verdict: Forwarded, Source: a, Dest: world, Protocol: "UDP", Reason: "dns-rule", Direction: "egress",
+			DNS: &DNS{Name: "wWw.example.com", Type: "A", RCode: "NOERROR", Chain: []string{"a.example.net"}, Latency: 340 * time.Microsecond,
+				Addresses: []netip.Addr{b.Addr, world.Addr}}},
+			"03:04:05.678 FORWARDED  shop/a:40000 -> [2001:db8::1]:443 (world-ipv6) UDP  A wWw.example.com > a.example.net NOERROR 10.0.0.2 2001:db8::1 340µs  dns-rule (egress)"},
+		{Record{Verdict: Forwarded, Source: a, Dest: b, Protocol: "TCP", Reason: "dns-rule",
+			DNS: &DNS{Name: ".", Type: "NS", Class: "CH", RCode: "NOERROR", Addresses: []netip.Addr{b.Addr, b.Addr, b.Addr, b.Addr, b.Addr, b.Addr}}},
+			"03:04:05.678 FORWARDED  shop/a:40000 -> shop/b:80 TCP  CH NS . NOERROR 10.0.0.2 10.0.0.2 10.0.0.2 10.0.0.2 and 2 more  dns-rule"},
+		{Record{Verdict: Forwarded, Source: a, Dest: b, Protocol: "UDP", Reason: "dns-server-timeout", DNS: &DNS{Name: "a\x1b[31m", Type: "A"}},
+			"03:04:05.678 FORWARDED  shop/a:40000 -> shop/b:80 UDP  A a?[31m no answer  dns-server-timeout"},
+		{Record{Verdict: Dropped, Source: a, Dest: b, Protocol: "UDP", Reason: "dns-malformed", DNS: &DNS{}},
+			"03:04:05.678 DROPPED    shop/a:40000 -> shop/b:80 UDP  dns-malformed"},
 	} {
 		c.r.Time = at
 		if got := c.r.Text(false); got != c.want {

@@ -37,17 +37,10 @@ func (r *Record) Text(color bool) string {
 		b.WriteString(" type " + strconv.Itoa(int(*r.ICMPType)))
 	}
 	if h := r.HTTP; h != nil {
-		b.WriteString("  " + clean(h.Method) + " ")
-		if h.Host != "" {
-			b.WriteString(clean(h.Host))
-		}
-		b.WriteString(clean(h.Path))
-		if h.Status != 0 {
-			b.WriteString(" " + strconv.Itoa(h.Status))
-		}
-		if h.Latency > 0 {
-			b.WriteString(" " + h.Latency.Round(10*time.Microsecond).String())
-		}
+		h.text(&b)
+	}
+	if d := r.DNS; d != nil && d.Name != "" {
+		d.text(&b)
 	}
 	b.WriteString("  " + r.Reason)
 	if r.Direction != "" {
@@ -57,6 +50,52 @@ func (r *Record) Text(color bool) string {
 		b.WriteString("  " + why)
 	}
 	return b.String()
+}
+
+func (h *HTTP) text(b *strings.Builder) {
+	b.WriteString("  " + clean(h.Method) + " ")
+	if h.Host != "" {
+		b.WriteString(clean(h.Host))
+	}
+	b.WriteString(clean(h.Path))
+	if h.Status != 0 {
+		b.WriteString(" " + strconv.Itoa(h.Status))
+	}
+	writeLatency(b, h.Latency)
+}
+
+// text is what was asked, by which names it went, and the answer.
+func (d *DNS) text(b *strings.Builder) {
+	b.WriteString("  ")
+	if d.Class != "" {
+		b.WriteString(clean(d.Class) + " ")
+	}
+	b.WriteString(clean(d.Type) + " " + clean(d.Name))
+	for _, name := range d.Chain {
+		b.WriteString(" > " + clean(name))
+	}
+	if d.RCode == "" {
+		b.WriteString(" no answer")
+	} else {
+		b.WriteString(" " + clean(d.RCode))
+	}
+	for i, a := range d.Addresses {
+		if i == shownAddresses {
+			b.WriteString(" and " + strconv.Itoa(len(d.Addresses)-i) + " more")
+			break
+		}
+		b.WriteString(" " + a.String())
+	}
+	writeLatency(b, d.Latency)
+}
+
+// shownAddresses bounds the addresses of one answer that are shown.
+const shownAddresses = 4
+
+func writeLatency(b *strings.Builder, d time.Duration) {
+	if d > 0 {
+		b.WriteString(" " + d.Round(10*time.Microsecond).String())
+	}
 }
 
 // Why names what decided: the rule, or the policies that select the pod and

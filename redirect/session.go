@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io"
 	"net"
-	"net/netip"
 	"os"
 	"sync"
 	"sync/atomic"
@@ -16,8 +15,6 @@ import (
 	"google.golang.org/grpc"
 
 	"github.com/weirnet/weir/bpf"
-	"github.com/weirnet/weir/flow"
-	"github.com/weirnet/weir/policy"
 	"github.com/weirnet/weir/proxy/control"
 )
 
@@ -207,43 +204,4 @@ func (m *Manager) receive(ctx context.Context, s *session) error {
 			m.opts.Record(record, rule)
 		}
 	}
-}
-
-// recordOf is the flow record of a request, and the rule that decided.
-func recordOf(r *control.Record) (*flow.Record, uint32) {
-	rec := &flow.Record{
-		Time: time.Unix(0, r.Time), Layer: "L7", Verdict: flow.Dropped, Reason: r.Reason, Protocol: "TCP",
-		Source: peerOf(r.Source, r.SourcePort, r.SourceIdentity),
-		Dest:   peerOf(r.Destination, r.DestinationPort, r.DestinationIdentity),
-		HTTP: &flow.HTTP{
-			Method: string(r.Method), Host: string(r.Host), Path: string(r.Path), Protocol: r.Protocol,
-			Status: int(r.Status), Latency: time.Duration(r.Latency),
-		},
-	}
-	if r.Allowed {
-		rec.Verdict = flow.Forwarded
-	}
-	rules := [2]uint32{}
-	copy(rules[:], r.Rules)
-	direction := policy.Direction(r.Judge)
-	if r.Judge > 1 {
-		switch r.Directions {
-		case 1 << policy.Ingress:
-			direction = policy.Ingress
-		case 1 << policy.Egress:
-			direction = policy.Egress
-		default: // both ends
-			if rules[policy.Egress] != 0 {
-				return rec, rules[policy.Egress]
-			}
-			return rec, rules[policy.Ingress]
-		}
-	}
-	rec.Direction = direction.String()
-	return rec, rules[direction]
-}
-
-func peerOf(addr []byte, port, identity uint32) flow.Peer {
-	a, _ := netip.AddrFromSlice(addr)
-	return flow.Peer{Addr: a, Port: uint16(port), Identity: identity}
 }

@@ -87,6 +87,7 @@ func newFlowsCommand() *cobra.Command {
 	f.StringSliceVar(&q.Filter.Method, "method", nil, "HTTP method")
 	f.StringVar(&q.Filter.Path, "path", "", "HTTP path: a regular expression somewhere in it")
 	f.IntSliceVar(&q.Filter.Status, "status", nil, "HTTP status")
+	f.StringVar(&q.Filter.Name, "name", "", "DNS name that was asked for: a regular expression somewhere in it")
 	return cmd
 }
 
