@@ -12,7 +12,7 @@ import (
 func kernelOf(d *bpf.Datapath) kernel {
 	return kernel{
 		numbers: d.Numbers, entries: d.Policy, policies: d.Policies,
-		ipcache: d.IPCache, devices: d.Devices, endpoints: d.Endpoints, names: d.Names,
+		ipcache: d.IPCache, devices: d.Devices, endpoints: d.Endpoints, names: d.Names, pairs: d.Pairs,
 		forget: func(addrs map[bpf.Addr]bool) error { return forget(d, addrs) },
 		attach: d.AttachPod, detach: d.DetachPod, attached: d.Attached, activate: d.Activate,
 		overtaken: d.Overtaken,

@@ -22,6 +22,7 @@ type fakeKernel struct {
 	devices   *fakeStore[uint32, bpf.Device]
 	endpoints *fakeStore[bpf.Addr, bpf.Endpoint]
 	names     *fakeStore[uint32, uint32]
+	pairs     *fakeStore[bpf.Pair, uint32]
 
 	log        []string
 	programs   map[int]bool
@@ -48,6 +49,7 @@ func newFakeKernel() *fakeKernel {
 	f.devices = newFakeStore[uint32, bpf.Device](f, "devices")
 	f.endpoints = newFakeStore[bpf.Addr, bpf.Endpoint](f, "endpoints")
 	f.names = newFakeStore[uint32, uint32](f, "names")
+	f.pairs = newFakeStore[bpf.Pair, uint32](f, "pairs")
 	return f
 }
 
@@ -67,7 +69,7 @@ func (f *fakeKernel) steps() []string {
 
 func (f *fakeKernel) kernel() kernel {
 	return kernel{
-		numbers: f.numbers, entries: f.entries, policies: f.policies, ipcache: f.ipcache, devices: f.devices, endpoints: f.endpoints, names: f.names,
+		numbers: f.numbers, entries: f.entries, policies: f.policies, ipcache: f.ipcache, devices: f.devices, endpoints: f.endpoints, names: f.names, pairs: f.pairs,
 		forget: func(addrs map[bpf.Addr]bool) error {
 			for a := range addrs {
 				f.forgotten = append(f.forgotten, a.Netip())

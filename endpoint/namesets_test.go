@@ -77,6 +77,38 @@ func (n *fakeNames) known() (out []string) {
 	return out
 }
 
+// An identity for both of what an address is known as is there as long as its
+// entries are.
+func TestPairsKeepTheOrder(t *testing.T) {
+	f := newFakeKernel()
+	r := newRealiser(f.kernel(), f)
+	d := delta("10.0.0.1", "1", 5, resolved(true, map[policy.Key]policy.Entry{{Identity: 303}: {Action: policy.Allow}}))
+	d.Pairs = map[policy.Pair]identity.ID{{Outside: 300, Names: 301}: 303}
+	r.fold(d)
+	pass(t, r)
+	wantSteps(t, f, "policy +", "policies +", "pairs +", "revise")
+	if got := f.pairs.m[bpf.Pair{Outside: 300, Names: 301}]; got != 303 {
+		t.Errorf("the pair is %d", got)
+	}
+	r.fold(policy.Delta{Policies: map[uint32]*policy.Resolved{5: resolved(true, map[policy.Key]policy.Entry{{Identity: 304}: {Action: policy.Allow}})}, Pairs: map[policy.Pair]identity.ID{{Outside: 300, Names: 301}: 0}})
+	pass(t, r)
+	if len(f.pairs.m) > 0 {
+		t.Errorf("pairs left: %v", f.pairs.m)
+	}
+	wantSteps(t, f, "policy +", "revise", "pairs -", "policy -", "revise")
+
+	// A successor takes away what nobody wants any more.
+	f.pairs.m[bpf.Pair{Outside: 1, Names: 2}] = 3
+	next := newRealiser(f.kernel(), f)
+	if _, err := next.adopt(); err != nil {
+		t.Fatal(err)
+	}
+	pass(t, next)
+	if len(f.pairs.m) > 0 {
+		t.Errorf("a predecessor's pairs are left: %v", f.pairs.m)
+	}
+}
+
 // What an address is known as comes after the entries for it, the kernel's word
 // before the proxy's, and goes the other way.
 func TestNamesKeepTheOrder(t *testing.T) {

@@ -19,6 +19,7 @@ type kernel struct {
 	devices   store[uint32, bpf.Device]
 	endpoints store[bpf.Addr, bpf.Endpoint]
 	names     store[uint32, uint32]
+	pairs     store[bpf.Pair, uint32]
 	// forget deletes the flows of these addresses.
 	forget func(map[bpf.Addr]bool) error
 	// attach and detach the programs of a pod's veth; repeats do no harm.
@@ -44,6 +45,7 @@ type realiser struct {
 	devices   *table[uint32, bpf.Device]
 	endpoints *table[bpf.Addr, bpf.Endpoint]
 	names     *table[uint32, uint32]
+	pairs     *table[bpf.Pair, uint32]
 
 	ruleSets *ruleSets
 	nameSets *nameSets
@@ -69,6 +71,7 @@ func newRealiser(k kernel, rules RuleSets) *realiser {
 		devices:   newTable("devices", k.devices),
 		endpoints: newTable("endpoints", k.endpoints),
 		names:     newTable("names", k.names),
+		pairs:     newTable("pairs", k.pairs),
 		ruleSets:  newRuleSets(rules),
 		nameSets:  newNameSets(),
 		pods:      map[netip.Addr]*policy.Endpoint{}, veths: map[int]Veth{}, placed: map[netip.Addr]int{},
@@ -80,7 +83,7 @@ func newRealiser(k kernel, rules RuleSets) *realiser {
 // adopt reads what a predecessor left in force, and returns the numbers it
 // gave out.
 func (r *realiser) adopt() (policy.Seeds, error) {
-	for _, adopt := range []func() error{r.numbers.adopt, r.policies.adopt, r.ipcache.adopt, r.devices.adopt, r.endpoints.adopt, r.names.adopt} {
+	for _, adopt := range []func() error{r.numbers.adopt, r.policies.adopt, r.ipcache.adopt, r.devices.adopt, r.endpoints.adopt, r.names.adopt, r.pairs.adopt} {
 		if err := adopt(); err != nil {
 			return policy.Seeds{}, err
 		}
@@ -127,6 +130,13 @@ func (r *realiser) fold(d policy.Delta) {
 			r.names.unset(uint32(id))
 		} else {
 			r.names.set(uint32(id), 1)
+		}
+	}
+	for p, id := range d.Pairs {
+		if row := (bpf.Pair{Outside: uint32(p.Outside), Names: uint32(p.Names)}); id == 0 {
+			r.pairs.unset(row)
+		} else {
+			r.pairs.set(row, uint32(id))
 		}
 	}
 	if d.Resolvers != nil {
@@ -177,6 +187,7 @@ func (r *realiser) realise(ctx context.Context, mayDelete bool) error {
 	}
 	count(r.ipcache.update(nil))
 	// What an address is known as comes when its entries are there.
+	count(r.pairs.update(nil))
 	count(r.names.update(nil))
 	namesErr := r.nameSets.update(ctx)
 	count(r.clearMoved())
@@ -206,6 +217,7 @@ func (r *realiser) realise(ctx context.Context, mayDelete bool) error {
 		// Though the proxy may not answer: no address is then believed to be one
 		// of these.
 		count(r.names.prune(nil))
+		count(r.pairs.prune(nil))
 		count(r.policies.prune())
 		r.bump(changed)
 		if len(errs) == 0 && rulesErr == nil {
