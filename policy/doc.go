@@ -15,6 +15,19 @@
 // policy map, so that Lookup, and the kernel's copy of it, gives the verdict
 // of the rules. That is the only place where allow, deny and L7 rules meet.
 //
+// An outside address is two peers: what its prefix says (the ipcache), and what
+// the names say that DNS gave it (the fqdn table). A NameSet is the peer of all
+// addresses of whose names exactly those toFQDNs selectors are. Lookup asks for
+// the one and then the other; where rules about both meet on a port with L7
+// rules, they have a peer for both together (Delta.Pairs), which is asked first.
+//
+// Where a policy is about names, DNS that it lets through on port 53 without
+// DNS rules goes to the proxy all the same, where every question passes and the
+// answers are seen: Cilium wants a DNS rule for that. What is not let through
+// stays so. DNS rules are lifted by a rule without them only if that is for the
+// same item of a port list, as in Cilium: by "53" the rules of "53", but not by
+// a range, by all ports, or by a peer alone.
+//
 // Engine keeps everything as a function of the objects it was given: the same
 // objects in any order and any number of batches make the same tables, apart
 // from the numbers. Changes cost what they touch.
