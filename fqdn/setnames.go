@@ -105,8 +105,8 @@ func (c *Cache) keepWants(fresh *universe) {
 // get in between.
 const (
 	stepPlaces = 2048
-	stepWrites = 64
-	stepPause  = 100 * time.Microsecond
+	stepWrites = 128
+	stepPause  = 50 * time.Microsecond
 )
 
 // settleEach settles every address. The first error is returned.
@@ -125,7 +125,7 @@ func (c *Cache) settleEach() (failed error) {
 					writes++
 				}
 				if first {
-					n += 8 // its names were matched
+					n += 3 // its names were matched
 				}
 			}
 			at++

@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"time"
 
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
@@ -51,8 +52,12 @@ func (m *Manager) SetNames(ctx context.Context, sets map[identity.ID]*policy.Nam
 	return m.sendAll(func(s *session) error { return sendNames(ctx, s, request) })
 }
 
+// namesTimeout is how long a proxy may take: it answers when hundreds of
+// thousands of addresses are known as what they are now.
+const namesTimeout = 30 * time.Second
+
 func sendNames(ctx context.Context, s *session, request *control.SetNamesRequest) error {
-	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	ctx, cancel := context.WithTimeout(ctx, namesTimeout)
 	defer cancel()
 	if _, err := s.client.SetNames(ctx, request); err != nil {
 		return fmt.Errorf("send names: %w", err)

@@ -122,6 +122,12 @@ func TestNamesOutliveProcesses(t *testing.T) {
 	}
 	check("another agent")
 
+	// It has written down what it knows, beside what it began with.
+	for _, name := range []string{"checkpoint0", "checkpoint1"} {
+		if info, err := os.Stat(filepath.Join(w.RunDir, name)); err != nil || info.Size() < 100 {
+			t.Errorf("%s: %v, %+v", name, err, info)
+		}
+	}
 	kill(w.ProxyPids()[1])
 	for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(50 * time.Millisecond) {
 		if _, err := w.Command(context.Background(), "fqdn"); err == nil {
