@@ -33,6 +33,9 @@ const (
 	emptyName = "empty" // an empty directory, the proxy's root
 )
 
+// LogPath is where launchers log to that an agent started (Command).
+func LogPath(runDir string) string { return filepath.Join(runDir, logName) }
+
 // freshSuffix is that of a socket which has not got its mode yet.
 const freshSuffix = ".new"
 

@@ -123,7 +123,7 @@ func NewManager(o Options) *Manager {
 // Command starts a launcher of this very binary for a state, which logs to
 // proxy.log in the run directory.
 func Command(state, runDir string) []string {
-	return []string{"/proc/self/exe", "proxy", "--state", state, "--managed", "--log-file", filepath.Join(runDir, logName)}
+	return []string{"/proc/self/exe", "proxy", "--state", state, "--managed", "--log-file", LogPath(runDir)}
 }
 
 // How long a proxy may take to answer.
@@ -263,6 +263,16 @@ func (m *Manager) Status(ctx context.Context) (*control.StatusResponse, error) {
 		return nil, ErrNoProxy
 	}
 	return s.ask(ctx, callTimeout)
+}
+
+// Place is that of the proxy that has the new flows; 0: none has.
+func (m *Manager) Place() int {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.current == nil {
+		return 0
+	}
+	return m.current.place.n
 }
 
 // Replaced asks the proxies that were replaced and have not ended how they are,

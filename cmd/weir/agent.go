@@ -49,6 +49,7 @@ type agentOptions struct {
 	logFormat   string
 	logLevel    string
 	keepFlows   int
+	proxyDrain  time.Duration
 	clsact      bool
 	dns         dnsOptions
 }
@@ -82,6 +83,7 @@ func newAgentCommand() *cobra.Command {
 	f.StringVar(&o.logFormat, "log-format", "text", "text or json")
 	f.StringVar(&o.logLevel, "log-level", "info", "debug, info, warn or error")
 	f.IntVar(&o.keepFlows, "keep-flows", 16384, "how many of the latest flow records are kept")
+	f.DurationVar(&o.proxyDrain, "proxy-drain", time.Hour, "how long a proxy that was replaced may go on with what it is in the middle of")
 	f.BoolVar(&o.clsact, "clsact", false, "attach programs as clsact filters also where the kernel has tcx (tcx runs before filters of others)")
 	o.dns.addFlags(cmd)
 	return cmd
@@ -130,6 +132,11 @@ func (o *agentOptions) run(ctx context.Context) error {
 	}
 	defer release()
 
+	build, err := redirect.BuildOf("/proc/self/exe")
+	if err != nil {
+		return err
+	}
+
 	// The kernel's side, as a predecessor left it.
 	if err := bpf.MountPins(o.state.pins()); err != nil {
 		return err
@@ -166,6 +173,7 @@ func (o *agentOptions) run(ctx context.Context) error {
 	var manager *endpoint.Manager
 	proxies := redirect.NewManager(redirect.Options{
 		State: string(o.state), RunDir: o.state.dir(), Datapath: datapath, Log: log,
+		Build: build, Drain: o.proxyDrain,
 		Record: func(r *flow.Record, rule uint32) {
 			manager.Complete(r, rule)
 			publish(r)

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"strconv"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -26,7 +27,28 @@ type proxyStatus struct {
 	RecordsLost uint64            `json:"recordsLost"`
 	Upstream    uint64            `json:"upstreamFailed"`
 	Notes       []string          `json:"notes,omitempty"`
-	Tampered    redirect.Tampered `json:"tampered,omitzero"` // with its programs
+	// Place tells proxies on this node apart; 0: none has the new flows yet.
+	Place int `json:"place,omitempty"`
+	// Replaced are proxies that go on with what they are in the middle of.
+	Replaced []replacedProxy `json:"replaced,omitempty"`
+	// Held are connections of generations whose proxies may have ended.
+	Held     []heldConnections `json:"held,omitempty"`
+	Tampered redirect.Tampered `json:"tampered,omitzero"` // with its programs
+}
+
+// replacedProxy is one that the new flows do not go to any more.
+type replacedProxy struct {
+	Generation  uint32    `json:"generation"`
+	Version     string    `json:"version,omitempty"`
+	Connections uint64    `json:"connections"`
+	HandedOver  uint64    `json:"handedOver"`
+	Until       time.Time `json:"until,omitzero"` // when what is left is closed
+}
+
+// heldConnections are those that the proxy took over from others.
+type heldConnections struct {
+	Generation  uint32 `json:"generation"`
+	Connections uint64 `json:"connections"`
 }
 
 // down tells why L7 rules can't be applied; "" if they can.
@@ -41,6 +63,7 @@ func (p proxyStatus) down() string {
 type proxyWatch struct {
 	manager                                               *redirect.Manager
 	up, conns, requests, denied, lost, upstream, ruleSets *prometheus.Desc
+	generations                                           *prometheus.Desc
 }
 
 func newProxyWatch(m *redirect.Manager) *proxyWatch {
@@ -56,6 +79,9 @@ func newProxyWatch(m *redirect.Manager) *proxyWatch {
 		lost:     desc("weir_proxy_lost_records_total", "Records of requests that could not be kept until the agent took them."),
 		upstream: desc("weir_proxy_upstream_failed_total", "Connections to servers that failed, as told to the client by a reset."),
 		ruleSets: desc("weir_proxy_rule_sets", "Rule sets in force in the proxy."),
+		generations: desc("weir_proxy_generation_connections",
+			"Connections of each generation of the proxy: of the current one, of those that were replaced and have not ended, and of those whose connections the current one has taken over.",
+			"generation", "state"),
 	}
 }
 
@@ -67,18 +93,31 @@ func (w *proxyWatch) status() proxyStatus {
 	if err != nil {
 		return proxyStatus{Error: err.Error(), Tampered: w.manager.Tampered()}
 	}
-	return proxyStatus{
+	st := proxyStatus{
 		Up: true, Generation: s.Generation, Version: s.Version, UptimeNs: time.Duration(s.Uptime),
 		Connections: s.Connections, MaxConns: s.ConnectionsMax, Total: s.ConnectionsTotal,
 		Requests: s.Requests, Denied: s.Denied, RuleSets: s.RuleSets, RSS: s.Rss,
 		RecordsLost: s.RecordsDropped, Upstream: s.UpstreamFailed, Notes: s.Notes,
-		Tampered: w.manager.Tampered(),
+		Tampered: w.manager.Tampered(), Place: w.manager.Place(),
 	}
+	for _, h := range s.Held {
+		if h.Connections > 0 {
+			st.Held = append(st.Held, heldConnections{Generation: h.Generation, Connections: h.Connections})
+		}
+	}
+	for _, r := range w.manager.Replaced(ctx) {
+		old := replacedProxy{Generation: r.Generation, Version: r.Version, Connections: r.Connections, HandedOver: r.HandedOver}
+		if r.DrainUntil != 0 {
+			old.Until = time.Unix(0, r.DrainUntil)
+		}
+		st.Replaced = append(st.Replaced, old)
+	}
+	return st
 }
 
 // Describe implements prometheus.Collector.
 func (w *proxyWatch) Describe(ch chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{w.up, w.conns, w.requests, w.denied, w.lost, w.upstream, w.ruleSets} {
+	for _, d := range []*prometheus.Desc{w.up, w.conns, w.requests, w.denied, w.lost, w.upstream, w.ruleSets, w.generations} {
 		ch <- d
 	}
 }
@@ -104,5 +143,17 @@ func (w *proxyWatch) Collect(ch chan<- prometheus.Metric) {
 	counter(w.upstream, s.Upstream)
 	for reason, n := range s.Denied {
 		counter(w.denied, n, reason)
+	}
+	generation := func(g uint32, state string, n uint64) {
+		ch <- prometheus.MustNewConstMetric(w.generations, prometheus.GaugeValue, float64(n), strconv.FormatUint(uint64(g), 10), state)
+	}
+	own := s.Connections
+	for _, h := range s.Held {
+		own -= min(own, h.Connections)
+		generation(h.Generation, "held", h.Connections)
+	}
+	generation(s.Generation, "current", own)
+	for _, r := range s.Replaced {
+		generation(r.Generation, "draining", r.Connections)
 	}
 }

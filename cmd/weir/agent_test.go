@@ -92,7 +92,10 @@ func TestStatusText(t *testing.T) {
 
 	st.Ready, st.Reasons, st.Objects.Problems, st.Kernel, st.Lost = true, nil, nil, nil, lostStatus{}
 	tampered := redirect.Tampered{Lost: 2, Overtaken: 1, At: at, Interface: "weir1"}
-	st.Proxy = proxyStatus{Up: true, Tampered: tampered, Generation: 2, Connections: 1, Requests: 100, Denied: map[string]uint64{"http-denied": 3, "bad-request": 1}}
+	st.Proxy = proxyStatus{Up: true, Tampered: tampered, Generation: 2, Connections: 1, Requests: 100, Denied: map[string]uint64{"http-denied": 3, "bad-request": 1},
+		Replaced: []replacedProxy{{Generation: 1, Version: "v0", Connections: 3, HandedOver: 5, Until: at.Add(time.Hour)}},
+		Held:     []heldConnections{{Generation: 1, Connections: 4}, {Generation: 255, Connections: 1}},
+	}
 	st.Policy.Endpoints, st.Policy.Lost, st.Policy.Overtaken.Now = nil, endpoint.LostPrograms{}, nil
 	out.Reset()
 	if err := st.print(&out); err != nil {

@@ -26,6 +26,13 @@ const proxyLogSize = 8 << 20
 // restartStatus is the exit status of a proxy that wants a successor.
 const restartStatus exitCode = 75
 
+const proxyLong = `Proxy runs the L7 proxy of this node, until it is told to end. The agent starts it
+where none runs.
+
+Where one runs already this one takes its place, once it is set up: it gets the
+new connections and those that are idle at once, the others when they come to the
+end of a message, and the old one ends with the last of them.`
+
 // proxyFlags are the same for the three steps a proxy's process goes through.
 type proxyFlags struct {
 	state   state
@@ -34,10 +41,16 @@ type proxyFlags struct {
 	drain   time.Duration
 	threads int
 	verbose bool
+	timeout time.Duration
 }
 
 func (f *proxyFlags) args() []string {
-	args := []string{"--state", string(f.state), "--drain", f.drain.String(), "--threads", strconv.Itoa(f.threads)}
+	return append([]string{"--state", string(f.state)}, f.options()...)
+}
+
+// options are those that a proxy passes on to what it becomes.
+func (f *proxyFlags) options() []string {
+	args := []string{"--drain", f.drain.String(), "--threads", strconv.Itoa(f.threads)}
 	if f.verbose {
 		args = append(args, "--verbose")
 	}
@@ -58,11 +71,13 @@ func (f *proxyFlags) logger(w io.Writer) *slog.Logger {
 //	weir proxy          root: makes the socket, starts and restarts ...
 //	weir proxy confine  nobody, in new namespaces: gives up power, becomes ...
 //	weir proxy serve    the proxy
+//	weir proxy replace  starts another launcher, detached, beside the running one
 func newProxyCommand() *cobra.Command {
 	f := &proxyFlags{}
 	cmd := &cobra.Command{
 		Use:   "proxy",
 		Short: "Run the L7 proxy of this node (the agent starts it where none runs)",
+		Long:  proxyLong,
 		Args:  cobra.NoArgs,
 		RunE:  func(cmd *cobra.Command, _ []string) error { return f.launch(cmd.Context()) },
 	}
@@ -79,8 +94,13 @@ func newProxyCommand() *cobra.Command {
 		Use: "serve", Hidden: true, Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error { return f.serve(cmd.Context()) },
 	}
-	cmd.AddCommand(confine, serve)
-	for _, c := range []*cobra.Command{cmd, confine, serve} {
+	replace := &cobra.Command{
+		Use: "replace", Short: "Replace the running proxy by one of this binary", Long: replaceLong, Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error { return f.replace(cmd) },
+	}
+	replace.Flags().DurationVar(&f.timeout, "timeout", 30*time.Second, "how long to wait until it has the new flows")
+	cmd.AddCommand(replace, confine, serve)
+	for _, c := range []*cobra.Command{cmd, replace, confine, serve} {
 		stateFlag(c, &f.state)
 		c.Flags().DurationVar(&f.drain, "drain", 10*time.Second, "how long connections may go on after SIGTERM")
 		c.Flags().IntVar(&f.threads, "threads", 0, "how many threads serve connections (0: one per CPU)")

@@ -33,6 +33,7 @@ func (s *agentStatus) print(out io.Writer) error {
 		w.printf(", last written %s in %s", s.Policy.At.Local().Format(time.TimeOnly), s.Policy.TookNs.Round(10*time.Microsecond))
 	}
 	w.printf("\nproxy    %s\n", s.Proxy.line())
+	w.keep(s.Proxy.others(w))
 	w.printf("tables   %s\n", tablesLine(s.Policy.Tables))
 	if n := s.Lost.Limited + s.Lost.Full + s.Lost.Readers + s.Lost.Proxy; n > 0 {
 		w.printf("records  %d lost: %d over the limit on drops, %d for a full ring, %d by slow readers, %d by the proxy\n",
@@ -86,6 +87,23 @@ func (p proxyStatus) line() string {
 	}
 	return fmt.Sprintf("up, generation %d: %s, %d requests, %d denied", p.Generation,
 		plural(int(p.Connections), "connection", "connections"), p.Requests, denied)
+}
+
+// others shows the generations besides the current one.
+func (p proxyStatus) others(out io.Writer) error {
+	w := &errWriter{out: out}
+	for _, r := range p.Replaced {
+		w.printf("         generation %d (%s) is replaced: %s left, %d handed over", r.Generation, r.Version,
+			plural(int(r.Connections), "connection", "connections"), r.HandedOver)
+		if !r.Until.IsZero() {
+			w.printf(", ends by %s", r.Until.Local().Format(time.TimeOnly))
+		}
+		w.printf("\n")
+	}
+	for _, h := range p.Held {
+		w.printf("         generation %d: %s, taken over\n", h.Generation, plural(int(h.Connections), "connection", "connections"))
+	}
+	return w.err
 }
 
 func tablesLine(tables []endpoint.TableStatus) string {
