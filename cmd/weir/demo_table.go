@@ -19,11 +19,7 @@ func (d *demo) askUnseen(ctx context.Context, a demoAsk) error {
 	target := netip.AddrPortFrom(to.addrs[0], to.port)
 	r := demoResult{demoAsk: a}
 	var saw nginxSaw
-	if a.verb == demoResolve {
-		var err error
-		r.got, _, err = a.resolveFor(ask, from, target.Addr())
-		r.got = demoOutcome(err, r.got)
-	} else if a.isHTTP() {
+	if a.isHTTP() {
 		client := from.HTTPClient(0)
 		defer client.CloseIdleConnections()
 		var err error
@@ -52,9 +48,9 @@ func (d *demo) askUnseen(ctx context.Context, a demoAsk) error {
 // verdict is an outcome in a word.
 func (r *demoResult) verdict() (word, color string) {
 	switch r.got {
-	case "200", demoConnected, demoAnswered, demoResolved:
+	case "200", demoConnected, demoAnswered:
 		return "allowed", paintGreen
-	case "403", demoRefused:
+	case "403":
 		return "refused", paintRed
 	case demoNothing:
 		return "dropped", paintRed
@@ -70,8 +66,8 @@ func (d *demo) showAsk(r *demoResult, port uint16) {
 	if len(r.problems) > 0 {
 		mark = s.paint(paintRed, "✗")
 	}
-	s.say("  " + mark + " " + s.paint(paintBold, fit(d.places[r.from].title+" → "+d.places[r.to].title, 26)) + " " +
-		fit(r.text(port), 41) + s.paint(color, fit(word, 9)) + s.paint(paintDim, strings.TrimRight(fit(r.got, 18), " ")))
+	s.say("  " + mark + " " + s.paint(paintBold, fit(d.places[r.from].title+" → "+d.places[r.to].title, 26)) +
+		fit(r.text(port), 42) + s.paint(color, fit(word, 9)) + s.paint(paintDim, strings.TrimRight(fit(r.got, 18), " ")))
 }
 
 // table shows all results and returns how many are not as expected.
@@ -79,7 +75,7 @@ func (d *demo) table() (wrong int) {
 	s := d.screen
 	s.heading("What happened")
 	row := func(mark, from, to, what, verdict, answer, by string) string {
-		return "  " + mark + " " + fit(from, 11) + fit(to, 10) + " " + fit(what, 33) + verdict + answer + strings.TrimRight(fit(by, 21), " ")
+		return "  " + mark + " " + fit(from, 11) + fit(to, 11) + fit(what, 33) + verdict + answer + strings.TrimRight(fit(by, 21), " ")
 	}
 	s.say(s.paint(paintDim, row(" ", "WHO", "ASKED WHOM", "FOR WHAT", fit("VERDICT", 9), fit("ANSWER", 10), "DECIDED BY")))
 	for i := range d.results {
