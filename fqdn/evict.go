@@ -14,7 +14,19 @@ const youth = 10
 type candidate struct {
 	place, name, addr uint32
 	matched           bool   // by some selector
+	greedy            bool   // its pod has more than its share
 	last              uint32 // alive or learned
+}
+
+// rank orders candidates before their age does.
+func (x *candidate) rank() int {
+	switch {
+	case !x.matched:
+		return 0
+	case x.greedy:
+		return 1
+	}
+	return 2
 }
 
 func (c *Cache) candidate(at, began, now uint32) (candidate, bool) {
@@ -26,8 +38,10 @@ func (c *Cache) candidate(at, began, now uint32) (candidate, bool) {
 	if a.alive >= began {
 		return candidate{}, false
 	}
-	matched := c.u != nil && c.setOfName(p.name) != 0
-	return candidate{at, p.name, p.addr, matched, max(p.learned, a.alive)}, true
+	return candidate{
+		place: at, name: p.name, addr: p.addr, last: max(p.learned, a.alive),
+		matched: c.u != nil && c.setOfName(p.name) != 0, greedy: c.pods.has(c.names.at(p.name).owner) > c.share(),
+	}, true
 }
 
 // trim brings every name, and all of them, down to their bounds, as far as a
@@ -83,16 +97,11 @@ func (c *Cache) large() (out []uint32) {
 }
 
 // evict forgets candidates as long as more tells: first those that no selector
-// is for, then the least recently alive. It sorts the list.
+// is for, then those of pods that have more than their share, each time the least
+// recently alive first. It sorts the list.
 func (c *Cache) evict(list []candidate, began uint32, more func() bool) {
 	slices.SortFunc(list, func(a, b candidate) int {
-		if a.matched != b.matched {
-			if a.matched {
-				return 1
-			}
-			return -1
-		}
-		return cmp.Or(cmp.Compare(a.last, b.last), cmp.Compare(a.place, b.place))
+		return cmp.Or(cmp.Compare(a.rank(), b.rank()), cmp.Compare(a.last, b.last), cmp.Compare(a.place, b.place))
 	})
 	var touched []uint32
 	stop := false

@@ -77,7 +77,11 @@ func TestBoundInAll(t *testing.T) {
 		if i >= 85 {
 			name = fmt.Sprintf("n%d.b.test", i)
 		}
-		r.learn(name, time.Hour, addr4(i))
+		a := answer(name, time.Hour, addr4(i))
+		a.Pod = netip.AddrFrom4([4]byte{10, 0, 1, byte(i % 10)})
+		if err := r.Learn(context.Background(), a); err != nil {
+			t.Fatal(err)
+		}
 		r.clock.advance(time.Second)
 	}
 	err := r.Learn(context.Background(), answer("more.a.test", time.Hour, addr4(1000)))
@@ -107,6 +111,47 @@ func TestBoundInAll(t *testing.T) {
 		t.Error(err)
 	}
 	r.learn("more.a.test", time.Hour, addr4(1000))
+}
+
+// One pod that asks for all there is leaves room for the others, and its names
+// make room first.
+func TestGreedyPod(t *testing.T) {
+	r := newRig(t, Settings{Addresses: 80})
+	r.names(map[identity.ID]string{300: "*.a.test"})
+	ask := func(pod byte, name string, i int) error {
+		a := answer(name+".a.test", time.Hour, addr4(i))
+		a.Pod = netip.AddrFrom4([4]byte{10, 0, 1, pod})
+		return r.Learn(context.Background(), a)
+	}
+	for i := range 10 {
+		if err := ask(1, fmt.Sprintf("early%d", i), i); err != nil {
+			t.Fatal(err)
+		}
+	}
+	r.clock.advance(time.Minute)
+	for i := range 70 {
+		if err := ask(2, fmt.Sprintf("flood%d", i), 100+i); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := ask(2, "more", 1000); !errors.Is(err, ErrFull) {
+		t.Errorf("beyond its share: %v", err)
+	}
+	for i := range 10 {
+		if err := ask(1, fmt.Sprintf("late%d", i), 200+i); err != nil {
+			t.Fatal(err)
+		}
+	}
+	r.clock.advance(time.Minute)
+	r.sweepNow()
+	for name, want := range map[string]int{"early": 10, "late": 10, "flood": 60} {
+		if got := len(r.known(name)); got != want {
+			t.Errorf("%d of %s are left, want %d", got, name, want)
+		}
+	}
+	if err := r.consistent(); err != nil {
+		t.Error(err)
+	}
 }
 
 // Names as long as can be don't take all memory.

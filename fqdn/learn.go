@@ -83,12 +83,16 @@ func (c *Cache) enterName(text string, records []Record, pod, now uint32) (err e
 				continue
 			}
 		}
-		if !c.room(known) {
+		owner := pod
+		if known {
+			owner = c.names.at(n).owner
+		}
+		if !c.room(known, owner) {
 			err = fmt.Errorf("%s of %s: %w", r.Addr, text, ErrFull)
 			continue
 		}
 		if !known {
-			n, known = c.addName(text), true
+			n, known = c.addName(text, pod), true
 		}
 		if !there {
 			a = c.addAddr(ip)
@@ -110,18 +114,26 @@ func (c *Cache) renew(p *pair, expires, now uint32) {
 }
 
 // room tells whether another pair may be made, with a name that is known, or is
-// yet to be.
-func (c *Cache) room(known bool) bool {
-	pairs := c.pairs.len()
-	if pairs >= c.settings.Addresses || c.texts.bytes >= c.settings.textOf() {
+// yet to be, and that a pod owns. What is beyond the bounds, until something is
+// evicted, is for pods that don't have more than their share.
+func (c *Cache) room(known bool, owner uint32) bool {
+	pairs, text := c.pairs.len(), c.settings.textOf()
+	full := pairs >= c.settings.most() || c.addrs.len() >= maxPlaces || !known && c.texts.bytes >= text*9/8
+	if pairs >= c.settings.Addresses || c.texts.bytes >= text {
 		c.look()
+		full = full || c.pods.has(owner) >= c.share()
 	}
-	if pairs < c.settings.most() && c.addrs.len() < maxPlaces && (known || c.texts.bytes < c.settings.textOf()*9/8) {
-		return true
+	if full {
+		c.counts.Full++
 	}
-	c.counts.Full++
-	return false
+	return !full
 }
+
+// podShare is the part of all addresses that one pod's names may have when there
+// is no room for all: this one of so many.
+const podShare = 4
+
+func (c *Cache) share() int { return c.settings.Addresses / podShare }
 
 // look has Run look for what can go.
 func (c *Cache) look() {

@@ -139,6 +139,7 @@ func (c *Cache) consistent() error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	pairs, names := 0, 0
+	owned := make([]int, len(c.pods.list))
 	for at := range c.names.end {
 		n := c.names.at(at)
 		if n.pairs == 0 {
@@ -163,6 +164,14 @@ func (c *Cache) consistent() error {
 			return fmt.Errorf("name %d has %d pairs, not %d", at, count, n.pairs)
 		}
 		pairs += int(count)
+		if n.owner != none {
+			owned[n.owner] += int(count)
+		}
+	}
+	for i, n := range owned {
+		if n != c.pods.has(uint32(i)) {
+			return fmt.Errorf("pod %d owns %d pairs, not %d", i, n, c.pods.has(uint32(i)))
+		}
 	}
 	addrs, byAddr := 0, 0
 	sets := map[uint32]uint32{}

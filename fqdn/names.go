@@ -22,6 +22,7 @@ type name struct {
 	// set are the selectors that match it, as of that epoch.
 	set, epoch uint32
 	pods       [keptPods]uint32 // latest first
+	owner      uint32           // pod that asked first, whose share it takes
 }
 
 // address is one that some name stands for, or that a predecessor left in the
@@ -92,10 +93,10 @@ func (s *store) findName(text string) (uint32, bool) {
 	})
 }
 
-func (s *store) addName(text string) uint32 {
+func (s *store) addName(text string, owner uint32) uint32 {
 	place := s.names.take()
 	*s.names.at(place) = name{text: s.texts.add(text), size: uint16(len(text)), first: none,
-		pods: [keptPods]uint32{none, none, none, none}}
+		pods: [keptPods]uint32{none, none, none, none}, owner: owner}
 	s.byName.add(s.hashName(place), place, s.hashName)
 	return place
 }
@@ -147,6 +148,7 @@ func (s *store) addPair(nameAt, addrAt, now uint32) uint32 {
 	}
 	n.first, a.first = place, place
 	n.pairs++
+	s.pods.count(n.owner, 1)
 	s.byPair.add(hashPair(nameAt, addrAt), place, s.hashPair)
 	return place
 }
@@ -173,6 +175,7 @@ func (s *store) removePair(place uint32) {
 		s.pairs.at(p.nextAddr).prevAddr = p.prevAddr
 	}
 	n.pairs--
+	s.pods.count(n.owner, -1)
 	p.learned = 0
 	s.pairs.give(place)
 }
@@ -205,8 +208,23 @@ type pods struct {
 }
 
 type podEntry struct {
-	addr netip.Addr
-	seen uint32 // round it was last used in, or met in a name
+	addr  netip.Addr
+	seen  uint32 // round it was last used in, or met in a name
+	pairs int32  // of names that are its own
+}
+
+func (p *pods) count(pod uint32, by int32) {
+	if pod != none {
+		p.list[pod].pairs += by
+	}
+}
+
+// has is how many addresses the names of a pod have.
+func (p *pods) has(pod uint32) int {
+	if pod == none {
+		return 0
+	}
+	return int(p.list[pod].pairs)
 }
 
 func (p *pods) number(a netip.Addr) uint32 {
@@ -224,7 +242,7 @@ func (p *pods) number(a netip.Addr) uint32 {
 		i = uint32(len(p.list))
 		p.list = append(p.list, podEntry{})
 	}
-	p.list[i] = podEntry{a, p.round}
+	p.list[i] = podEntry{addr: a, seen: p.round}
 	p.byAddr[a] = i
 	return i
 }
@@ -238,11 +256,11 @@ func (p *pods) met(n *name) {
 	}
 }
 
-// endRound forgets pods that were not met since the last one.
+// endRound forgets pods that were not met since the last one, and own nothing.
 func (p *pods) endRound() {
 	for i := range p.list {
 		e := &p.list[i]
-		if e.addr.IsValid() && e.seen != p.round {
+		if e.addr.IsValid() && e.seen != p.round && e.pairs == 0 {
 			delete(p.byAddr, e.addr)
 			*e = podEntry{}
 			p.vacant = append(p.vacant, uint32(i))

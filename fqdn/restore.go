@@ -67,8 +67,12 @@ func (c *Cache) load(f File, h *header) error {
 func (c *Cache) loadName(r *record, touched []uint32) []uint32 {
 	now, shift, text := c.clock(), c.shift(), string(r.text)
 	n, known := c.findName(text)
+	owner := none
+	if len(r.pods) > 0 {
+		owner = c.pods.number(r.pods[len(r.pods)-1])
+	}
 	for _, p := range r.pairs {
-		if !outside(p.addr) || !c.room(known) {
+		if !outside(p.addr) || !c.room(known, owner) {
 			continue
 		}
 		ip := p.addr.As16()
@@ -77,7 +81,7 @@ func (c *Cache) loadName(r *record, touched []uint32) []uint32 {
 			a = c.addAddr(ip)
 		}
 		if !known {
-			n, known = c.addName(text), true
+			n, known = c.addName(text, owner), true
 		}
 		at, again := c.findPair(n, a)
 		if !again {

@@ -125,7 +125,7 @@ func (c *Cache) settleEach() (failed error) {
 					writes++
 				}
 				if first {
-					n += 3 // its names were matched
+					n += 15 // its names were matched
 				}
 			}
 			at++
