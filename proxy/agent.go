@@ -123,6 +123,7 @@ func (s *service) Status(ctx context.Context, _ *control.StatusRequest) (*contro
 	r.UpstreamFailed = r.Denied[denyDead] + r.Denied[denyRefused] + r.Denied[denyLocal]
 	if w := p.wired.Load(); w != nil {
 		r.Generation = uint32(w.generation)
+		w.names.status(r)
 		r.Connections, r.ConnectionsMax = uint64(w.data.pairs.len()), uint64(w.data.max)
 		r.Draining = w.data.draining.Load()
 	}

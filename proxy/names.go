@@ -156,3 +156,13 @@ func nameOf(n *fqdn.Name) *control.Name {
 	}
 	return m
 }
+
+// status tells how much is known.
+func (n *names) status(r *control.StatusResponse) {
+	known, addresses := n.Len()
+	r.Names, r.Addresses = uint64(known), uint64(addresses)
+	c := n.Counts()
+	r.NamesCounts = map[string]uint64{
+		"refused": c.Refused, "full": c.Full, "evicted": c.Evicted, "waited": c.Waited, "narrowed": c.Narrowed,
+	}
+}

@@ -142,6 +142,10 @@ func TestNamesOfAnAgent(t *testing.T) {
 	}
 	want("c.org", "c.org 192.0.2.3 303 c.org 10.0.0.1")
 
+	var r control.StatusResponse
+	if n.status(&r); r.Names != 3 || r.Addresses != 3 || r.NamesCounts["narrowed"] != 0 || len(r.NamesCounts) != 5 {
+		t.Errorf("status %v", &r)
+	}
 	for i := range 1000 {
 		learnName(t, n, fmt.Sprintf("n%d.many.test", i), "192.0.2.9")
 	}

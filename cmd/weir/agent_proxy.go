@@ -27,6 +27,11 @@ type proxyStatus struct {
 	RecordsLost uint64            `json:"recordsLost"`
 	Upstream    uint64            `json:"upstreamFailed"`
 	Notes       []string          `json:"notes,omitempty"`
+	// Names were learned, Addresses are those that they stand for.
+	Names     uint64 `json:"names"`
+	Addresses uint64 `json:"addresses"`
+	// NamesCounts tell what else became of addresses in answers.
+	NamesCounts map[string]uint64 `json:"namesCounts,omitempty"`
 	// Place tells proxies on this node apart; 0: none has the new flows yet.
 	Place int `json:"place,omitempty"`
 	// Replaced are proxies that go on with what they are in the middle of.
@@ -64,6 +69,7 @@ type proxyWatch struct {
 	manager                                               *redirect.Manager
 	up, conns, requests, denied, lost, upstream, ruleSets *prometheus.Desc
 	generations                                           *prometheus.Desc
+	names, addresses, namesCounts                         *prometheus.Desc
 }
 
 func newProxyWatch(m *redirect.Manager) *proxyWatch {
@@ -82,6 +88,9 @@ func newProxyWatch(m *redirect.Manager) *proxyWatch {
 		generations: desc("weir_proxy_generation_connections",
 			"Connections of each generation of the proxy: of the current one, of those that were replaced and have not ended, and of those whose connections the current one has taken over.",
 			"generation", "state"),
+		names:       desc("weir_proxy_names", "Names that were learned and stand for some address."),
+		addresses:   desc("weir_proxy_addresses", "Addresses that names stand for."),
+		namesCounts: desc("weir_proxy_names_total", "Addresses in answers that were refused since they can't be outside, found no room (full), or made room (evicted); answers that waited for an identity, and that went on with a narrower one.", "what"),
 	}
 }
 
@@ -99,6 +108,7 @@ func (w *proxyWatch) status() proxyStatus {
 		Requests: s.Requests, Denied: s.Denied, RuleSets: s.RuleSets, RSS: s.Rss,
 		RecordsLost: s.RecordsDropped, Upstream: s.UpstreamFailed, Notes: s.Notes,
 		Tampered: w.manager.Tampered(), Place: w.manager.Place(),
+		Names: s.Names, Addresses: s.Addresses, NamesCounts: s.NamesCounts,
 	}
 	for _, h := range s.Held {
 		if h.Connections > 0 {
@@ -117,7 +127,7 @@ func (w *proxyWatch) status() proxyStatus {
 
 // Describe implements prometheus.Collector.
 func (w *proxyWatch) Describe(ch chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{w.up, w.conns, w.requests, w.denied, w.lost, w.upstream, w.ruleSets, w.generations} {
+	for _, d := range []*prometheus.Desc{w.up, w.conns, w.requests, w.denied, w.lost, w.upstream, w.ruleSets, w.generations, w.names, w.addresses, w.namesCounts} {
 		ch <- d
 	}
 }
@@ -138,6 +148,11 @@ func (w *proxyWatch) Collect(ch chan<- prometheus.Metric) {
 	gauge(w.up, 1)
 	gauge(w.conns, float64(s.Connections))
 	gauge(w.ruleSets, float64(s.RuleSets))
+	gauge(w.names, float64(s.Names))
+	gauge(w.addresses, float64(s.Addresses))
+	for what, n := range s.NamesCounts {
+		counter(w.namesCounts, n, what)
+	}
 	counter(w.requests, s.Requests)
 	counter(w.lost, s.RecordsLost)
 	counter(w.upstream, s.Upstream)

@@ -85,8 +85,15 @@ func (p proxyStatus) line() string {
 	for _, n := range p.Denied {
 		denied += n
 	}
-	return fmt.Sprintf("up, generation %d: %s, %d requests, %d denied", p.Generation,
+	line := fmt.Sprintf("up, generation %d: %s, %d requests, %d denied", p.Generation,
 		plural(int(p.Connections), "connection", "connections"), p.Requests, denied)
+	if p.Names > 0 {
+		line += fmt.Sprintf(", %s for %s", plural(int(p.Names), "name", "names"), plural(int(p.Addresses), "address", "addresses"))
+	}
+	if n := p.NamesCounts["full"]; n > 0 {
+		line += fmt.Sprintf("; %d ADDRESSES OF NAMES FOUND NO ROOM", n)
+	}
+	return line
 }
 
 // others shows the generations besides the current one.

@@ -1832,7 +1832,11 @@ type StatusResponse struct {
 	// HandedOver counts connections that went to the successor.
 	HandedOver uint64 `protobuf:"varint,20,opt,name=handed_over,json=handedOver,proto3" json:"handed_over,omitempty"`
 	// DrainUntil is when a drain ends at the latest; nanoseconds since the epoch.
-	DrainUntil    int64 `protobuf:"varint,21,opt,name=drain_until,json=drainUntil,proto3" json:"drain_until,omitempty"`
+	DrainUntil int64  `protobuf:"varint,21,opt,name=drain_until,json=drainUntil,proto3" json:"drain_until,omitempty"`
+	Names      uint64 `protobuf:"varint,22,opt,name=names,proto3" json:"names,omitempty"`         // that were learned and stand for something
+	Addresses  uint64 `protobuf:"varint,23,opt,name=addresses,proto3" json:"addresses,omitempty"` // that they stand for
+	// What became of addresses in answers otherwise, see fqdn.Counts.
+	NamesCounts   map[string]uint64 `protobuf:"bytes,24,rep,name=names_counts,json=namesCounts,proto3" json:"names_counts,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"varint,2,opt,name=value"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2005,6 +2009,27 @@ func (x *StatusResponse) GetDrainUntil() int64 {
 		return x.DrainUntil
 	}
 	return 0
+}
+
+func (x *StatusResponse) GetNames() uint64 {
+	if x != nil {
+		return x.Names
+	}
+	return 0
+}
+
+func (x *StatusResponse) GetAddresses() uint64 {
+	if x != nil {
+		return x.Addresses
+	}
+	return 0
+}
+
+func (x *StatusResponse) GetNamesCounts() map[string]uint64 {
+	if x != nil {
+		return x.NamesCounts
+	}
+	return nil
 }
 
 // Held are a generation's connections that another process than its own has.
@@ -2733,7 +2758,7 @@ const file_control_proto_rawDesc = "" +
 	"\taddresses\x18\x05 \x03(\fR\taddresses\x12\x14\n" +
 	"\x05chain\x18\x06 \x03(\tR\x05chain\x12\x1a\n" +
 	"\banswered\x18\a \x01(\bR\banswered\"\x0f\n" +
-	"\rStatusRequest\"\xe7\x05\n" +
+	"\rStatusRequest\"\xae\a\n" +
 	"\x0eStatusResponse\x12\x1e\n" +
 	"\n" +
 	"generation\x18\x01 \x01(\rR\n" +
@@ -2759,8 +2784,14 @@ const file_control_proto_rawDesc = "" +
 	"\vhanded_over\x18\x14 \x01(\x04R\n" +
 	"handedOver\x12\x1f\n" +
 	"\vdrain_until\x18\x15 \x01(\x03R\n" +
-	"drainUntil\x1a9\n" +
+	"drainUntil\x12\x14\n" +
+	"\x05names\x18\x16 \x01(\x04R\x05names\x12\x1c\n" +
+	"\taddresses\x18\x17 \x01(\x04R\taddresses\x12Q\n" +
+	"\fnames_counts\x18\x18 \x03(\v2..weir.proxy.v1.StatusResponse.NamesCountsEntryR\vnamesCounts\x1a9\n" +
 	"\vDeniedEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\x04R\x05value:\x028\x01\x1a>\n" +
+	"\x10NamesCountsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\x04R\x05value:\x028\x01\"f\n" +
 	"\x04Held\x12\x1e\n" +
@@ -2829,7 +2860,7 @@ func file_control_proto_rawDescGZIP() []byte {
 	return file_control_proto_rawDescData
 }
 
-var file_control_proto_msgTypes = make([]protoimpl.MessageInfo, 39)
+var file_control_proto_msgTypes = make([]protoimpl.MessageInfo, 40)
 var file_control_proto_goTypes = []any{
 	(*Welcome)(nil),               // 0: weir.proxy.v1.Welcome
 	(*Wiring)(nil),                // 1: weir.proxy.v1.Wiring
@@ -2870,6 +2901,7 @@ var file_control_proto_goTypes = []any{
 	(*LearnedAll)(nil),            // 36: weir.proxy.v1.LearnedAll
 	(*Connection)(nil),            // 37: weir.proxy.v1.Connection
 	nil,                           // 38: weir.proxy.v1.StatusResponse.DeniedEntry
+	nil,                           // 39: weir.proxy.v1.StatusResponse.NamesCountsEntry
 }
 var file_control_proto_depIdxs = []int32{
 	12, // 0: weir.proxy.v1.Wiring.dns:type_name -> weir.proxy.v1.DNSSettings
@@ -2890,31 +2922,32 @@ var file_control_proto_depIdxs = []int32{
 	25, // 15: weir.proxy.v1.Record.dns:type_name -> weir.proxy.v1.DNS
 	38, // 16: weir.proxy.v1.StatusResponse.denied:type_name -> weir.proxy.v1.StatusResponse.DeniedEntry
 	28, // 17: weir.proxy.v1.StatusResponse.held:type_name -> weir.proxy.v1.Held
-	34, // 18: weir.proxy.v1.HandOver.predecessor:type_name -> weir.proxy.v1.Predecessor
-	35, // 19: weir.proxy.v1.HandOver.learned:type_name -> weir.proxy.v1.Learned
-	36, // 20: weir.proxy.v1.HandOver.learned_all:type_name -> weir.proxy.v1.LearnedAll
-	37, // 21: weir.proxy.v1.HandOver.connection:type_name -> weir.proxy.v1.Connection
-	19, // 22: weir.proxy.v1.Proxy.SetRuleSets:input_type -> weir.proxy.v1.SetRuleSetsRequest
-	8,  // 23: weir.proxy.v1.Proxy.SetNames:input_type -> weir.proxy.v1.SetNamesRequest
-	10, // 24: weir.proxy.v1.Proxy.WatchNameSets:input_type -> weir.proxy.v1.WatchNameSetsRequest
-	13, // 25: weir.proxy.v1.Proxy.ListNames:input_type -> weir.proxy.v1.ListNamesRequest
-	22, // 26: weir.proxy.v1.Proxy.Records:input_type -> weir.proxy.v1.RecordsRequest
-	26, // 27: weir.proxy.v1.Proxy.Status:input_type -> weir.proxy.v1.StatusRequest
-	29, // 28: weir.proxy.v1.Proxy.Drain:input_type -> weir.proxy.v1.DrainRequest
-	31, // 29: weir.proxy.v1.Proxy.EndGeneration:input_type -> weir.proxy.v1.EndGenerationRequest
-	20, // 30: weir.proxy.v1.Proxy.SetRuleSets:output_type -> weir.proxy.v1.SetRuleSetsResponse
-	9,  // 31: weir.proxy.v1.Proxy.SetNames:output_type -> weir.proxy.v1.SetNamesResponse
-	11, // 32: weir.proxy.v1.Proxy.WatchNameSets:output_type -> weir.proxy.v1.NameSets
-	14, // 33: weir.proxy.v1.Proxy.ListNames:output_type -> weir.proxy.v1.NameBatch
-	23, // 34: weir.proxy.v1.Proxy.Records:output_type -> weir.proxy.v1.RecordBatch
-	27, // 35: weir.proxy.v1.Proxy.Status:output_type -> weir.proxy.v1.StatusResponse
-	30, // 36: weir.proxy.v1.Proxy.Drain:output_type -> weir.proxy.v1.DrainResponse
-	32, // 37: weir.proxy.v1.Proxy.EndGeneration:output_type -> weir.proxy.v1.EndGenerationResponse
-	30, // [30:38] is the sub-list for method output_type
-	22, // [22:30] is the sub-list for method input_type
-	22, // [22:22] is the sub-list for extension type_name
-	22, // [22:22] is the sub-list for extension extendee
-	0,  // [0:22] is the sub-list for field type_name
+	39, // 18: weir.proxy.v1.StatusResponse.names_counts:type_name -> weir.proxy.v1.StatusResponse.NamesCountsEntry
+	34, // 19: weir.proxy.v1.HandOver.predecessor:type_name -> weir.proxy.v1.Predecessor
+	35, // 20: weir.proxy.v1.HandOver.learned:type_name -> weir.proxy.v1.Learned
+	36, // 21: weir.proxy.v1.HandOver.learned_all:type_name -> weir.proxy.v1.LearnedAll
+	37, // 22: weir.proxy.v1.HandOver.connection:type_name -> weir.proxy.v1.Connection
+	19, // 23: weir.proxy.v1.Proxy.SetRuleSets:input_type -> weir.proxy.v1.SetRuleSetsRequest
+	8,  // 24: weir.proxy.v1.Proxy.SetNames:input_type -> weir.proxy.v1.SetNamesRequest
+	10, // 25: weir.proxy.v1.Proxy.WatchNameSets:input_type -> weir.proxy.v1.WatchNameSetsRequest
+	13, // 26: weir.proxy.v1.Proxy.ListNames:input_type -> weir.proxy.v1.ListNamesRequest
+	22, // 27: weir.proxy.v1.Proxy.Records:input_type -> weir.proxy.v1.RecordsRequest
+	26, // 28: weir.proxy.v1.Proxy.Status:input_type -> weir.proxy.v1.StatusRequest
+	29, // 29: weir.proxy.v1.Proxy.Drain:input_type -> weir.proxy.v1.DrainRequest
+	31, // 30: weir.proxy.v1.Proxy.EndGeneration:input_type -> weir.proxy.v1.EndGenerationRequest
+	20, // 31: weir.proxy.v1.Proxy.SetRuleSets:output_type -> weir.proxy.v1.SetRuleSetsResponse
+	9,  // 32: weir.proxy.v1.Proxy.SetNames:output_type -> weir.proxy.v1.SetNamesResponse
+	11, // 33: weir.proxy.v1.Proxy.WatchNameSets:output_type -> weir.proxy.v1.NameSets
+	14, // 34: weir.proxy.v1.Proxy.ListNames:output_type -> weir.proxy.v1.NameBatch
+	23, // 35: weir.proxy.v1.Proxy.Records:output_type -> weir.proxy.v1.RecordBatch
+	27, // 36: weir.proxy.v1.Proxy.Status:output_type -> weir.proxy.v1.StatusResponse
+	30, // 37: weir.proxy.v1.Proxy.Drain:output_type -> weir.proxy.v1.DrainResponse
+	32, // 38: weir.proxy.v1.Proxy.EndGeneration:output_type -> weir.proxy.v1.EndGenerationResponse
+	31, // [31:39] is the sub-list for method output_type
+	23, // [23:31] is the sub-list for method input_type
+	23, // [23:23] is the sub-list for extension type_name
+	23, // [23:23] is the sub-list for extension extendee
+	0,  // [0:23] is the sub-list for field type_name
 }
 
 func init() { file_control_proto_init() }
@@ -2934,7 +2967,7 @@ func file_control_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_control_proto_rawDesc), len(file_control_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   39,
+			NumMessages:   40,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
