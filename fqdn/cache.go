@@ -64,7 +64,8 @@ type Settings struct {
 	// PerName bounds the addresses of one name (1,000), Addresses those of all
 	// names (400,000); one that two names stand for counts twice. What is beyond
 	// goes within seconds, the longest unused first, but none that is in use or
-	// was learned seconds ago. An eighth beyond Addresses nothing more is learned.
+	// was learned seconds ago. Beyond Addresses a pod whose names have a quarter of
+	// them learns no more, and an eighth beyond nobody does.
 	PerName, Addresses int
 }
 
