@@ -108,6 +108,40 @@ func TestUnexplainedRows(t *testing.T) {
 	r.want(all)
 }
 
+// The combination that an unexplained row is of stays wanted while it does.
+func TestUnexplainedCombination(t *testing.T) {
+	r := newRig(t, Settings{})
+	r.table.rows[netip.MustParseAddr("192.0.2.1")] = 302
+	r.again(Settings{})
+	r.names(map[identity.ID]string{300: "a.test", 301: "b.test", 302: "a.test b.test"})
+	wanted := func() int {
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		return len(r.wanted())
+	}
+	if n := wanted(); n != 1 {
+		t.Errorf("%d combinations are wanted", n)
+	}
+	// With a name it is what its name is.
+	r.learn("a.test", time.Minute, "192.0.2.1")
+	r.want(map[string]identity.ID{"192.0.2.1": 300})
+	r.table.rows[netip.MustParseAddr("192.0.2.2")] = 302
+	if err := r.inspect(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	r.clock.advance(2 * time.Minute)
+	r.sweepNow()
+	r.want(nil)
+	r.clock.advance(time.Hour)
+	r.tendWants(r.clockNow())
+	if n := wanted(); n != 0 {
+		t.Errorf("%d combinations are still wanted", n)
+	}
+	if err := r.consistent(); err != nil {
+		t.Error(err)
+	}
+}
+
 // Another process wrote to the table meanwhile.
 func TestForeignRows(t *testing.T) {
 	r := learned(t)

@@ -145,6 +145,9 @@ func (c *Cache) look() {
 
 // pair makes an address one of a name's.
 func (c *Cache) pair(n, a, expires, now uint32) {
+	if addr := c.addrs.at(a); addr.first == none {
+		c.stale(addr, now) // what a predecessor knew of it counts no more
+	}
 	p := c.addPair(n, a, now)
 	c.pairs.at(p).expires = expires
 	c.learned++

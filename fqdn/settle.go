@@ -93,7 +93,7 @@ func (c *Cache) settle(at, now uint32, patient bool) (until time.Time, err error
 	}
 	a := c.addrs.at(at)
 	if a.first == none {
-		return until, c.settleInherited(at, a)
+		return until, c.settleInherited(at, a, now)
 	}
 	c.refresh(a, now)
 	s := &c.u.sets[a.set]
@@ -119,14 +119,26 @@ func (c *Cache) settle(at, now uint32, patient bool) (until time.Time, err error
 }
 
 // settleInherited takes away what a predecessor left where nobody has that
-// identity any more.
-func (c *Cache) settleInherited(at uint32, a *address) error {
-	if _, ok := c.u.ofID[identity.ID(a.written)]; ok && a.written != 0 {
+// identity any more. While it stays, so does the combination it is for.
+func (c *Cache) settleInherited(at uint32, a *address, now uint32) error {
+	if set, ok := c.u.ofID[identity.ID(a.written)]; ok && a.written != 0 {
+		if a.epoch != c.u.epoch {
+			a.epoch, a.set = c.u.epoch, 0
+		}
+		c.assign(a, set, now)
 		return nil
 	}
-	if err := c.write(a, 0); err != nil {
-		return err
-	}
+	return c.disown(at, a, now)
+}
+
+// disown takes away the row of an address that no name stands for.
+func (c *Cache) disown(at uint32, a *address, now uint32) error {
+	c.stale(a, now)
+	if !c.retired || a.written == 0 {
+		if err := c.write(a, 0); err != nil {
+			return err
+		}
+	} // else the row may be the successor's
 	c.removeAddr(at)
 	return nil
 }

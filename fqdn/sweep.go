@@ -166,16 +166,9 @@ func (c *Cache) settleLeft(touched []uint32) {
 		case a.first != none:
 			_, err := c.settle(at, now, true)
 			c.note("settle", err)
-		case c.retired && a.written != 0:
-			// The row may be the successor's.
-			c.removeAddr(at)
 		default:
 			a.inherited = 0 // its time is over, should this fail
-			if err := c.write(a, 0); err != nil {
-				c.note("settle", err)
-				continue
-			}
-			c.removeAddr(at)
+			c.note("settle", c.disown(at, a, now))
 		}
 	}
 }
