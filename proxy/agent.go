@@ -108,6 +108,11 @@ func (s *service) Status(ctx context.Context, _ *control.StatusRequest) (*contro
 	if err := p.server.Ping(ctx); err != nil {
 		return nil, err
 	}
+	if w := p.wired.Load(); w != nil {
+		if err := w.data.questions.Ping(ctx); err != nil {
+			return nil, err
+		}
+	}
 	r := &control.StatusResponse{
 		Boot: p.boot, Version: p.opts.Version, Uptime: uint64(time.Since(p.started)),
 		ConnectionsTotal: p.counters.connections.Load(),

@@ -14,6 +14,7 @@ import (
 
 	"github.com/weirnet/weir/bpf"
 	"github.com/weirnet/weir/policy"
+	"github.com/weirnet/weir/proxy/dns"
 	"github.com/weirnet/weir/proxy/http"
 )
 
@@ -41,10 +42,15 @@ type dataSide struct {
 	sets       *ruleSets
 	closed     *http.RuleSet
 	server     *http.Server
-	records    *recordBuffer
-	counters   *counters
-	max        int // connections at a time
-	share      int // of them, those of one pod: the others must get some
+	// questions serves DNS: connections, and datagrams of sessions.
+	questions       *dns.Server
+	closedQuestions *dns.RuleSet
+	sessions        sessionTable
+	believed        believer
+	records         *recordBuffer
+	counters        *counters
+	max             int // connections at a time
+	share           int // of them, those of one pod: the others must get some
 	// congestion is the host's congestion control, for clients that are not
 	// pods of this node; "": they keep localCongestion.
 	congestion string
@@ -124,7 +130,7 @@ func (d *dataSide) start(p *pair, c *net.TCPConn, client, server netip.AddrPort)
 		}
 	}
 	toPod := local(&p.entry, policy.Ingress)
-	p.serving = d.server.Start(http.Conn{
+	conn := http.Conn{
 		Client: c,
 		Dial: func(ctx context.Context) (*net.TCPConn, error) {
 			up, err := d.dial(ctx, client, server, toPod)
@@ -141,7 +147,15 @@ func (d *dataSide) start(p *pair, c *net.TCPConn, client, server netip.AddrPort)
 			d.forget(p)
 			close(p.done)
 		},
-	})
+	}
+	if isQuestions(p.sets, &p.entry) {
+		p.serving = d.questions.Start(dns.Conn{
+			Client: c, Pod: client.Addr(), Dial: conn.Dial, Rules: p.currentQuestions,
+			Observe: func(r *dns.Record) { d.observeQuestion(p.tuple, &p.entry, "TCP", r) }, Done: conn.Done,
+		})
+	} else {
+		p.serving = d.server.Start(conn)
+	}
 	close(p.served)
 }
 
@@ -182,9 +196,10 @@ func (d *dataSide) observe(p *pair, r *http.Record) {
 func (d *dataSide) drain(ctx context.Context) {
 	d.draining.Store(true)
 	d.server.Drain()
+	d.questions.Drain()
 	tick := time.NewTicker(20 * time.Millisecond)
 	defer tick.Stop()
-	for d.pairs.len() > 0 && ctx.Err() == nil {
+	for d.pairs.len()+d.questions.Pending() > 0 && ctx.Err() == nil {
 		select {
 		case <-ctx.Done():
 		case <-tick.C:

@@ -1,8 +1,10 @@
 package proxy
 
 import (
+	"context"
 	"log/slog"
 	"maps"
+	"net/netip"
 	"os"
 	"runtime"
 	"sync"
@@ -11,6 +13,8 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/weirnet/weir/bpf"
+	"github.com/weirnet/weir/fqdn"
+	"github.com/weirnet/weir/proxy/dns"
 	"github.com/weirnet/weir/proxy/http"
 )
 
@@ -110,18 +114,40 @@ func newData(t testing.TB) (*dataSide, *memoryFlows, *uint32) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	log := slog.New(slog.NewTextHandler(testWriter{t}, nil))
 	flows := &memoryFlows{entries: make(map[bpf.Tuple]bpf.Conn)}
 	revision := new(uint32)
 	d := &dataSide{
-		log: slog.New(slog.NewTextHandler(testWriter{t}, nil)), generation: 3,
+		log: log, generation: 3,
 		flows: flows, revisions: revisions{revision},
 		shares: &memoryShares{shares: map[uint32]bpf.Share{}, grants: map[uint32]bpf.Grant{}},
-		sets:   newRuleSets(), closed: http.Closed(), server: server,
+		sets:   newRuleSets(), closed: http.Closed(), server: server, closedQuestions: dns.Closed(), believed: nobody{},
 		records: newRecordBuffer(), counters: newCounters(), max: 4, dial: failingDial,
 		share: 4, pairs: newPairTable(),
 	}
+	d.questions = newQuestions(t, d)
 	return d, flows, revision
 }
+
+// newQuestions makes a DNS server for d, which serves no datagrams.
+func newQuestions(t testing.TB, d *dataSide) *dns.Server {
+	t.Helper()
+	s, err := dns.New(dns.Options{
+		Open: d.openAsks, Learner: nobody{}, Log: d.log,
+		Dropped: func(r dns.Reason) { d.counters.deny(r.String()) },
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(s.Close)
+	return s
+}
+
+// nobody is believed, and learns nothing.
+type nobody struct{}
+
+func (nobody) Believed(netip.Addr) bool                 { return false }
+func (nobody) Learn(context.Context, fqdn.Answer) error { return nil }
 
 type testWriter struct{ t testing.TB }
 

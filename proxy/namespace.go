@@ -10,6 +10,9 @@ import (
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"github.com/weirnet/weir/bpf"
+	"github.com/weirnet/weir/proxy/dns"
 )
 
 // The namespace has one way out, by a neighbour that is given once and for
@@ -112,9 +115,10 @@ func ipNet(p netip.Prefix) *net.IPNet {
 	return &net.IPNet{IP: p.Addr().AsSlice(), Mask: net.CIDRMask(p.Bits(), p.Addr().BitLen())}
 }
 
-// openListeners listens on loopback and puts the sockets into the sockmap:
-// from there on connections to whatever address come to them.
-func openListeners(put func(index uint32, fd uintptr) error) (ls []*net.TCPListener, err error) {
+// openListeners listens on loopback, by TCP and, in the name of questions, by
+// UDP, and puts the sockets into the sockmap: from there on what goes to whatever
+// address comes to them.
+func openListeners(questions *dns.Server, put func(index uint32, fd uintptr) error) (ls []*net.TCPListener, err error) {
 	defer func() {
 		if err != nil {
 			for _, l := range ls {
@@ -137,12 +141,11 @@ func openListeners(put func(index uint32, fd uintptr) error) (ls []*net.TCPListe
 		if err != nil {
 			return ls, fmt.Errorf("listen on %s: %w", a, err)
 		}
-		var putErr error
-		if err := raw.Control(func(fd uintptr) { putErr = put(uint32(i), fd) }); err != nil {
-			return ls, fmt.Errorf("listen on %s: %w", a, err)
+		if err := onSocket(raw, func(fd int) error { return put(bpf.ListenerTCP4+uint32(i), uintptr(fd)) }); err != nil {
+			return ls, fmt.Errorf("put listener on %s into the sockmap: %w", a, err)
 		}
-		if putErr != nil {
-			return ls, fmt.Errorf("put listener on %s into the sockmap: %w", a, putErr)
+		if err := questions.Listen(i == 1, func(fd uintptr) error { return put(bpf.ListenerUDP4+uint32(i), fd) }); err != nil {
+			return ls, err
 		}
 	}
 	return ls, nil

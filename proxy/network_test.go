@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"slices"
 	"testing"
 	"time"
 
@@ -128,7 +129,7 @@ func TestPortUsedAnew(t *testing.T) {
 	// connection is another one as far as the table goes.
 	second, dialedSecond := tcpPair(t)
 	flows.set(tuple, bpf.Conn{Id: 2, Generation: 3})
-	p := &pair{proxy: d, tuple: tuple, entry: bpf.Conn{Id: 2, Generation: 3}, served: make(chan struct{}), done: make(chan struct{})}
+	p := &pair{proxy: d, tuple: tuple, entry: bpf.Conn{Id: 2, Generation: 3}, sets: d.sets.now.Load(), served: make(chan struct{}), done: make(chan struct{})}
 	if before, ok := d.pairs.put(p, d.max, d.share); !ok || before != old {
 		t.Fatalf("the pair before is %v, %v", before, ok)
 	}
@@ -178,7 +179,9 @@ func TestDrainEndsIdleConnections(t *testing.T) {
 	d, flows, _ := newData(t)
 	serve(t, d)
 	server, upstream := tcpPair(t)
-	d.dial = func(context.Context, netip.AddrPort, netip.AddrPort, bool) (*net.TCPConn, error) { return upstream, nil }
+	d.dial = func(context.Context, netip.AddrPort, netip.AddrPort, bool) (*net.TCPConn, error) {
+		return upstream, nil
+	}
 	accepted, dialed := tcpPair(t)
 	client, dest := ends(accepted)
 	flows.set(bpf.TupleOf(client, dest, unix.IPPROTO_TCP), bpf.Conn{Id: 1, Generation: 3})
@@ -300,9 +303,17 @@ func TestDialReasons(t *testing.T) {
 func TestListenersAreNotMultipath(t *testing.T) {
 	inNamespace(t, func() {
 		foreign(t)
+		d, _, _ := newData(t)
 		var put []uint32
-		ls, err := openListeners(func(index uint32, fd uintptr) error {
+		ls, err := openListeners(d.questions, func(index uint32, fd uintptr) error {
+			put = append(put, index)
 			protocol, err := unix.GetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_PROTOCOL)
+			if index >= bpf.ListenerUDP4 {
+				if err != nil || protocol != unix.IPPROTO_UDP {
+					t.Errorf("listener %d has protocol %d, %v", index, protocol, err)
+				}
+				return nil
+			}
 			if err != nil || protocol != unix.IPPROTO_TCP {
 				t.Errorf("listener %d has protocol %d, %v", index, protocol, err)
 			}
@@ -310,7 +321,6 @@ func TestListenersAreNotMultipath(t *testing.T) {
 			if err != nil || keepAlive == 0 {
 				t.Errorf("listener %d has no keep-alive: %v", index, err)
 			}
-			put = append(put, index)
 			return nil
 		})
 		if err != nil {
@@ -323,11 +333,11 @@ func TestListenersAreNotMultipath(t *testing.T) {
 			}
 			_ = l.Close()
 		}
-		if len(put) != 2 || put[0] != bpf.ListenerTCP4 || put[1] != bpf.ListenerTCP6 {
+		if !slices.Equal(put, []uint32{bpf.ListenerTCP4, bpf.ListenerUDP4, bpf.ListenerTCP6, bpf.ListenerUDP6}) {
 			t.Errorf("put into the sockmap: %v", put)
 		}
 		failed := errors.New("full")
-		if ls, err := openListeners(func(uint32, uintptr) error { return failed }); !errors.Is(err, failed) || len(ls) != 0 {
+		if ls, err := openListeners(d.questions, func(uint32, uintptr) error { return failed }); !errors.Is(err, failed) || len(ls) != 0 {
 			t.Errorf("%d listeners, %v", len(ls), err)
 		}
 	})

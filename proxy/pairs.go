@@ -5,11 +5,20 @@ import (
 
 	"github.com/weirnet/weir/bpf"
 	"github.com/weirnet/weir/policy"
+	"github.com/weirnet/weir/proxy/dns"
 	"github.com/weirnet/weir/proxy/http"
 )
 
 // l7Bits are those of Conn.L7 that say whose rules are applied.
 const l7Bits = 1<<policy.Ingress | 1<<policy.Egress
+
+// serving is a connection that is served: an http.Pair or a dns.Pair.
+type serving interface {
+	// Abort resets both sides and returns once both sockets are closed.
+	Abort()
+	// End ends the connection when it next stands between two messages.
+	End()
+}
 
 // pair is a redirected connection: the client's, and ours to the server.
 type pair struct {
@@ -19,14 +28,15 @@ type pair struct {
 
 	// What rules yields, and what it was made of. Only the goroutine that
 	// serves the connection touches these once it is started.
-	entry bpf.Conn
-	sets  *map[uint32]*http.RuleSet
-	rules http.Rules
+	entry     bpf.Conn
+	sets      *setTable
+	rules     http.Rules
+	questions dns.Rules // where it is a connection for questions
 
 	// served is closed when serving is set: connections are started outside
 	// of the table's lock.
 	served  chan struct{}
-	serving *http.Pair
+	serving serving
 	// done is closed when both sockets are and the entry in conns is gone.
 	done chan struct{}
 }
@@ -45,6 +55,7 @@ func (p *pair) current() http.Rules {
 		if err != nil || !ok || entry.Id != p.entry.Id {
 			p.proxy.deny(denyRevoked)
 			p.rules = http.Rules{Egress: p.proxy.closed, Ingress: p.proxy.closed}
+			p.questions = dns.Rules{Egress: p.proxy.closedQuestions, Ingress: p.proxy.closedQuestions}
 			p.sets = nil
 			go p.abort()
 			return p.rules
@@ -55,24 +66,38 @@ func (p *pair) current() http.Rules {
 	return p.rules
 }
 
+// currentQuestions is current for a connection for questions.
+func (p *pair) currentQuestions() dns.Rules {
+	p.current()
+	rules := p.questions
+	rules.Believed = p.proxy.believes(rules, p.tuple.Destination().Addr())
+	return rules
+}
+
 // resolve looks up the rule sets that entry names.
-func (p *pair) resolve(sets *map[uint32]*http.RuleSet) {
+func (p *pair) resolve(sets *setTable) {
 	p.rules = http.Rules{
-		Egress:  p.proxy.ruleSet(*sets, &p.entry, policy.Egress),
-		Ingress: p.proxy.ruleSet(*sets, &p.entry, policy.Ingress),
+		Egress:  p.proxy.ruleSet(sets, &p.entry, policy.Egress),
+		Ingress: p.proxy.ruleSet(sets, &p.entry, policy.Ingress),
 	}
+	p.questions = p.proxy.questionRules(sets, &p.entry)
 	p.sets = sets
 }
 
 // ruleSet is what one direction of a flow must pass: nil everything does.
-func (d *dataSide) ruleSet(sets map[uint32]*http.RuleSet, e *bpf.Conn, dir policy.Direction) *http.RuleSet {
-	if e.L7&(1<<dir) == 0 || e.RuleSet[dir] == 0 {
+func (d *dataSide) ruleSet(sets *setTable, e *bpf.Conn, dir policy.Direction) *http.RuleSet {
+	if !judged(e, dir) {
 		return nil
 	}
-	if set, ok := sets[e.RuleSet[dir]]; ok {
+	if set, ok := sets.http[e.RuleSet[dir]]; ok {
 		return set
 	}
 	return d.closed // the agent sends sets before anything names them
+}
+
+// judged tells whether a direction of a flow has rules to be applied here.
+func judged(e *bpf.Conn, dir policy.Direction) bool {
+	return e.L7&(1<<dir) != 0 && e.RuleSet[dir] != 0
 }
 
 // abort resets both sides and returns when they are closed.

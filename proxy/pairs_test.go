@@ -34,7 +34,7 @@ func TestRulesOfAFlow(t *testing.T) {
 	if r := d.sets.set([]policy.RuleSet{{ID: 5}, {ID: 6}}, nil, false); len(r) != 0 {
 		t.Fatal(r)
 	}
-	five, six := (*d.sets.now.Load())[5], (*d.sets.now.Load())[6]
+	five, six := d.sets.now.Load().http[5], d.sets.now.Load().http[6]
 	for name, tt := range map[string]struct {
 		l7   uint8
 		sets [2]uint32 // ingress, egress
@@ -60,7 +60,7 @@ func TestRulesOfAFlow(t *testing.T) {
 func TestRulesFollowPolicy(t *testing.T) {
 	d, flows, revision := newData(t)
 	d.sets.set([]policy.RuleSet{{ID: 5}, {ID: 6}}, nil, false)
-	five, six := (*d.sets.now.Load())[5], (*d.sets.now.Load())[6]
+	five, six := d.sets.now.Load().http[5], d.sets.now.Load().http[6]
 	*revision = 10
 	entry := bpf.Conn{Id: 1, Revision: 10, L7: 1 << policy.Egress, RuleSet: [2]uint32{0, 5}}
 	flows.set(testTuple, entry)
@@ -91,7 +91,7 @@ func TestRulesFollowPolicy(t *testing.T) {
 	flows.set(testTuple, entry)
 	want("unknown set", http.Rules{Egress: d.closed}, 4)
 	d.sets.set([]policy.RuleSet{{ID: 7}}, nil, false)
-	want("now known", http.Rules{Egress: (*d.sets.now.Load())[7]}, 4)
+	want("now known", http.Rules{Egress: d.sets.now.Load().http[7]}, 4)
 	// No more L7 rules: everything passes.
 	entry.Revision, entry.L7 = 13, 0
 	*revision = 13
@@ -227,12 +227,12 @@ func TestRuleSets(t *testing.T) {
 	if len(rejected) != 1 || rejected[2] == nil {
 		t.Fatalf("rejected: %v", rejected)
 	}
-	before := *s.now.Load()
+	before := s.now.Load().http
 	if before[2] == nil || s.len() != 2 {
 		t.Fatal("a set that does not compile must be there, and closed")
 	}
 	s.set([]policy.RuleSet{{ID: 3}}, []uint32{2, 9}, false)
-	now := *s.now.Load()
+	now := s.now.Load().http
 	if len(before) != 2 {
 		t.Error("a table in use was changed")
 	}
@@ -240,7 +240,7 @@ func TestRuleSets(t *testing.T) {
 		t.Errorf("after an update: %v", now)
 	}
 	s.set([]policy.RuleSet{{ID: 3}, {ID: 4}}, nil, true)
-	if replaced := *s.now.Load(); len(replaced) != 2 || replaced[3] != now[3] || replaced[4] == nil {
+	if replaced := s.now.Load().http; len(replaced) != 2 || replaced[3] != now[3] || replaced[4] == nil {
 		t.Errorf("after a replacement: %v", replaced)
 	}
 }

@@ -4,6 +4,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/weirnet/weir/bpf"
 	"github.com/weirnet/weir/policy"
 	"github.com/weirnet/weir/proxy/control"
 	"github.com/weirnet/weir/proxy/http"
@@ -40,7 +41,7 @@ type recordBuffer struct {
 
 // record is one request, self-contained.
 type record struct {
-	pair     *pair
+	tuple    bpf.Tuple
 	start    time.Time
 	latency  time.Duration
 	text     []byte // method, host, path
@@ -48,56 +49,68 @@ type record struct {
 	host     int
 	protocol string
 	reason   string
-	verdict  http.Verdict
+	allowed  bool
 	judge    policy.Direction
 	rules    [2]uint32
 	l7       uint8
 	src, dst uint32 // identities
 	ifindex  uint32
 	status   int
+	question asked
 }
 
 func newRecordBuffer() *recordBuffer {
 	return &recordBuffer{slots: make([]record, recordSlots), ready: make(chan struct{}, 1)}
 }
 
+// add notes a request of a connection.
 func (b *recordBuffer) add(p *pair, r *http.Record) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if !b.spend(r) {
-		b.dropped++
+	s := b.slot(p.tuple, &p.entry, r.Start, r.Latency, r.Verdict == http.Allowed)
+	if s == nil {
 		return
 	}
-	s := &b.slots[(b.first+b.n)%len(b.slots)]
-	b.n++
 	s.text = append(s.text[:0], clip(r.Method)...)
 	s.method = len(s.text)
 	s.text = append(s.text, clip(r.Host)...)
 	s.host = len(s.text) - s.method
 	s.text = append(s.text, clip(r.Path)...)
-	s.pair, s.start, s.latency = p, r.Start, r.Latency
-	s.protocol, s.reason, s.verdict, s.judge = r.Protocol, r.Reason.String(), r.Verdict, r.Direction
+	s.protocol, s.reason, s.judge = r.Protocol, r.Reason.String(), r.Direction
 	s.rules = [2]uint32{policy.Ingress: r.IngressRule, policy.Egress: r.EgressRule}
-	s.l7, s.src, s.dst = p.entry.L7, p.entry.SrcIdentity, p.entry.DstIdentity
-	s.ifindex = p.entry.Ifindex
 	s.status = r.Status
+}
+
+// slot returns the next free record with what is known of its flow; nil: there
+// is none, or not for this one.
+func (b *recordBuffer) slot(t bpf.Tuple, e *bpf.Conn, start time.Time, latency time.Duration, allowed bool) *record {
+	if !b.spend(start.Add(latency), allowed) {
+		b.dropped++
+		return nil
+	}
+	s := &b.slots[(b.first+b.n)%len(b.slots)]
+	b.n++
+	s.tuple, s.start, s.latency, s.allowed = t, start, latency, allowed
+	s.l7, s.src, s.dst, s.ifindex = e.L7, e.SrcIdentity, e.DstIdentity, e.Ifindex
+	s.status, s.question.asked = 0, false
 	select {
 	case b.ready <- struct{}{}:
 	default:
 	}
+	return s
 }
 
-// spend tells whether there is room in the window's budget and in the queue.
-func (b *recordBuffer) spend(r *http.Record) bool {
+// spend tells whether there is room in the window's budget and in the queue, for
+// what ended then.
+func (b *recordBuffer) spend(end time.Time, allowed bool) bool {
 	if b.n == len(b.slots) {
 		return false
 	}
-	end := r.Start.Add(r.Latency)
 	if end.Sub(b.window) >= recordWindow {
 		b.window, b.passed, b.other = end, 0, 0
 	}
 	left, of := &b.other, recordsOther
-	if r.Verdict == http.Allowed {
+	if allowed {
 		left, of = &b.passed, recordsPassed
 	}
 	*left++
@@ -115,7 +128,6 @@ func (b *recordBuffer) take(n int) *control.RecordBatch {
 	for range n {
 		s := &b.slots[b.first]
 		batch.Records = append(batch.Records, s.message())
-		s.pair = nil
 		b.first = (b.first + 1) % len(b.slots)
 		b.n--
 	}
@@ -129,21 +141,27 @@ func (b *recordBuffer) lost() uint64 {
 }
 
 func (s *record) message() *control.Record {
-	src, dst := s.pair.tuple.Source(), s.pair.tuple.Destination()
-	text := append([]byte(nil), s.text...)
+	src, dst := s.tuple.Source(), s.tuple.Destination()
 	judge := uint32(2)
-	if s.verdict != http.Allowed {
+	if !s.allowed {
 		judge = uint32(s.judge)
 	}
-	return &control.Record{
+	m := &control.Record{
 		Time: s.start.UnixNano(), Latency: int64(s.latency),
 		Source: src.Addr().AsSlice(), SourcePort: uint32(src.Port()), SourceIdentity: s.src,
 		Destination: dst.Addr().AsSlice(), DestinationPort: uint32(dst.Port()), DestinationIdentity: s.dst,
-		Allowed: s.verdict == http.Allowed, Reason: s.reason, Judge: judge,
+		Allowed: s.allowed, Reason: s.reason, Judge: judge,
 		Directions: uint32(s.l7 & l7Bits), Rules: []uint32{s.rules[0], s.rules[1]}, Ifindex: s.ifindex,
-		Method: text[:s.method], Host: text[s.method : s.method+s.host], Path: text[s.method+s.host:],
-		Protocol: s.protocol, Status: uint32(s.status),
+		Protocol: s.protocol,
 	}
+	if s.question.asked {
+		s.question.message(m, s.text)
+		return m
+	}
+	text := append([]byte(nil), s.text...)
+	m.Method, m.Host, m.Path = text[:s.method], text[s.method:s.method+s.host], text[s.method+s.host:]
+	m.Status = uint32(s.status)
+	return m
 }
 
 func clip(b []byte) []byte { return b[:min(len(b), recordText)] }

@@ -107,7 +107,7 @@ func (s *sweeper) walk(shares map[uint32]bpf.Share, now uint64) error {
 		end, err = s.flows.walk(sweepSteps, func(t bpf.Tuple, c bpf.Conn) {
 			// Also what goes now: it may be a new flow's by then.
 			entries[c.Ifindex]++
-			if c.Generation == s.generation && t.Proto == unix.IPPROTO_TCP && c.Id+uint64(sweepAge) < now && !s.pairs.has(t) {
+			if c.Generation == s.generation && c.Id+uint64(sweepAge) < now && !s.pairs.has(t) && !s.sessions.has(t) {
 				found = append(found, stale{t, c.Id})
 			}
 		})

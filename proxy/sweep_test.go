@@ -29,15 +29,27 @@ func TestSweep(t *testing.T) {
 	if _, ok := d.pairs.put(&pair{tuple: numbered(3)}, 10, 10); !ok {
 		t.Fatal("no room for a pair")
 	}
+	asked, unasked := testSession, testSession
+	unasked.Dport++
+	for _, session := range []bpf.Tuple{asked, unasked} {
+		put(t, f, session, bpf.Conn{Id: oldEntry, Generation: 3})
+	}
+	d.sessions.put(asked)
 	if err := newSweeper(d).walk(nil, sweepClock); err != nil {
 		t.Fatal(err)
+	}
+	if _, ok, _ := f.get(asked); !ok {
+		t.Error("the entry of a session is gone")
+	}
+	if _, ok, _ := f.get(unasked); ok {
+		t.Error("an entry without a session is there")
 	}
 	for i, want := range []bool{false, true, true, true} {
 		if _, ok, _ := f.get(numbered(i)); ok != want {
 			t.Errorf("entry %d is there: %v, want %v", i, ok, want)
 		}
 	}
-	if n := d.counters.swept.Load(); n != 1 {
+	if n := d.counters.swept.Load(); n != 2 {
 		t.Errorf("%d counted", n)
 	}
 }

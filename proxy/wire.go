@@ -14,6 +14,7 @@ import (
 
 	"github.com/weirnet/weir/bpf"
 	"github.com/weirnet/weir/proxy/control"
+	"github.com/weirnet/weir/proxy/dns"
 	"github.com/weirnet/weir/proxy/http"
 )
 
@@ -32,8 +33,8 @@ type wired struct {
 // drain accepts nothing new and ends with the last connection, or with ctx.
 func (w *wired) drain(ctx context.Context) {
 	// No listener: SYNs are dropped, and their retransmits meet the successor.
-	for i := range w.listeners {
-		_ = w.steering.Delete(uint32(i))
+	for i := range bpf.ListenerUDP6 + 1 {
+		_ = w.steering.Delete(i)
 	}
 	w.data.drain(ctx)
 	for _, l := range w.listeners {
@@ -141,6 +142,7 @@ func (p *process) wire(m *control.Wiring, files []*os.File) error {
 		}
 		w.dns.Store(m.Dns)
 		w.names.Set(settingsOf(m.Dns))
+		w.data.questions.SetNXDomain(m.Dns.GetNxdomain())
 		return configureNamespace(m.Gateway, int(m.Mtu))
 	}
 	if m.Generation == 0 || m.Generation > 255 {
@@ -175,18 +177,28 @@ func (p *process) setUp(m *control.Wiring, maps *tables) (*wired, error) {
 	d := &dataSide{
 		log: p.log, generation: uint8(m.Generation), flows: flows, revisions: revisions,
 		shares: &mapShares{walker: walker[uint32, bpf.Share]{m: maps.shares}, grants: maps.grants},
-		sets:   p.sets, closed: http.Closed(), server: p.server, records: p.records, counters: p.counters,
+		sets:   p.sets, closed: http.Closed(), closedQuestions: dns.Closed(), server: p.server, records: p.records, counters: p.counters,
 		max: most, share: max(most/podShare, 1), congestion: congestion, dial: dialAs,
 		pairs: newPairTable(),
 	}
 	names := newNames(p.log, maps, m.Dns)
+	d.believed = names
+	if d.questions, err = dns.New(dns.Options{
+		Open: d.openAsks, Learner: names, Log: p.log,
+		Dropped: func(r dns.Reason) { p.counters.deny(r.String()) },
+	}); err != nil {
+		return nil, err
+	}
+	d.questions.SetNXDomain(m.Dns.GetNxdomain())
 	steering := maps.listeners
-	listeners, err := openListeners(func(index uint32, fd uintptr) error {
+	listeners, err := openListeners(d.questions, func(index uint32, fd uintptr) error {
 		return steering.Update(index, uint64(fd), ebpf.UpdateAny)
 	})
 	if err != nil {
+		d.questions.Close()
 		return nil, err
 	}
+	p.group.Go(func() error { return d.questions.Run(p.ctx) })
 	for _, l := range listeners {
 		p.group.Go(func() error { return d.accept(l) })
 	}
@@ -211,14 +223,14 @@ const podShare = 4
 
 // maxPairs is how many connections the limit of open files leaves room for: a
 // pair has two sockets, and some have pipes for a while, which are done
-// without when they can't be had.
+// without when they can't be had. Questions by UDP get an eighth of all.
 func maxPairs() int {
 	const others = 256
 	var l syscall.Rlimit
-	if err := syscall.Getrlimit(syscall.RLIMIT_NOFILE, &l); err != nil || l.Cur <= others+2 {
+	if err := syscall.Getrlimit(syscall.RLIMIT_NOFILE, &l); err != nil || l.Cur <= 2*others {
 		return 1
 	}
-	return int(min(l.Cur-others, 1<<24) / 2)
+	return int(min(l.Cur-others-l.Cur/8, 1<<24) / 2)
 }
 
 // checkPeer refuses peers of the proxy's own kind. Who may connect is decided

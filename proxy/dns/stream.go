@@ -21,10 +21,11 @@ type Conn struct {
 	// once. An error resets the client.
 	Dial func(ctx context.Context) (*net.TCPConn, error)
 	// Rules yields what is in force now. It is asked before every question and
-	// at every answer, never by two goroutines at once.
+	// at every answer.
 	Rules func() Rules
 	// Observe is told of every question. The Record and all it refers to are
-	// valid during the call only. Two goroutines may call it at once.
+	// valid during the call only. It and Rules are called by one goroutine at a
+	// time, and must not block.
 	Observe func(*Record)
 	// Done, if not nil, is called once, last of all: both sockets are closed.
 	Done func()
@@ -39,6 +40,9 @@ func (p *Pair) Abort() {
 	p.stream.reset()
 	<-p.stream.done
 }
+
+// End ends the connection as soon as nothing on it waits for an answer.
+func (p *Pair) End() { p.stream.drain() }
 
 // pairs are the connections a Server has.
 type pairs struct {

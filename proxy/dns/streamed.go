@@ -68,18 +68,28 @@ func (p *stream) moved() (ending bool) {
 	return p.ending
 }
 
+func (p *stream) rules() Rules {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.conn.Rules()
+}
+
+func (p *stream) observe(r *Record) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.conn.Observe(r)
+}
+
 // question judges one message: it may pass, or was answered in its place.
 // flush is called before what may take long.
 func (p *stream) question(sc *scratch, m []byte, flush func() error) (pass bool, err error) {
 	q, rec, now := &sc.q, &sc.record, time.Now()
 	if !q.read(m) || isResponse(m) {
 		*rec = Record{Verdict: Refused, Reason: ReasonMalformed, Start: now}
-		p.conn.Observe(rec)
+		p.observe(rec)
 		return false, nil
 	}
-	p.mu.Lock()
-	rules := p.conn.Rules()
-	p.mu.Unlock()
+	rules := p.rules()
 	verdict, a := rules.judge(m, q), askedOf(m, q)
 	if verdict.allowed() {
 		return p.await(q, a, verdict, now, flush)
@@ -92,7 +102,7 @@ func (p *stream) question(sc *scratch, m []byte, flush func() error) (pass bool,
 		EgressRule: verdict.egressRule, IngressRule: verdict.ingressRule,
 		Question: q.wire, Kind: q.kind, Class: q.class, Start: now, RCode: code, Answered: true,
 	}
-	p.conn.Observe(rec)
+	p.observe(rec)
 	return false, p.write(p.client, out)
 }
 
@@ -185,7 +195,7 @@ func (p *stream) answer(sc *scratch, m []byte) (pass bool) {
 	sc.record = w.record()
 	sc.record.Answered, sc.record.RCode = true, rcode(m)
 	sc.record.Chain, sc.record.Records = a.chain, a.records
-	p.conn.Observe(&sc.record)
+	p.observe(&sc.record)
 	if !w.transfer {
 		p.release(w)
 	}
@@ -215,9 +225,7 @@ func (p *stream) match(sc *scratch, m []byte) *streamed {
 
 // learn makes an answer known, if need be by waiting.
 func (p *stream) learn(sc *scratch, m []byte) {
-	p.mu.Lock()
-	rules := p.conn.Rules()
-	p.mu.Unlock()
+	rules := p.rules()
 	if !rules.Believed || len(sc.a.records) == 0 || rcode(m) != rcodeSuccess {
 		return
 	}
@@ -241,7 +249,7 @@ func (p *stream) tell(w *streamed, reason Reason) {
 	if !w.told {
 		rec := w.record()
 		rec.Failure = reason
-		p.conn.Observe(&rec)
+		p.observe(&rec)
 	}
 	p.release(w)
 }
