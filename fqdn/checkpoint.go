@@ -67,9 +67,6 @@ func readHeader(f io.ReaderAt) (h header, err error) {
 	if n < len(b) {
 		return h, fmt.Errorf("read a checkpoint's header: %w", err)
 	}
-	if b == [headerSize]byte{} {
-		return h, errors.New("it was not finished")
-	}
 	if string(b[:8]) != checkpointMagic {
 		return h, errors.New("it is no checkpoint")
 	}

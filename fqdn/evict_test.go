@@ -66,6 +66,20 @@ func TestBoundPerName(t *testing.T) {
 	if err := r.consistent(); err != nil {
 		t.Error(err)
 	}
+	// All are in use: none goes.
+	for i := range 5 {
+		r.learn("b.test", time.Hour, addr4(20+i))
+	}
+	r.clock.advance(time.Minute)
+	var all []netip.Addr
+	for i := range 5 {
+		all = append(all, netip.MustParseAddr(addr4(20+i)))
+	}
+	r.flows.set(all...)
+	r.sweepNow()
+	if got := len(r.known("b.test")); got != 5 {
+		t.Errorf("%d of 5 that are in use are left", got)
+	}
 }
 
 // The same for all names; those that no selector is for go first.

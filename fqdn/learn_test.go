@@ -227,6 +227,26 @@ func TestCombinations(t *testing.T) {
 			t.Errorf("the next one waited %v", d)
 		}
 	})
+	t.Run("what is not right any more does not wait", func(t *testing.T) {
+		r := newRig(t, Settings{})
+		r.names(together)
+		r.learn("a.test b.test", time.Minute, "192.0.2.1")
+		r.clock.advance(30 * time.Second)
+		r.learn("b.test", time.Minute, "192.0.2.1")
+		r.want(map[string]identity.ID{"192.0.2.1": 310})
+		watch(t, r, func([][]dnsrules.Selector) {})
+		done := make(chan error)
+		go func() { done <- r.Learn(context.Background(), answer("c.test", time.Hour, "192.0.2.1")) }()
+		time.Sleep(patience / 10)
+		r.clock.advance(31 * time.Second)
+		r.sweepNow() // a.test is over, b.test and c.test have no identity yet
+		if id := r.table.get("192.0.2.1"); id != 301 && id != 302 {
+			t.Errorf("it is %d", id)
+		}
+		if err := <-done; err != nil {
+			t.Fatal(err)
+		}
+	})
 	t.Run("whoever asked goes away", func(t *testing.T) {
 		r := newRig(t, Settings{})
 		r.names(apart)

@@ -126,10 +126,7 @@ func (c *Cache) writeCheckpoint() error {
 	if f == nil {
 		return nil
 	}
-	// Until it is whole it says so.
-	if _, err := f.WriteAt(make([]byte, headerSize), 0); err != nil {
-		return err
-	}
+	// The header comes last; until then the one that is there has another sum.
 	h := header{sequence: c.sequence + 1, saved: c.now()}
 	sum := sha256.New()
 	err := c.encode(func(b []byte) error {
