@@ -22,6 +22,7 @@
 //	node                     192.0.2.(10+n)       2001:db8::(10+n)
 //	router                   192.0.2.1            2001:db8::1
 //	outside                  198.51.100.2         2001:db8:1::2
+//	  and all of             198.18.0.0/15        2001:db8:2::/48
 //
 // Pods reach each other with their own addresses, on any node, and the outside
 // with their node's. The outside knows no pod addresses.

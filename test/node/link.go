@@ -81,11 +81,13 @@ func (ns *Netns) address(name string, prefixes ...netip.Prefix) error {
 	return nil
 }
 
-// route is one route of a namespace; a zero gateway means on the link.
+// route is one route of a namespace; a zero gateway means on the link, local
+// that all of it is this namespace's own.
 type route struct {
 	to, link string
 	via, src netip.Addr
 	mtu      int
+	local    bool
 }
 
 func (ns *Netns) route(routes ...route) error {
@@ -99,9 +101,12 @@ func (ns *Netns) route(routes ...route) error {
 			return fmt.Errorf("find link %s in %s: %w", r.link, ns.Name, err)
 		}
 		nr := &netlink.Route{LinkIndex: link.Attrs().Index, Dst: ipNet(to), MTU: r.mtu}
-		if r.via.IsValid() {
+		switch {
+		case r.local:
+			nr.Type, nr.Table, nr.Scope = unix.RTN_LOCAL, unix.RT_TABLE_LOCAL, unix.RT_SCOPE_HOST
+		case r.via.IsValid():
 			nr.Gw = r.via.AsSlice()
-		} else {
+		default:
 			nr.Scope = unix.RT_SCOPE_LINK
 		}
 		if r.src.IsValid() {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"net/netip"
+	"slices"
 	"strings"
 )
 
@@ -24,7 +25,11 @@ table inet node {
 	chain prerouting {
 		type nat hook prerouting priority dstnat;
 `, cidrs[0], podRangeV4, cidrs[1], podRangeV6)
-	for _, f := range n.forwards {
+	for _, f := range slices.Concat(n.forwards, n.services) {
+		fmt.Fprintf(&b, "\t\t%s\n", f)
+	}
+	b.WriteString("\t}\n\tchain output {\n\t\ttype nat hook output priority -100;\n")
+	for _, f := range n.services {
 		fmt.Fprintf(&b, "\t\t%s\n", f)
 	}
 	b.WriteString("\t}\n")
@@ -51,6 +56,26 @@ func (n *Node) Forward(ctx context.Context, protocol string, port uint16, p *Pod
 	n.forwards = append(n.forwards,
 		fmt.Sprintf(`iifname "up0" ip daddr %s %s dport %d %sdnat ip to %s`, n.Addrs()[0], protocol, port, mark, netip.AddrPortFrom(p.Addrs[0], podPort)),
 		fmt.Sprintf(`iifname "up0" ip6 daddr %s %s dport %d %sdnat ip6 to %s`, n.Addrs()[1], protocol, port, mark, netip.AddrPortFrom(p.Addrs[1], podPort)))
+	n.mu.Unlock()
+	return n.applyNAT(ctx)
+}
+
+// Service lets the pods and the node itself reach other pods by addresses that
+// nobody has, one of each family, as kube-proxy does it for cluster IPs: any of
+// the backends, the same for all packets of a flow.
+func (n *Node) Service(ctx context.Context, addrs []netip.Addr, protocols []string, port uint16, backends []*Pod, backendPort uint16) error {
+	n.mu.Lock()
+	for i, a := range addrs {
+		family := map[bool]string{false: "ip", true: "ip6"}[a.Is6()]
+		to := make([]string, len(backends))
+		for j, b := range backends {
+			to[j] = fmt.Sprintf("%d : %s", j, b.Addrs[i])
+		}
+		for _, p := range protocols {
+			n.services = append(n.services, fmt.Sprintf("%s daddr %s %s dport %d dnat %s to numgen random mod %d map { %s } : %d",
+				family, a, strings.ToLower(p), port, family, len(to), strings.Join(to, ", "), backendPort))
+		}
+	}
 	n.mu.Unlock()
 	return n.applyNAT(ctx)
 }

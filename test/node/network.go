@@ -22,6 +22,7 @@ var (
 	outsideV4, outsideV6   = netip.MustParseAddr("198.51.100.2"), netip.MustParseAddr("2001:db8:1::2")
 	linkLocalGateway       = netip.MustParseAddr("fe80::1")
 	podRangeV4, podRangeV6 = netip.MustParsePrefix("10.77.0.0/16"), netip.MustParsePrefix("fd77::/32")
+	worldV4, worldV6       = netip.MustParsePrefix("198.18.0.0/15"), netip.MustParsePrefix("2001:db8:2::/48")
 )
 
 // NetworkOptions of a Network.
@@ -77,7 +78,12 @@ func NewNetwork(o NetworkOptions) (_ *Network, err error) {
 		w.Outside.address("eth0", netip.PrefixFrom(outsideV4, 24), netip.PrefixFrom(outsideV6, 64)),
 		w.Outside.route(
 			route{to: "0.0.0.0/0", link: "eth0", via: wanV4, mtu: o.WANMTU},
-			route{to: "::/0", link: "eth0", via: wanV6, mtu: o.WANMTU}),
+			route{to: "::/0", link: "eth0", via: wanV6, mtu: o.WANMTU},
+			route{to: worldV4.String(), link: "lo", local: true},
+			route{to: worldV6.String(), link: "lo", local: true}),
+		w.Router.route(
+			route{to: worldV4.String(), link: "wan", via: outsideV4},
+			route{to: worldV6.String(), link: "wan", via: outsideV6}),
 	)
 }
 
@@ -139,6 +145,7 @@ type Node struct {
 	made      int // pods made so far: the source of addresses and link names
 	processes []*Process
 	forwards  []string
+	services  []string
 	weir      *Weir
 }
 

@@ -5,6 +5,7 @@ import (
 	"context"
 	"crypto/rand"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net/http"
 	"net/netip"
@@ -177,6 +178,62 @@ func TestForward(t *testing.T) {
 					t.Errorf("%s masquerade %v: server saw %s", wiring, masquerade, seen)
 				}
 			}
+		}
+	}
+}
+
+// TestService reaches pods of two nodes by addresses that nobody has, from a
+// pod and from the node.
+func TestService(t *testing.T) {
+	w := newNetwork(t, node.NetworkOptions{})
+	a := addNode(t, w, node.NodeOptions{Name: "a", RPFilter: 1})
+	b := addNode(t, w, node.NodeOptions{Name: "b"})
+	client := addPod(t, a, "client", node.Routed)
+	backends := []*node.Pod{addPod(t, a, "near", node.Routed), addPod(t, b, "far", node.Bridged)}
+	for _, p := range backends {
+		if err := errors.Join(p.ServeTCP(7000), p.ServeUDP(7000)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	addrs := []netip.Addr{netip.MustParseAddr("10.96.0.10"), netip.MustParseAddr("fd96::10")}
+	if err := a.Service(t.Context(), addrs, []string{"TCP", "UDP"}, 53, backends, 7000); err != nil {
+		t.Fatal(err)
+	}
+	for family := range 2 {
+		for range 20 {
+			to := netip.AddrPortFrom(addrs[family], 53)
+			ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+			seen, err := client.AskUDP(ctx, to, "hello")
+			if err != nil || seen.Addr() != client.Addrs[family] {
+				t.Errorf("udp to %s: the server saw %s, %v", to, seen, err)
+			}
+			c, err := client.DialContext(ctx, "tcp", to.String())
+			if err != nil {
+				t.Fatal(err)
+			}
+			c.Close()
+			if _, err := a.Host.AskTCP(ctx, to, "hello"); err != nil {
+				t.Errorf("from the node: %v", err)
+			}
+			cancel()
+		}
+	}
+}
+
+// TestWorld connects to some addresses of the many that the outside has.
+func TestWorld(t *testing.T) {
+	w := newNetwork(t, node.NetworkOptions{})
+	n := addNode(t, w, node.NodeOptions{Name: "a"})
+	p := addPod(t, n, "client", node.Routed)
+	if err := w.Outside.ServeTCP(7000); err != nil {
+		t.Fatal(err)
+	}
+	for family, addr := range []string{"198.19.3.4", "2001:db8:2:7::9"} {
+		ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+		defer cancel()
+		seen, err := p.AskTCP(ctx, netip.AddrPortFrom(netip.MustParseAddr(addr), 7000), "hello")
+		if err != nil || seen.Addr() != n.Addrs()[family] {
+			t.Errorf("%s: the server saw %s, %v", addr, seen, err)
 		}
 	}
 }
