@@ -27,7 +27,7 @@ func newDemoCommand() *cobra.Command {
 		Long: `demo makes a node out of network namespaces, with the pods of a small shop on
 it, puts a Weir on that node, sends real requests, and shows what became of each
 and which policy decided. The rest of the machine is not touched, and nothing is
-left behind. It needs root, nginx and nft.
+left behind. It needs root, nginx, dnsmasq and nft.
 
 It ends with status 1 if anything came out differently from what the policies
 say (they are in examples/shop of the source).`,
@@ -111,7 +111,7 @@ func (d *demo) ready() error {
 		return fmt.Errorf("name of the demo: %q has a dot, slash or blank, or is empty", d.name)
 	}
 	var missing []string
-	for program, pkg := range map[string]string{"nginx": "nginx-light", "nft": "nftables"} {
+	for program, pkg := range map[string]string{"nginx": "nginx-light", "nft": "nftables", "dnsmasq": "dnsmasq-base"} {
 		if _, err := node.Program(program); err != nil {
 			missing = append(missing, pkg)
 		}
@@ -151,6 +151,7 @@ func (d *demo) run(ctx context.Context) (err error) {
 	}{
 		{"a node, its pods and the world around it", d.build},
 		{"a web server in each pod", d.serve},
+		{"the cluster's DNS", d.serveDNS},
 		{"weir agent over the directory of objects", d.startWeir},
 	} {
 		if err := d.screen.step(step.doing, func() error { return step.do(ctx) }); err != nil {
@@ -158,7 +159,7 @@ func (d *demo) run(ctx context.Context) (err error) {
 		}
 	}
 	d.showShop()
-	for _, act := range []func(context.Context) error{d.actRequests, d.actChange, d.actKill} {
+	for _, act := range []func(context.Context) error{d.actRequests, d.actNames, d.actChange, d.actKill} {
 		if err := act(ctx); err != nil {
 			return err
 		}

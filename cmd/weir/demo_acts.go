@@ -20,13 +20,15 @@ func (d *demo) showShop() {
 		{"api", "products and orders, over HTTP"},
 		{"db", "the api's database"},
 		{"prometheus", "scrapes metrics, from another namespace"},
+		{"worker", "calls an API and a content network, by name"},
+		{"dns", "the cluster's DNS"},
 		{"world", "beyond a router; pods reach it with the node's address"},
 	} {
 		place := d.places[p.name]
 		d.screen.say(fmt.Sprintf("  %s %-28s  %s", d.screen.paint(paintBold, fit(place.title, 11)), addresses(place),
 			d.screen.paint(paintDim, strings.TrimSpace(p.is))))
 	}
-	d.screen.say("\n  " + d.screen.paint(paintDim, "netpol db · cnp api · cnp frontend · ccnp no-world: "+filepath.Join(d.dir, "objects")))
+	d.screen.say("\n  " + d.screen.paint(paintDim, "netpol db · cnp api, frontend, worker · ccnp no-world: "+filepath.Join(d.dir, "objects")))
 }
 
 // actRequests is the first act.
@@ -42,7 +44,7 @@ func (d *demo) actRequests(ctx context.Context) error {
 
 // actChange edits a policy while a connection is open.
 func (d *demo) actChange(ctx context.Context) error {
-	d.screen.heading("2  A policy changes while a connection is open")
+	d.screen.heading("3  A policy changes while a connection is open")
 	client := d.newKeepAlive("frontend")
 	defer client.CloseIdleConnections()
 	const api = "CiliumNetworkPolicy shop/api"
@@ -84,7 +86,7 @@ func (d *demo) actChange(ctx context.Context) error {
 
 // actKill kills first the proxy, then the agent.
 func (d *demo) actKill(ctx context.Context) error {
-	d.screen.heading("3  kill -9")
+	d.screen.heading("4  kill -9")
 	const api, db = "CiliumNetworkPolicy shop/api", "NetworkPolicy shop/db"
 	pids := d.weir.ProxyPids()
 	if len(pids) == 0 {
@@ -117,6 +119,9 @@ func (d *demo) actKill(ctx context.Context) error {
 		{from: "frontend", to: "api", verb: "GET", path: "/products", want: "200"},
 		{from: "frontend", to: "api", verb: "DELETE", path: "/products/42", want: "403"},
 		{from: "frontend", to: "db", verb: "connect", want: demoNothing},
+		{from: "worker", to: "dns", verb: demoResolve, path: "img8.cdn.example.test", want: demoResolved},
+		{from: "worker", to: "img8.cdn.example.test", verb: "connect", want: demoConnected},
+		{from: "worker", to: "dns", verb: demoResolve, path: "www.example.test", want: demoRefused},
 	} {
 		if err := d.askUnseen(ctx, a); err != nil {
 			return err

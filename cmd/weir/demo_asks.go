@@ -24,7 +24,7 @@ import (
 type demoAsk struct {
 	from, to string
 	ipv6     bool
-	verb     string // a method, "connect" or "ping"
+	verb     string // a method, "connect", "ping" or "resolve"
 	path     string
 	session  bool // with the header X-Session
 	want     string
@@ -36,7 +36,12 @@ const (
 	demoConnected = "connected"
 	demoAnswered  = "answered"
 	demoNothing   = "no answer"
+	demoResolved  = "NOERROR"
+	demoRefused   = "REFUSED"
 )
+
+// demoResolve is the verb of a question to DNS; its path is the name.
+const demoResolve = "resolve"
 
 // demoAsks is the first act: a reader of examples/shop should expect each.
 func demoAsks() []demoAsk {
@@ -80,6 +85,8 @@ func (a demoAsk) text(port uint16) string {
 	switch {
 	case a.verb == "connect":
 		text = fmt.Sprintf("connect to port %d", port)
+	case a.verb == demoResolve && a.ipv6:
+		return text + " " + a.path + " AAAA"
 	case a.session:
 		text += " " + a.path + ", X-Session"
 	case a.path != "":
@@ -91,8 +98,13 @@ func (a demoAsk) text(port uint16) string {
 	return text
 }
 
-// isHTTP tells whether the ask is a request.
-func (a demoAsk) isHTTP() bool { return a.verb != "connect" && a.verb != "ping" }
+// isHTTP tells whether the ask is an HTTP request.
+func (a demoAsk) isHTTP() bool {
+	return a.verb != "connect" && a.verb != "ping" && a.verb != demoResolve
+}
+
+// isRead tells whether the proxy reads the ask.
+func (a demoAsk) isRead() bool { return a.isHTTP() || a.verb == demoResolve }
 
 // nginxSaw is what the servers answer.
 type nginxSaw struct {
@@ -131,6 +143,9 @@ func (d *demo) ask(ctx context.Context, a demoAsk, client *http.Client) (saw ngi
 			c.Close()
 		}
 		r.got = demoOutcome(err, demoConnected)
+	case demoResolve:
+		r.got, port, err = a.resolveFor(ask, from, dialed.Addr())
+		r.got = demoOutcome(err, r.got)
 	case "ping":
 		r.got = demoOutcome(from.Ping(ask, dialed.Addr(), 56), demoAnswered)
 		target = netip.AddrPortFrom(target.Addr(), 0)
@@ -207,11 +222,15 @@ func (d *demo) judge(r *demoResult, saw nginxSaw, family int) {
 		return
 	}
 	want := d.places[r.from].addrs[family]
-	if r.to == "world" {
+	if d.places[r.to].Netns == d.network.Outside {
 		want = d.node.Addrs()[family] // masqueraded
 	}
 	if saw.Client != want.String() {
 		r.problems = append(r.problems, fmt.Sprintf("the server saw %s, not %s", saw.Client, want))
+	}
+	if server := r.to; d.places[server].runs == "" {
+		r.to = "world" // one of its other addresses
+		defer func() { r.to = server }()
 	}
 	if saw.Server != r.to {
 		r.problems = append(r.problems, "another server answered: "+saw.Server)
@@ -225,7 +244,7 @@ func (d *demo) follow(ctx context.Context, r *demoResult, from, to netip.AddrPor
 		records = d.records.of(r, from, to, began)
 		last, ok := decided(records)
 		r.record = last
-		if ok && r.decidedBy(last) && (!r.fresh || !r.isHTTP() || hasKernel(records)) {
+		if ok && r.decidedBy(last) && (!r.fresh || !r.isRead() || r.got == demoNothing || hasKernel(records)) {
 			break
 		}
 		if time.Now().After(deadline) {
@@ -253,10 +272,10 @@ func orNone(policy string) string {
 
 // decidedBy tells whether a record is the one to wait for.
 func (r *demoResult) decidedBy(x flow.Record) bool {
-	if x.Layer == "L7" != r.isHTTP() && r.got != demoNothing {
+	if x.Layer == "L7" != r.isRead() && r.got != demoNothing {
 		return false
 	}
-	if (x.Verdict == flow.Dropped) != (r.got == demoNothing || r.got == "403") {
+	if (x.Verdict == flow.Dropped) != (r.got == demoNothing || r.got == "403" || r.got == demoRefused) {
 		return false
 	}
 	if r.by == "" {

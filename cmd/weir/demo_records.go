@@ -41,6 +41,7 @@ func (d *demoRecords) of(a *demoResult, from, to netip.AddrPort, since time.Time
 		case from.Addr().IsValid() && r.Source.Addr != from.Addr():
 		case from.Port() != 0 && r.Source.Port != from.Port():
 		case r.HTTP == nil && !a.fresh:
+		case r.DNS != nil && r.DNS.Name != a.path:
 		case r.HTTP != nil && (r.HTTP.Method != a.verb || !a.fresh && r.HTTP.Path != a.path):
 		case r.Time.Before(since) && r.HTTP != nil:
 		case r.Time.Before(since.Add(-20 * time.Millisecond)): // the kernel's times come by way of another clock
@@ -109,6 +110,9 @@ func (d *demo) showRecord(a *demoResult, r flow.Record) {
 	}
 	verdict := strings.ToLower(r.Verdict.String())
 	text := why(r)
+	if r.DNS != nil && len(r.DNS.Addresses) > 0 {
+		text += ": " + r.DNS.Addresses[0].String()
+	}
 	if r.HTTP != nil && r.HTTP.Path != a.path {
 		text += ", read as " + r.HTTP.Path
 	}

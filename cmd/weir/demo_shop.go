@@ -27,8 +27,9 @@ type demoPlace struct {
 	*node.Netns
 	title string
 	addrs []netip.Addr
-	port  uint16
+	port  uint16    // 0: it serves nothing
 	pod   *node.Pod // nil: the node or the world
+	runs  string    // what serves there, as the container's image
 }
 
 // build makes the node, and the pods that examples/shop/pods.yaml describes.
@@ -49,13 +50,16 @@ func (d *demo) build(ctx context.Context) error {
 		return err
 	}
 	d.places = map[string]*demoPlace{
-		"world": {Netns: d.network.Outside, title: "the world", addrs: d.network.OutsideAddrs(), port: 80},
+		"world": {Netns: d.network.Outside, title: "the world", addrs: d.network.OutsideAddrs(), port: 80, runs: "nginx"},
 		"node":  {Netns: d.node.Host, title: "the node", addrs: d.node.Addrs()},
 	}
 	if err := (node.Objects{Dir: objects}).PutNode(d.node); err != nil {
 		return err
 	}
 	if err := d.addPods(objects); err != nil {
+		return err
+	}
+	if err := d.addNames(ctx); err != nil {
 		return err
 	}
 	return d.node.Forward(ctx, "tcp", demoNodePort, d.places["frontend"].pod, d.places["frontend"].port, false)
@@ -83,10 +87,11 @@ func (d *demo) addPods(objects string) error {
 		if err != nil {
 			return err
 		}
-		d.places[pod.Name] = &demoPlace{
-			Netns: p.Netns, title: pod.Name, addrs: p.Addrs, pod: p,
-			port: uint16(pod.Spec.Containers[0].Ports[0].ContainerPort),
+		place := &demoPlace{Netns: p.Netns, title: pod.Name, addrs: p.Addrs, pod: p, runs: pod.Spec.Containers[0].Image}
+		if ports := pod.Spec.Containers[0].Ports; len(ports) > 0 {
+			place.port = uint16(ports[0].ContainerPort)
 		}
+		d.places[pod.Name] = place
 		full, err := yaml.Marshal(p.Object)
 		if err != nil {
 			return fmt.Errorf("write the demo's pods: %w", err)
@@ -134,7 +139,7 @@ func (d *demo) serve(ctx context.Context) error {
 	}
 	var started []*demoPlace
 	for name, p := range d.places {
-		if p.port == 0 {
+		if p.runs != "nginx" {
 			continue
 		}
 		dir := filepath.Join(d.dir, "nginx", name)

@@ -19,7 +19,11 @@ func (d *demo) askUnseen(ctx context.Context, a demoAsk) error {
 	target := netip.AddrPortFrom(to.addrs[0], to.port)
 	r := demoResult{demoAsk: a}
 	var saw nginxSaw
-	if a.isHTTP() {
+	if a.verb == demoResolve {
+		var err error
+		r.got, _, err = a.resolveFor(ask, from, target.Addr())
+		r.got = demoOutcome(err, r.got)
+	} else if a.isHTTP() {
 		client := from.HTTPClient(0)
 		defer client.CloseIdleConnections()
 		var err error
@@ -48,9 +52,9 @@ func (d *demo) askUnseen(ctx context.Context, a demoAsk) error {
 // verdict is an outcome in a word.
 func (r *demoResult) verdict() (word, color string) {
 	switch r.got {
-	case "200", demoConnected, demoAnswered:
+	case "200", demoConnected, demoAnswered, demoResolved:
 		return "allowed", paintGreen
-	case "403":
+	case "403", demoRefused:
 		return "refused", paintRed
 	case demoNothing:
 		return "dropped", paintRed
@@ -66,8 +70,8 @@ func (d *demo) showAsk(r *demoResult, port uint16) {
 	if len(r.problems) > 0 {
 		mark = s.paint(paintRed, "✗")
 	}
-	s.say("  " + mark + " " + s.paint(paintBold, fit(d.places[r.from].title+" → "+d.places[r.to].title, 26)) +
-		fit(r.text(port), 42) + s.paint(color, fit(word, 9)) + s.paint(paintDim, strings.TrimRight(fit(r.got, 18), " ")))
+	s.say("  " + mark + " " + s.paint(paintBold, fit(d.places[r.from].title+" → "+d.places[r.to].title, 26)) + " " +
+		fit(r.text(port), 41) + s.paint(color, fit(word, 9)) + s.paint(paintDim, strings.TrimRight(fit(r.got, 18), " ")))
 }
 
 // table shows all results and returns how many are not as expected.
@@ -75,7 +79,7 @@ func (d *demo) table() (wrong int) {
 	s := d.screen
 	s.heading("What happened")
 	row := func(mark, from, to, what, verdict, answer, by string) string {
-		return "  " + mark + " " + fit(from, 11) + fit(to, 11) + fit(what, 33) + verdict + answer + strings.TrimRight(fit(by, 21), " ")
+		return "  " + mark + " " + fit(from, 11) + fit(to, 10) + " " + fit(what, 33) + verdict + answer + strings.TrimRight(fit(by, 21), " ")
 	}
 	s.say(s.paint(paintDim, row(" ", "WHO", "ASKED WHOM", "FOR WHAT", fit("VERDICT", 9), fit("ANSWER", 10), "DECIDED BY")))
 	for i := range d.results {
