@@ -16,7 +16,7 @@ GOLANGCI := $(GO) run github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.
 
 # What each target needs from Debian.
 NEED_GENERATE := clang-14 llvm-14 clang-format-14 protobuf-compiler
-NEED_TEST     := iproute2 nftables nginx-light procps unbound dnsmasq-base bind9 bind9-dnsutils musl-tools
+NEED_TEST     := iproute2 nftables nginx-light procps unbound dnsmasq-base bind9 bind9-dnsutils dnsperf curl musl-tools gcc
 NEED_RACE     := $(NEED_TEST) gcc libc6-dev
 NEED_DEMO     := iproute2 nftables nginx-light dnsmasq-base curl procps
 NEED_BENCH    := $(NEED_TEST) curl haproxy wrk python3-pip unbound dnsmasq-base dnsperf

@@ -6,7 +6,10 @@ import (
 	"fmt"
 	"net/http"
 	"os/exec"
+	"slices"
 	"strings"
+
+	"github.com/miekg/dns"
 
 	"github.com/weirnet/weir/policy"
 )
@@ -73,9 +76,9 @@ func (s *story) explain(p *probe) error {
 // where policy does not tell what comes of it.
 func (s *story) question(p *probe, family int) (q map[string]any, want policy.Verdict, ok bool) {
 	switch p.want {
-	case "ok", "200":
+	case "ok", "200", "NOERROR", "NXDOMAIN", "SERVFAIL":
 		want = policy.Allowed
-	case "dropped", "403":
+	case "dropped", "403", "REFUSED":
 		want = policy.Denied
 	default:
 		return nil, "", false
@@ -92,6 +95,12 @@ func (s *story) question(p *probe, family int) (q map[string]any, want policy.Ve
 	switch {
 	case p.verb == "udp":
 		q["protocol"] = "UDP"
+	case p.verb == "resolve":
+		kind := "A"
+		if p.kind != 0 {
+			kind = dns.TypeToString[p.kind]
+		}
+		q["protocol"], q["dns"] = strings.ToUpper(p.over), map[string]any{"name": p.path[1:], "type": kind}
 	case p.verb == "ping":
 		delete(q, "port")
 		q["protocol"], q["icmpType"] = "ICMP", 8
@@ -109,6 +118,11 @@ func (s *story) question(p *probe, family int) (q map[string]any, want policy.Ve
 		}
 		q["http"] = map[string]any{"method": p.verb, "path": p.path, "host": host, "headers": header}
 	}
+	s.mu.Lock()
+	if names := s.taught[target.Addr()]; len(names) > 0 && p.verb != "resolve" {
+		q["names"] = slices.Clone(names)
+	}
+	s.mu.Unlock()
 	if name, ok := strings.CutPrefix(p.from, "host-"); ok {
 		q["from"] = "node:" + name // its pods may see another of its addresses
 	}

@@ -9,11 +9,14 @@ import (
 	"net/http"
 	"net/netip"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
 	"syscall"
 	"time"
+
+	"github.com/miekg/dns"
 
 	"github.com/weirnet/weir/flow"
 	"github.com/weirnet/weir/test/node"
@@ -30,7 +33,7 @@ const (
 // probe is one line of a story that opens flows.
 type probe struct {
 	from     string
-	verb     string // tcp, udp, ping or an HTTP method
+	verb     string // tcp, udp, ping, resolve or an HTTP method
 	to       string // place
 	port     uint16
 	path     string
@@ -38,12 +41,15 @@ type probe struct {
 	size     int
 	host     string
 	header   http.Header
+	kind     uint16 // of a question; 0: addresses of the probe's family
+	over     string // udp or tcp
+	believed bool   // the answer teaches
 	want     string
 	checks   map[string]string
 }
 
 func (s *story) parseProbe(w []string) (*probe, error) {
-	p := &probe{families: []int{0, 1}, header: http.Header{}, checks: map[string]string{}, size: 1}
+	p := &probe{families: []int{0, 1}, header: http.Header{}, checks: map[string]string{}, size: 1, over: "udp", believed: true}
 	if len(w) < 5 {
 		return nil, errors.New("a probe is: FROM VERB TO => WHAT COMES OF IT")
 	}
@@ -78,6 +84,14 @@ func (s *story) parseProbe(w []string) (*probe, error) {
 				return nil, fmt.Errorf("header %q is not \"Name: value\"", v)
 			}
 			p.header.Add(name, value)
+		case "type":
+			if p.kind = dns.StringToType[v]; p.kind == 0 {
+				return nil, fmt.Errorf("there is no type %s", v)
+			}
+		case "over":
+			p.over = v
+		case "believed":
+			p.believed = v == "yes"
 		default:
 			return nil, fmt.Errorf("a probe has no %s", k)
 		}
@@ -148,6 +162,8 @@ func (s *story) probeFamily(p *probe, from, to *place, family int) error {
 	case p.verb == "ping":
 		err = from.Ping(ctx, target.Addr(), p.size)
 		got = outcome(err)
+	case p.verb == "resolve":
+		got, err = s.resolve(ctx, p, from, target, family)
 	case p.isHTTP():
 		var status int
 		status, seen, err = p.request(ctx, from.Netns, target)
@@ -215,6 +231,40 @@ func (p *probe) request(ctx context.Context, from *node.Netns, target netip.Addr
 	return resp.StatusCode, seen, nil
 }
 
+// resolve asks a server for a name; what comes of it is a code of DNS.
+func (s *story) resolve(ctx context.Context, p *probe, from *place, server netip.AddrPort, family int) (string, error) {
+	kind, name := p.kind, p.path[1:]
+	if kind == 0 {
+		kind = []uint16{dns.TypeA, dns.TypeAAAA}[family]
+	}
+	deadline, _ := ctx.Deadline()
+	m, err := from.askDNS(ctx, p.over, server, kind, name, time.Until(deadline))
+	if err != nil {
+		return outcome(err), err
+	}
+	found := addresses(m)
+	if place := p.checks["addresses"]; place != "" {
+		if want := s.places[place].addrs[family]; !slices.Equal(found, []netip.Addr{want}) {
+			return fmt.Sprintf("the addresses %v, not %v", found, want), nil
+		}
+	}
+	if p.believed && m.Rcode == dns.RcodeSuccess {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		for _, a := range found {
+			names := append(s.taught[a], name)
+			for _, rr := range m.Answer {
+				if c, ok := rr.(*dns.CNAME); ok {
+					names = append(names, strings.TrimSuffix(c.Target, "."))
+				}
+			}
+			slices.Sort(names)
+			s.taught[a] = slices.Compact(names)
+		}
+	}
+	return dns.RcodeToString[m.Rcode], nil
+}
+
 // checkRecords asks for the records that must tell of a probe.
 func (s *story) checkRecords(p *probe, from *place, target netip.AddrPort, family int, began time.Time) error {
 	checks := map[string]string{}
@@ -224,7 +274,7 @@ func (s *story) checkRecords(p *probe, from *place, target netip.AddrPort, famil
 		}
 	}
 	for k := range p.checks {
-		if _, ok := checks[k]; !ok && k != "seen" && k != "records" {
+		if _, ok := checks[k]; !ok && k != "seen" && k != "records" && k != "addresses" {
 			return fmt.Errorf("there is nothing to check by the name %s", k)
 		}
 	}
@@ -234,7 +284,7 @@ func (s *story) checkRecords(p *probe, from *place, target netip.AddrPort, famil
 	if len(checks) == 0 && p.checks["records"] == "" {
 		return nil
 	}
-	if p.isHTTP() && p.want != "dropped" && checks["layer"] == "" {
+	if (p.isHTTP() || p.verb == "resolve") && p.want != "dropped" && checks["layer"] == "" {
 		checks["layer"] = "L7"
 	}
 	if to, ok := s.forwards[target]; ok {
@@ -281,7 +331,8 @@ func (s *story) recordsOf(p *probe, from *place, target netip.AddrPort, family i
 		case r.Dest.Addr != target.Addr(), r.Dest.Port != target.Port() && p.verb != "ping":
 		case from.pod != nil && r.Source.Addr != from.addrs[family]:
 		case r.HTTP != nil && (r.HTTP.Path != p.path || r.HTTP.Method != p.verb):
-		case r.HTTP != nil && r.Time.Before(began):
+		case (r.HTTP != nil || r.DNS != nil) && r.Time.Before(began):
+		case r.DNS != nil && r.DNS.Name != p.path[1:]:
 		case r.Time.Before(began.Add(-20 * time.Millisecond)): // the kernel's times come by way of another clock
 		default:
 			mine = append(mine, r)

@@ -38,7 +38,7 @@ func TestStories(t *testing.T) {
 // TestStoriesWithClsact tells those again that take every path a packet has,
 // with programs attached as kernels before 6.6 have it.
 func TestStoriesWithClsact(t *testing.T) {
-	for _, name := range []string{"network-policy", "http-egress", "http-both-ends", "host", "nodeport", "small-mtu", "fragments", "pods-come-and-go", "two-nodes"} {
+	for _, name := range []string{"network-policy", "http-egress", "http-both-ends", "host", "nodeport", "small-mtu", "fragments", "pods-come-and-go", "two-nodes", "fqdn"} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			tell(t, "stories/"+name+".txtar", "--clsact")
@@ -59,8 +59,10 @@ type story struct {
 	masqueraded map[netip.AddrPort]bool
 	// noExplain: what is in the directory is not what is in force.
 	noExplain bool
-	started   map[string]bool // by node
-	args      []string        // of every agent
+	noEcho53  bool                    // real DNS servers have the port
+	taught    map[netip.Addr][]string // names, by what pods were told of them
+	started   map[string]bool         // by node
+	args      []string                // of every agent
 
 	mu      sync.Mutex
 	records []flow.Record
@@ -88,7 +90,7 @@ func tell(t *testing.T, file string, args ...string) *story {
 	a := parseArchive(string(text))
 	s := &story{
 		t: t, args: args, files: a.files, places: map[string]*place{}, started: map[string]bool{},
-		forwards: map[netip.AddrPort]netip.AddrPort{}, masqueraded: map[netip.AddrPort]bool{}, objects: node.Objects{Dir: t.TempDir()},
+		forwards: map[netip.AddrPort]netip.AddrPort{}, masqueraded: map[netip.AddrPort]bool{}, taught: map[netip.Addr][]string{}, objects: node.Objects{Dir: t.TempDir()},
 	}
 	s.make(a.text)
 	number := 0
@@ -108,13 +110,16 @@ func tell(t *testing.T, file string, args ...string) *story {
 	return s
 }
 
-// make makes the network; the script tells its MTU.
+// make makes the network; the script tells its MTU, and whether it has servers
+// of names.
 func (s *story) make(script string) {
 	s.t.Helper()
 	o := node.NetworkOptions{Name: node.UniqueName(prefix, int(stories.Add(1)))}
 	for line := range strings.Lines(script) {
 		if w, _ := words(line); len(w) == 2 && w[0] == "wan-mtu" {
 			o.WANMTU, _ = strconv.Atoi(w[1])
+		} else if len(w) > 0 && w[0] == "dns" {
+			s.noEcho53 = true
 		}
 	}
 	var err error
@@ -160,6 +165,9 @@ func (s *story) serve(name string, p *place) {
 		}
 	}
 	for _, port := range []uint16{53, 7000} {
+		if port == 53 && s.noEcho53 {
+			continue
+		}
 		if err := p.ServeUDP(port); err != nil {
 			s.t.Fatal(err)
 		}
@@ -247,6 +255,21 @@ func (s *story) do(w []string) error {
 			return err
 		}
 		return s.forward(rest[0], rest[1], slices.Contains(rest, "masquerade"))
+	case "world":
+		if err := need(3); err != nil {
+			return err
+		}
+		return s.addWorld(rest[0], rest[1:])
+	case "service":
+		if err := need(4); err != nil {
+			return err
+		}
+		return s.addService(rest[0], rest[1:3], rest[3:], flags)
+	case "dns":
+		if err := need(2); err != nil {
+			return err
+		}
+		return s.addDNS(rest[0], rest[1], rest[2:], flags)
 	case "apply":
 		if err := need(1); err != nil {
 			return err

@@ -12,7 +12,7 @@ import (
 	"github.com/weirnet/weir/test/node"
 )
 
-// The commands of a script that make nodes and pods.
+// The commands of a script that make nodes, pods, and whom these talk to.
 
 func (s *story) addNode(name string, flags map[string]string) error {
 	o := node.NodeOptions{Name: name, DropInvalid: true}
@@ -139,4 +139,79 @@ func (s *story) forward(from, to string, masquerade bool) error {
 		s.forwards[at], s.masqueraded[at] = netip.AddrPortFrom(p.addrs[i], uint16(podPort)), masquerade
 	}
 	return n.Forward(context.Background(), "tcp", uint16(nodePort), p.pod, uint16(podPort), masquerade)
+}
+
+// addWorld names addresses that the outside has.
+func (s *story) addWorld(name string, addrs []string) error {
+	p := &place{Netns: s.network.Outside}
+	for _, text := range addrs {
+		a, err := netip.ParseAddr(text)
+		if err != nil {
+			return err
+		}
+		// For servers that bind to it.
+		if err := p.AddAddress("lo", a); err != nil {
+			return err
+		}
+		p.addrs = append(p.addrs, a)
+	}
+	s.places[name] = p
+	return nil
+}
+
+// addService gives pods addresses that nobody has, on every node.
+func (s *story) addService(key string, addrs, pods []string, flags map[string]string) error {
+	namespace, name, ok := strings.Cut(key, "/")
+	if !ok {
+		return fmt.Errorf("%s: not namespace/name", key)
+	}
+	p := &place{Netns: s.network.Outside} // nobody sends from there
+	var backends []*node.Pod
+	for _, text := range addrs {
+		a, err := netip.ParseAddr(text)
+		if err != nil {
+			return err
+		}
+		p.addrs = append(p.addrs, a)
+	}
+	for _, pod := range pods {
+		b, ok := s.places[pod]
+		if !ok || b.pod == nil {
+			return fmt.Errorf("there is no pod %s", pod)
+		}
+		backends = append(backends, b.pod)
+	}
+	for _, n := range s.nodes {
+		if err := n.Service(context.Background(), p.addrs, []string{"TCP", "UDP"}, 53, backends, 53); err != nil {
+			return err
+		}
+	}
+	s.places[key] = p
+	return s.objects.PutService(namespace, name, flags, p.addrs, 53, backends)
+}
+
+// addDNS starts a real server of names.
+func (s *story) addDNS(software, at string, zones []string, flags map[string]string) error {
+	p, ok := s.places[at]
+	if !ok {
+		return fmt.Errorf("there is no place %s", at)
+	}
+	zone := ""
+	for _, z := range zones {
+		text, ok := s.files[z]
+		if !ok {
+			return fmt.Errorf("the story has no file %s", z)
+		}
+		zone += text
+	}
+	var forward []netip.Addr
+	if to := flags["forward"]; to != "" {
+		other, ok := s.places[to]
+		if !ok {
+			return fmt.Errorf("there is no place %s", to)
+		}
+		forward = other.addrs
+	}
+	_, err := s.serveDNS(software, p, zone, forward...)
+	return err
 }

@@ -3,11 +3,13 @@ package node
 import (
 	"errors"
 	"fmt"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"strings"
 
 	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"sigs.k8s.io/yaml"
 )
@@ -96,4 +98,40 @@ func (o Objects) PutNode(n *Node) error {
 		obj.Status.Addresses = append(obj.Status.Addresses, corev1.NodeAddress{Type: corev1.NodeInternalIP, Address: a.String()})
 	}
 	return o.Put("node-"+n.Name, obj)
+}
+
+// PutService writes a service of pods, for TCP and UDP, and what is behind it.
+func (o Objects) PutService(namespace, name string, labels map[string]string, clusterIPs []netip.Addr, port uint16, backends []*Pod) error {
+	svc := &corev1.Service{
+		TypeMeta:   metav1.TypeMeta{APIVersion: "v1", Kind: "Service"},
+		ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: name, Labels: labels},
+	}
+	var ports []discoveryv1.EndpointPort
+	for _, p := range []corev1.Protocol{corev1.ProtocolTCP, corev1.ProtocolUDP} {
+		number, key := int32(port), strings.ToLower(string(p))
+		svc.Spec.Ports = append(svc.Spec.Ports, corev1.ServicePort{Name: key, Protocol: p, Port: number})
+		ports = append(ports, discoveryv1.EndpointPort{Name: &key, Protocol: &p, Port: &number})
+	}
+	for _, a := range clusterIPs {
+		svc.Spec.ClusterIPs = append(svc.Spec.ClusterIPs, a.String())
+	}
+	svc.Spec.ClusterIP = svc.Spec.ClusterIPs[0]
+	err := o.Put("service-"+namespace+"-"+name, svc)
+	for i, kind := range []discoveryv1.AddressType{discoveryv1.AddressTypeIPv4, discoveryv1.AddressTypeIPv6} {
+		slice := &discoveryv1.EndpointSlice{
+			TypeMeta: metav1.TypeMeta{APIVersion: "discovery.k8s.io/v1", Kind: "EndpointSlice"},
+			ObjectMeta: metav1.ObjectMeta{
+				Namespace: namespace, Name: name + "-" + strings.ToLower(string(kind)), Labels: map[string]string{discoveryv1.LabelServiceName: name},
+			},
+			AddressType: kind, Ports: ports,
+		}
+		for _, b := range backends {
+			slice.Endpoints = append(slice.Endpoints, discoveryv1.Endpoint{
+				Addresses: []string{b.Addrs[i].String()}, NodeName: &b.node.Name,
+				TargetRef: &corev1.ObjectReference{Kind: "Pod", Namespace: b.Namespace, Name: b.Pod},
+			})
+		}
+		err = errors.Join(err, o.Put("slice-"+namespace+"-"+slice.Name, slice))
+	}
+	return err
 }
