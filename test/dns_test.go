@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -78,6 +79,9 @@ func (r *resolver) ServeDNS(w dns.ResponseWriter, q *dns.Msg) {
 	if text != "" {
 		m.Answer = append(m.Answer, rr(text))
 	}
+	for i := range 16 * strings.Count(name, "large.") { // 4 KB
+		m.Answer = append(m.Answer, rr(fmt.Sprintf("%s 5 TXT %02d%s", name, i, strings.Repeat("x", 240))))
+	}
 	_ = w.WriteMsg(m)
 }
 
@@ -107,13 +111,14 @@ func (s *story) stub(from *place, network string, to netip.Addr) *stub {
 		s.t.Fatal(err)
 	}
 	s.t.Cleanup(func() { _ = c.Close() })
-	return &stub{&dns.Conn{Conn: c}}
+	return &stub{&dns.Conn{Conn: c, UDPSize: 8192}}
 }
 
 // ask asks once, and tells the code of the answer and how many records it has.
 func (c *stub) ask(name string, kind uint16) (rcode, n int, err error) {
 	q := new(dns.Msg)
 	q.SetQuestion(name, kind)
+	q.SetEdns0(8192, false)
 	if err := c.conn.SetDeadline(time.Now().Add(patience)); err != nil {
 		return 0, 0, err
 	}
@@ -155,6 +160,7 @@ func TestQuestions(t *testing.T) {
 			c := s.stub(client, network, to)
 			s.mustAnswer(c, "aPi.Example.test.", dns.TypeTXT, dns.RcodeSuccess, 0)
 			s.mustAnswer(c, "evil.test.", dns.TypeA, dns.RcodeRefused, 0)
+			s.mustAnswer(c, "large.example.test.", dns.TypeTXT, dns.RcodeSuccess, 16) // in fragments
 			if who := server.whoAsked("aPi.Example.test."); who != client.addrs[family] {
 				t.Errorf("IPv%d, %s: the server was asked by %v", 4+2*family, network, who)
 			}

@@ -27,22 +27,37 @@ type scratch struct {
 	record Record
 }
 
-// scratches are those that nobody uses.
-type scratches struct{ pool sync.Pool }
-
-func (s *scratches) take() *scratch {
-	if sc, ok := s.pool.Get().(*scratch); ok {
-		return sc
-	}
-	return new(scratch)
+// pool keeps what nobody uses for later, up to a bound.
+type pool[T any] struct {
+	mu   sync.Mutex
+	free []*T
+	kept int
 }
 
-func (s *scratches) release(sc *scratch) { s.pool.Put(sc) }
+func (p *pool[T]) take() *T {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	k := len(p.free)
+	if k == 0 {
+		return new(T)
+	}
+	t := p.free[k-1]
+	p.free = p.free[:k-1]
+	return t
+}
+
+func (p *pool[T]) release(t *T) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if len(p.free) < p.kept {
+		p.free = append(p.free, t)
+	}
+}
 
 // input reads from a connection. It holds no memory while it waits, but the
 // beginning of a message.
 type input struct {
-	memory *scratches
+	memory *pool[scratch]
 	raw    syscall.RawConn
 	rest   []byte
 	began  time.Time // of the rest; zero: there is none
@@ -53,7 +68,7 @@ type input struct {
 	ready   func(fd uintptr) bool
 }
 
-func newInput(c *net.TCPConn, memory *scratches) (*input, error) {
+func newInput(c *net.TCPConn, memory *pool[scratch]) (*input, error) {
 	raw, err := c.SyscallConn()
 	if err != nil {
 		return nil, err

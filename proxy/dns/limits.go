@@ -29,6 +29,9 @@ const (
 	// maxPipelined bounds the questions of one connection that wait for an
 	// answer; more are not read until there is room.
 	maxPipelined = 256
+	// maxStreamed bounds those of all connections, at under 400 bytes each; then
+	// each connection may have one at a time.
+	maxStreamed = 1 << 16
 )
 
 // limits of time. They are looked at every sweep, and that coarse.

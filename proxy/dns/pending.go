@@ -32,8 +32,11 @@ type pendings struct {
 	free    []*pending
 }
 
-// keptPendings bounds those that are kept for later.
-const keptPendings = 4096
+// How many are kept for later.
+const (
+	keptPendings  = 4096
+	keptScratches = 64 // 4 MiB
+)
 
 func bucketOf(up *upstream, id uint16) uint32 {
 	// Ids are random; sockets must not share their buckets all the same.

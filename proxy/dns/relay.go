@@ -48,7 +48,10 @@ type relay struct {
 	serial    uint32
 	swept     time.Time
 
-	scratches scratches // of connections
+	// Of connections:
+	scratches pool[scratch]
+	streamed  atomic.Int64 // questions that wait
+	spare     pool[streamed]
 
 	// atOnce is a context that has ended, for learning without waiting.
 	atOnce context.Context
@@ -82,6 +85,7 @@ func newRelay(opts *Options) (*relay, error) {
 		sessions: make(map[sessionKey]*session), pods: make(map[uint32]*pod),
 		repliers: make(map[netip.AddrPort]*replier), atOnce: ended, ctx: ctx, cancel: cancel,
 	}
+	r.scratches.kept, r.spare.kept = keptScratches, keptPendings
 	r.pendings.all.init()
 	r.upstreams.init()
 	r.answering.init()
@@ -168,16 +172,16 @@ func (r *relay) sessionOf(client, server *sockaddr) *session {
 	}
 	p := r.pods[known.Owner()]
 	if p == nil {
-		p = &pod{}
+		p = &pod{owner: known.Owner()}
 		p.sessions.init()
-		r.pods[known.Owner()] = p
+		r.pods[p.owner] = p
 	}
 	if len(r.sessions) >= maxSessions || p.n >= maxSessionsPod {
 		oldest := p.sessions.oldest()
 		if oldest == nil || oldest.pending > 0 {
 			r.Dropped(ReasonFlood)
 			if p.n == 0 {
-				delete(r.pods, known.Owner())
+				delete(r.pods, p.owner)
 			}
 			return nil
 		}
@@ -204,7 +208,7 @@ func (r *relay) end(s *session) {
 	s.turn.remove()
 	s.pod.n--
 	if s.pod.n == 0 {
-		delete(r.pods, s.Owner())
+		delete(r.pods, s.pod.owner)
 	}
 	s.Close()
 }

@@ -118,6 +118,7 @@ type rig struct {
 
 	rules   atomic.Pointer[Rules]
 	revoked atomic.Bool
+	quiet   atomic.Bool // nothing is noted
 	learner atomic.Pointer[learnerFunc]
 
 	mu      sync.Mutex
@@ -437,6 +438,9 @@ func (s *rigSession) Close() {
 func (s *rigSession) Observe(r *Record) { s.observe(r) }
 
 func (g *rig) observe(r *Record) {
+	if g.quiet.Load() {
+		return
+	}
 	kept := *r
 	kept.Question = slices.Clone(r.Question)
 	kept.Records = slices.Clone(r.Records)

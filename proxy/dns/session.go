@@ -59,6 +59,7 @@ type session struct {
 
 // pod counts what one has.
 type pod struct {
+	owner    uint32
 	sessions ring[session]
 	n        int
 	pending  int

@@ -129,7 +129,6 @@ type stream struct {
 	mu       sync.Mutex
 	room     sync.Cond // fewer questions wait, or it ends
 	pending  []*streamed
-	free     []*streamed
 	active   time.Time // something moved
 	half     time.Time // the client has ended its side; when the server must have
 	draining bool

@@ -373,6 +373,26 @@ func TestStreamPipelineIsBounded(t *testing.T) {
 	g.records(n)
 }
 
+// TestStreamsAreBounded: where all connections together wait for too much, each
+// may still ask one thing at a time.
+func TestStreamsAreBounded(t *testing.T) {
+	g := newStreams(t)
+	s := g.connect()
+	q := query("a.x", dns.TypeA)
+	g.relay.streamed.Store(maxStreamed)
+	s.write(s.client, framed(t, q, q, q))
+	for range 3 {
+		s.read(s.server)
+		s.silent(s.server)
+		s.write(s.server, framed(t, replyTo(t, q)))
+		s.read(s.client)
+	}
+	g.records(3)
+	if n := g.relay.streamed.Load(); n != maxStreamed {
+		t.Errorf("%d are counted", n-maxStreamed)
+	}
+}
+
 // TestStreamSlowReader: a client that does not read is not read from for ever.
 func TestStreamSlowReader(t *testing.T) {
 	g := newStreams(t)
@@ -545,6 +565,39 @@ func TestStreamNoServer(t *testing.T) {
 	}
 }
 
+// TestStreamAllocatesNothing: neither for what passes nor for what is denied.
+func TestStreamAllocatesNothing(t *testing.T) {
+	g := newStreams(t)
+	g.rules.Store(&Rules{Egress: allow("*.x"), Believed: true})
+	g.quiet.Store(true)
+	s := g.connect()
+	q, no := query("a.x", dns.TypeA), query("a.y", dns.TypeA)
+	questions := framed(t, q, q, no)
+	answers := framed(t, replyTo(t, q, "a.x. 60 A 192.0.2.1"), replyTo(t, q))
+	in, one := make([]byte, 1<<10), framed(t, q)
+	round := func() {
+		write := func(c *net.TCPConn, b []byte) {
+			if _, err := c.Write(b); err != nil {
+				t.Fatal(err)
+			}
+		}
+		read := func(c *net.TCPConn, n int) {
+			if _, err := io.ReadFull(c, in[:n]); err != nil {
+				t.Fatal(err)
+			}
+		}
+		write(s.client, questions)
+		read(s.server, len(one)*2)
+		read(s.client, len(one))
+		write(s.server, answers)
+		read(s.client, len(answers))
+	}
+	round()
+	if n := testing.AllocsPerRun(500, round); n != 0 {
+		t.Errorf("%v allocations", n)
+	}
+}
+
 // TestPing: it answers while it serves, and when it has ended.
 func TestPing(t *testing.T) {
 	g := newStreams(t)
@@ -576,7 +629,7 @@ func FuzzStream(f *testing.F) {
 
 // frames are the messages in b, as read in pieces of n bytes.
 func frames(b []byte, n int) (out [][]byte) {
-	in := &input{memory: &scratches{}}
+	in := &input{memory: &pool[scratch]{kept: 1}}
 	for len(b) > 0 {
 		piece := b[:min(n, len(b))]
 		b = b[len(piece):]

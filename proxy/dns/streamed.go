@@ -110,14 +110,14 @@ func (p *stream) question(sc *scratch, m []byte, flush func() error) (pass bool,
 func (p *stream) await(q *question, a asked, verdict judgement, now time.Time, flush func() error) (pass bool, err error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	for len(p.pending) >= maxPipelined && !p.ending {
+	for p.full() {
 		p.mu.Unlock()
 		err := flush()
 		p.mu.Lock()
 		if err != nil {
 			return false, err
 		}
-		if len(p.pending) >= maxPipelined && !p.ending {
+		if p.full() {
 			p.room.Wait()
 		}
 	}
@@ -136,13 +136,20 @@ func (p *stream) await(q *question, a asked, verdict judgement, now time.Time, f
 	return true, nil
 }
 
+// full tells whether the next question has to wait for an answer to another.
+func (p *stream) full() bool {
+	n := len(p.pending)
+	return !p.ending && (n >= maxPipelined || n > 0 && p.relay.streamed.Load() >= maxStreamed)
+}
+
 func (p *stream) take() *streamed {
-	if k := len(p.free); k > 0 {
-		w := p.free[k-1]
-		p.free = p.free[:k-1]
-		return w
-	}
-	return new(streamed)
+	p.relay.streamed.Add(1)
+	return p.relay.spare.take()
+}
+
+func (p *stream) release(w *streamed) {
+	p.relay.streamed.Add(-1)
+	p.relay.spare.release(w)
 }
 
 // answers deals with the server's messages. Each that may pass is learned
@@ -252,12 +259,6 @@ func (p *stream) tell(w *streamed, reason Reason) {
 		p.observe(&rec)
 	}
 	p.release(w)
-}
-
-func (p *stream) release(w *streamed) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	p.free = append(p.free, w)
 }
 
 // record begins the record of a question that was sent.

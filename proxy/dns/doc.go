@@ -1,0 +1,45 @@
+// Package dns judges DNS questions against policy, passes on what may pass, and
+// has what is answered learned before it is passed on.
+//
+//	pod ──▶ question ──▶ judge ──▶ server        one that rules let pass
+//	pod ◀── REFUSED ◀──────┘                     one that they don't
+//	pod ◀── learn ◀── match ◀──── server         its answer, and nothing else
+//
+// Messages are read by a parser of their own, as far as rules need it: header,
+// question, and of the answer section addresses and aliases. What it reads is
+// what every server and client reads, or the message is dropped: names in
+// questions are not compressed, pointers in answers lead backwards. All else is
+// passed on untouched, but for the id: case, EDNS, signatures, unknown types.
+// Rules speak of names, so they let pass every type and class of a name, and
+// nothing but questions: updates and notifications pass only where everything
+// does.
+//
+// By UDP a verdict depends on the pod, the server and its port, not on the pod's
+// own: all questions from one to the other are a session. It has a socket to
+// the server with the pod's address, a random port that is renewed, and random
+// ids; an answer counts if it comes to that socket, from that server, with the
+// id and the question of one that is waited for. The answer goes back from a
+// socket that has the server's address. One goroutine serves all of UDP, with
+// many datagrams in one system call; nothing is allocated per question.
+//
+// By TCP each connection of a client has one to the server, and a goroutine for
+// each direction. Questions are judged one by one, whatever order they are
+// answered in; a denied one is answered in its place among the others.
+//
+// What ends how:
+//   - A denied question is answered REFUSED (NXDOMAIN by option), with the
+//     question as it was asked, and never reaches the server.
+//   - A message that can't be read is dropped and counted, also by TCP, where the
+//     next one stands behind it.
+//   - A server that isn't there (ICMP says so) makes SERVFAIL at once, and so do
+//     an answer that can't be read, and a pod that has too many questions
+//     unanswered. One that is silent makes nothing: clients ask again themselves.
+//   - Answers to nothing that was asked (late, repeated, forged) are dropped and
+//     counted.
+//   - An answer waits until what it says is in the kernel. Where that needs an
+//     identity that does not exist yet the agent makes it, for a moment; if it
+//     does not, the answer is passed on all the same, since whoever needs no name
+//     to go there must not suffer, and who does is denied, not let through.
+//
+// Whom to believe is not decided here: Rules say so of each answer.
+package dns
