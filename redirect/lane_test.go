@@ -14,6 +14,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -25,14 +26,20 @@ import (
 	"github.com/weirnet/weir/flow"
 	"github.com/weirnet/weir/identity"
 	"github.com/weirnet/weir/policy"
+	"github.com/weirnet/weir/policy/dnsrules"
 	"github.com/weirnet/weir/test/node"
 )
 
 // The ports that need the proxy.
 const (
-	webPort  = 8080
-	deadPort = 8081 // nobody listens
+	webPort     = 8080
+	deadPort    = 8081 // nobody listens
+	dnsPort     = 53
+	deadDNSPort = 54 // nobody listens
 )
+
+// allowedZone is what may be asked for there.
+const allowedZone = "example.test"
 
 // podConfig is what the agent of this test is told about a pod.
 type podConfig struct {
@@ -44,8 +51,8 @@ type podConfig struct {
 
 // miniAgent enforces one fixed policy with a real datapath, Manager and proxy.
 // It prints records as JSON lines, and answers "conns" with their number,
-// "refused" with how many packets were dropped for a pod's share of them, and
-// "leave" when the Manager has gone and the proxy is alone.
+// "refused" with how many packets were dropped for a pod's share of them, "strays"
+// with how many of the proxy's were for want of a flow, "move" when policy is about to move a thousand times within some seconds, and "leave" when the Manager has gone and the proxy is alone.
 func miniAgent(ctx context.Context, dir, config string) error {
 	var pods []podConfig
 	if err := json.Unmarshal([]byte(config), &pods); err != nil {
@@ -65,6 +72,12 @@ func miniAgent(ctx context.Context, dir, config string) error {
 	for _, port := range []uint16{webPort, deadPort} {
 		redirecting.Entries[policy.Key{Direction: policy.Egress, Protocol: unix.IPPROTO_TCP, Port: port, PortBits: 16}] =
 			policy.Entry{Action: policy.Redirect, RuleSet: 1}
+	}
+	for _, protocol := range []uint8{unix.IPPROTO_TCP, unix.IPPROTO_UDP} {
+		for _, port := range []uint16{dnsPort, deadDNSPort} {
+			redirecting.Entries[policy.Key{Direction: policy.Egress, Protocol: protocol, Port: port, PortBits: 16}] =
+				policy.Entry{Action: policy.Redirect, RuleSet: 2}
+		}
 	}
 	for id, r := range map[uint32]*policy.Resolved{1: redirecting, 2: {}} {
 		if err := d.Policies.Update(id, bpf.PolicyInfoOf(r)); err != nil {
@@ -87,7 +100,10 @@ func miniAgent(ctx context.Context, dir, config string) error {
 	defer stop()
 	done := make(chan error, 1)
 	go func() { done <- m.Run(ctx) }()
-	if err := m.SetRuleSets(ctx, []*policy.RuleSet{{ID: 1, AllowAll: true}}, nil); err != nil {
+	sets := []*policy.RuleSet{{ID: 1, AllowAll: true}, {
+		ID: 2, Protocol: policy.ProtocolDNS, DNS: []dnsrules.Rule{{Selector: dnsrules.Selector{Pattern: "*." + allowedZone}}},
+	}}
+	if err := m.SetRuleSets(ctx, sets, nil); err != nil {
 		return err
 	}
 	if err := m.Synced(ctx); err != nil {
@@ -114,6 +130,8 @@ func miniAgent(ctx context.Context, dir, config string) error {
 	}
 	d.BumpRevision()
 	fmt.Println("ready")
+	var moving sync.WaitGroup
+	defer moving.Wait()
 	in := bufio.NewScanner(os.Stdin)
 	leave := sync.OnceValue(func() error { stop(); return <-done })
 	for in.Scan() {
@@ -126,14 +144,17 @@ func miniAgent(ctx context.Context, dir, config string) error {
 			}
 			fmt.Printf("answer %d %v\n", n, failed)
 		case "refused":
-			counters, err := d.Counters()
-			n := uint64(0)
-			for _, c := range counters {
-				if c.Reason == flow.ReasonConnsShare {
-					n += c.Packets
+			fmt.Println("answer", dropped(d, flow.ReasonConnsShare))
+		case "strays":
+			fmt.Println("answer", dropped(d, flow.ReasonUDPNoFlow, flow.ReasonProxyUnknownFlow))
+		case "move":
+			moving.Go(func() {
+				for range 1000 {
+					d.BumpRevision()
+					time.Sleep(time.Millisecond)
 				}
-			}
-			fmt.Printf("answer %d %v\n", n, err)
+			})
+			fmt.Println("answer 0", nil)
 		case "leave":
 			fmt.Printf("answer 0 %v\n", leave())
 		}
@@ -141,10 +162,24 @@ func miniAgent(ctx context.Context, dir, config string) error {
 	return errors.Join(leave(), Remove(context.Background(), filepath.Base(dir), dir, 0))
 }
 
+// dropped is how many packets were, for any of these reasons, and an error.
+func dropped(d *bpf.Datapath, reasons ...flow.Reason) string {
+	counters, err := d.Counters()
+	n := uint64(0)
+	for _, c := range counters {
+		if slices.Contains(reasons, c.Reason) {
+			n += c.Packets
+		}
+	}
+	return fmt.Sprintf("%d %v", n, err)
+}
+
 // lane is a node with a client and a server, and a proxy between them. The rival
 // is another client.
 type lane struct {
 	t                *testing.T
+	network          *node.Network
+	node             *node.Node
 	client, server   *node.Pod
 	rival            *node.Pod
 	in               io.WriteCloser
@@ -155,6 +190,11 @@ type lane struct {
 }
 
 func openLane(t *testing.T) *lane {
+	t.Helper()
+	return openLaneOf(t, node.Routed)
+}
+
+func openLaneOf(t *testing.T, wiring node.Wiring) *lane {
 	t.Helper()
 	needRoot(t)
 	w, err := node.NewNetwork(node.NetworkOptions{Name: node.UniqueName("weirredir", 1)})
@@ -170,10 +210,10 @@ func openLane(t *testing.T) *lane {
 	if err != nil {
 		t.Fatal(err)
 	}
-	l := &lane{t: t, answers: make(chan string, 1), requests: make(chan string, 16), closed: make(chan string, 16)}
+	l := &lane{t: t, network: w, node: n, answers: make(chan string, 1), requests: make(chan string, 16), closed: make(chan string, 16)}
 	var pods []podConfig
 	for _, name := range []string{"client", "server", "rival"} {
-		p, err := n.AddPod(node.PodObject("ns", name), node.Routed)
+		p, err := n.AddPod(node.PodObject("ns", name), wiring)
 		if err != nil {
 			t.Fatal(err)
 		}
