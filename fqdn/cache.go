@@ -91,12 +91,20 @@ func (s Settings) normal(size int) Settings {
 	if s.Addresses <= 0 {
 		s.Addresses = defaultAddresses
 	}
-	s.Addresses = min(s.Addresses, min(size, maxPlaces/2)/9*8)
+	s.Addresses = min(s.Addresses, min(size, maxPlaces/2)/5*4)
 	return s
 }
 
 // most is how many addresses of names are ever held.
-func (s Settings) most() int { return s.Addresses + s.Addresses/8 }
+func (s Settings) most() int { return s.Addresses + s.Addresses/4 }
+
+// greedy is how many there may be for pods that have more than their share to
+// get more: what they learn until a look for what can go has ended.
+func (s Settings) greedy() int { return s.Addresses + s.Addresses/8 }
+
+// trimmed is how many are left where there were too many: some fewer, or the
+// next answer would call for the next look.
+func (s Settings) trimmed() int { return s.Addresses - s.Addresses/16 }
 
 // textOf is how many bytes of names are held: names are made as long as can be
 // only to fill memory.

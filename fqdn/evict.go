@@ -77,7 +77,9 @@ func (c *Cache) trim(began uint32) {
 		}
 		return 1
 	}, nil)
-	c.evict(list, began, c.over)
+	c.evict(list, began, func() bool {
+		return c.pairs.len() > c.settings.trimmed() || c.texts.bytes > c.settings.textOf()*15/16
+	})
 }
 
 // over tells whether there is more than there should be.

@@ -86,9 +86,9 @@ func TestBoundPerName(t *testing.T) {
 func TestBoundInAll(t *testing.T) {
 	r := newRig(t, Settings{Addresses: 80})
 	r.names(map[identity.ID]string{300: "*.a.test"})
-	for i := range 90 {
+	for i := range 100 {
 		name := fmt.Sprintf("n%d.a.test", i)
-		if i >= 85 {
+		if i >= 95 {
 			name = fmt.Sprintf("n%d.b.test", i)
 		}
 		a := answer(name, time.Hour, addr4(i))
@@ -111,13 +111,13 @@ func TestBoundInAll(t *testing.T) {
 	r.flows.set(alive...)
 	r.sweepNow()
 	names, addrs := r.Len()
-	if names != 80 || addrs != 80 {
+	if names != 75 || addrs != 75 {
 		t.Fatalf("%d names and %d addresses are left", names, addrs)
 	}
-	for i := range 90 {
+	for i := range 100 {
 		gone := len(r.known(fmt.Sprintf("n%d.", i))) == 0
-		// 85 to 89 match nothing; then 3, 4, ... are the oldest that are not alive.
-		if want := i >= 85 || i >= 3 && i < 9 && i != 7; gone != want {
+		// 95 to 99 match nothing; then 3, 4, ... are the oldest that are not alive.
+		if want := i >= 95 || i >= 3 && i < 24 && i != 7; gone != want {
 			t.Errorf("n%d: gone %v, want %v", i, gone, want)
 		}
 	}
@@ -143,7 +143,7 @@ func TestGreedyPod(t *testing.T) {
 		}
 	}
 	r.clock.advance(time.Minute)
-	for i := range 70 {
+	for i := range 80 {
 		if err := ask(2, fmt.Sprintf("flood%d", i), 100+i); err != nil {
 			t.Fatal(err)
 		}
@@ -158,7 +158,7 @@ func TestGreedyPod(t *testing.T) {
 	}
 	r.clock.advance(time.Minute)
 	r.sweepNow()
-	for name, want := range map[string]int{"early": 10, "late": 10, "flood": 60} {
+	for name, want := range map[string]int{"early": 10, "late": 10, "flood": 55} {
 		if got := len(r.known(name)); got != want {
 			t.Errorf("%d of %s are left, want %d", got, name, want)
 		}

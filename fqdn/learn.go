@@ -114,14 +114,16 @@ func (c *Cache) renew(p *pair, expires, now uint32) {
 }
 
 // room tells whether another pair may be made, with a name that is known, or is
-// yet to be, and that a pod owns. What is beyond the bounds, until something is
-// evicted, is for pods that don't have more than their share.
+// yet to be, and that a pod owns. Beyond the bound, until something is evicted,
+// there is some room for all, and then some for pods that don't have more than
+// their share.
 func (c *Cache) room(known bool, owner uint32) bool {
 	pairs, text := c.pairs.len(), c.settings.textOf()
 	full := pairs >= c.settings.most() || c.addrs.len() >= maxPlaces || !known && c.texts.bytes >= text*9/8
 	if pairs >= c.settings.Addresses || c.texts.bytes >= text {
 		c.look()
-		full = full || c.pods.has(owner) >= c.share()
+		beyond := pairs >= c.settings.greedy() || c.texts.bytes >= text
+		full = full || beyond && c.pods.has(owner) >= c.share()
 	}
 	if full {
 		c.counts.Full++

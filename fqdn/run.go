@@ -13,8 +13,10 @@ const (
 	// 250,000: it gets one part of so many of the time.
 	sweepShare = 50
 	// pressedEvery is how often it is looked for what can go where there is too
-	// much.
-	pressedEvery = 2 * time.Second
+	// much: as an answer without room is a connection refused, it may then take
+	// a third of the time.
+	pressedEvery = time.Second
+	pressedShare = 2
 	// inspectEvery is how often the whole table is compared with what it should
 	// be: a predecessor may still have written to it.
 	inspectEvery = time.Minute
@@ -67,7 +69,7 @@ func (r *runner) step(ctx context.Context) {
 		return
 	}
 	every := min(max(settings.MinTTL/4, sweepLeast), sweepMost)
-	if r.pressed && time.Since(r.swept) >= max(pressedEvery, r.took*sweepShare/5) {
+	if r.pressed && time.Since(r.swept) >= max(pressedEvery, r.took*pressedShare) {
 		r.pressed = false
 		r.sweep(ctx)
 	}
