@@ -31,6 +31,7 @@ use-syslog: no
 %saccess-control: 0.0.0.0/0 allow
 access-control: ::/0 allow
 module-config: "iterator"
+use-caps-for-id: yes
 max-udp-size: 4096
 local-zone: "test." nodefault
 remote-control:
@@ -45,21 +46,9 @@ control-enable: no
 		return []string{"unbound", "-d", "-c", filepath.Join(dir, "unbound.conf")},
 			errors.Join(write(dir, "unbound.conf", conf), write(dir, "test.zone", zoneHead+zone))
 	},
-	"named": func(dir string, at []netip.Addr, zone string, forward []netip.Addr) ([]string, error) {
-		conf := fmt.Sprintf(`options {
-	directory %q; pid-file none; session-keyfile none; managed-keys-directory %q;
-	listen-on { %s; }; listen-on-v6 { %s; };
-	allow-query { any; }; allow-transfer { any; }; dnssec-validation no; max-udp-size 4096; edns-udp-size 4096;
-	empty-zones-enable no; rrset-order { order cyclic; };
-`, dir, dir, at[0], at[1])
-		if len(forward) > 0 {
-			conf += "\trecursion yes; forward only; forwarders { " + lines("%s; ", forward) + "};\n};\n"
-		} else {
-			conf += "\trecursion no;\n};\nzone test { type primary; file \"test.zone\"; };\n"
-		}
-		return []string{"named", "-g", "-n", "1", "-c", filepath.Join(dir, "named.conf")},
-			errors.Join(write(dir, "named.conf", conf+"controls { };\n"), write(dir, "test.zone", zoneHead+zone))
-	},
+	"named": named(""),
+	// Its zone is signed by keys that it makes.
+	"named-signed": named("dnssec-policy default; inline-signing yes;"),
 	"dnsmasq": func(dir string, at []netip.Addr, zone string, forward []netip.Addr) ([]string, error) {
 		var conf strings.Builder
 		fmt.Fprintf(&conf, "keep-in-foreground\nno-hosts\nno-resolv\nuser=root\npid-file=%s/pid\nbind-interfaces\nedns-packet-max=4096\n", dir)
@@ -86,6 +75,25 @@ control-enable: no
 		}
 		return []string{"dnsmasq", "--conf-file=" + filepath.Join(dir, "dnsmasq.conf")}, write(dir, "dnsmasq.conf", conf.String())
 	},
+}
+
+// named is BIND, with options of its zone.
+func named(options string) func(dir string, at []netip.Addr, zone string, forward []netip.Addr) ([]string, error) {
+	return func(dir string, at []netip.Addr, zone string, forward []netip.Addr) ([]string, error) {
+		conf := fmt.Sprintf(`options {
+	directory %q; pid-file none; session-keyfile none; managed-keys-directory %q;
+	listen-on { %s; }; listen-on-v6 { %s; };
+	allow-query { any; }; allow-transfer { any; }; dnssec-validation no; max-udp-size 4096; edns-udp-size 4096;
+	empty-zones-enable no; rrset-order { order cyclic; };
+`, dir, dir, at[0], at[1])
+		if len(forward) > 0 {
+			conf += "\trecursion yes; forward only; forwarders { " + lines("%s; ", forward) + "};\n};\n"
+		} else {
+			conf += "\trecursion no;\n};\nzone test { type primary; file \"test.zone\"; " + options + " };\n"
+		}
+		return []string{"named", "-g", "-n", "1", "-c", filepath.Join(dir, "named.conf")},
+			errors.Join(write(dir, "named.conf", conf+"controls { };\n"), write(dir, "test.zone", zoneHead+zone))
+	}
 }
 
 const zoneHead = `$ORIGIN .
@@ -151,7 +159,10 @@ func (s *story) serveDNS(software string, at *place, zone string, forward ...net
 		// Of itself, and of both addresses: no Weir is on that path.
 		var errs []error
 		for _, a := range at.addrs {
-			_, err := at.askDNS(context.Background(), "udp", netip.AddrPortFrom(a, 53), dns.TypeSOA, "test", 300*time.Millisecond)
+			m, err := at.askDNS(context.Background(), "udp", netip.AddrPortFrom(a, 53), dns.TypeSOA, "test", 300*time.Millisecond)
+			if err == nil && len(forward) == 0 && m.Rcode != dns.RcodeSuccess && m.Rcode != dns.RcodeRefused {
+				err = errors.New(dns.RcodeToString[m.Rcode])
+			}
 			errs = append(errs, err)
 		}
 		if err = errors.Join(errs...); err == nil {

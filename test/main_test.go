@@ -14,12 +14,16 @@ import (
 const prefix = "weirtest"
 
 // program is the program under test, built once; "" where the stories are
-// skipped.
-var program string
+// skipped. scratch is a directory that everybody may read, for as long as the
+// tests run.
+var program, scratch string
 
 func TestMain(m *testing.M) { os.Exit(run(m)) }
 
 func run(m *testing.M) int {
+	if name := os.Getenv(fetchVariable); name != "" {
+		return fetchByGo(name)
+	}
 	if os.Geteuid() != 0 {
 		return m.Run()
 	}
@@ -34,6 +38,7 @@ func run(m *testing.M) int {
 		fmt.Fprintln(os.Stderr, err)
 		return 1
 	}
+	scratch = dir
 	if program = os.Getenv("WEIR_BIN"); program == "" {
 		program = filepath.Join(dir, "weir")
 		if out, err := exec.Command("go", "build", "-o", program, "../cmd/weir").CombinedOutput(); err != nil {

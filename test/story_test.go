@@ -92,6 +92,7 @@ func tell(t *testing.T, file string, args ...string) *story {
 		t: t, args: args, files: a.files, places: map[string]*place{}, started: map[string]bool{},
 		forwards: map[netip.AddrPort]netip.AddrPort{}, masqueraded: map[netip.AddrPort]bool{}, taught: map[netip.Addr][]string{}, objects: node.Objects{Dir: t.TempDir()},
 	}
+	s.files["many.zone"], s.files["big.zone"] = manyNames(), bigNames()
 	s.make(a.text)
 	number := 0
 	for line := range strings.Lines(a.text) {
