@@ -14,7 +14,9 @@ import (
 	"github.com/miekg/dns"
 
 	"github.com/weirnet/weir/fqdn"
+	"github.com/weirnet/weir/identity"
 	"github.com/weirnet/weir/policy"
+	"github.com/weirnet/weir/policy/dnsrules"
 )
 
 // spell is an answer as text.
@@ -148,6 +150,50 @@ func TestReleasedWhenLearned(t *testing.T) {
 			}
 		}
 	})
+}
+
+// TestReleasedWithItsIdentity: the same with what learns in earnest. An address
+// of a name that two selectors are for needs an identity that is made when it is
+// asked for.
+func TestReleasedWithItsIdentity(t *testing.T) {
+	g := newRig(t)
+	g.rules.Store(&Rules{Believed: true})
+	cache := fqdn.New(fqdn.Options{})
+	name, pattern := dnsrules.NewSelector("a.x", ""), dnsrules.NewSelector("", "*.x")
+	identities := map[identity.ID][]dnsrules.Selector{1: {name}, 2: {pattern}}
+	g.must(cache.SetNames(identities, nil))
+	wanted := make(chan []dnsrules.Selector, 1)
+	go cache.Watch(t.Context(), func(sets [][]dnsrules.Selector) error {
+		for _, set := range sets {
+			wanted <- set
+		}
+		return nil
+	})
+	g.learn(cache.Learn)
+	s := g.scripted()
+	c := g.dial(pod4, s.addr)
+	exchange := func(name string) {
+		q := query(name, dns.TypeA)
+		g.send(c, pack(t, q))
+		sent, from := s.next()
+		s.answer(from, replyTo(t, sent, name+". 60 A 192.0.2.1"))
+	}
+	exchange("b.x")
+	if g.receive(c, 2*time.Second) == nil {
+		t.Error("one selector: no answer")
+	}
+	g.records(1)
+	exchange("a.x")
+	set := <-wanted
+	if b := g.receive(c, 50*time.Millisecond); b != nil {
+		t.Error("it came before there was an identity")
+	}
+	identities[3] = set
+	g.must(cache.SetNames(identities, nil))
+	if g.receive(c, 2*time.Second) == nil {
+		t.Error("no answer")
+	}
+	g.records(1)
 }
 
 // TestPortsAreRenewed: a socket is used for a while only, and still gets what it
