@@ -30,7 +30,7 @@ func TestAnswersAreWhole(t *testing.T) {
 	t.Parallel()
 	needRoot(t)
 	need(t, "dig")
-	s := tell(t, "setups/dns.txtar")
+	s := tell(t, "setups/resolvers.txtar")
 	s.must("start")
 	ns := s.places["ns"]
 	for _, from := range []string{"shop/web", "shop/web2"} {

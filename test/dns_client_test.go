@@ -171,7 +171,7 @@ func TestClientsOfNames(t *testing.T) {
 		need(t, program)
 	}
 	muslFetch(t)
-	s := tell(t, "setups/dns.txtar")
+	s := tell(t, "setups/resolvers.txtar")
 	s.must("start")
 	n := 0
 	var all sync.WaitGroup
