@@ -162,13 +162,14 @@ func TestReleasedWithItsIdentity(t *testing.T) {
 	name, pattern := dnsrules.NewSelector("a.x", ""), dnsrules.NewSelector("", "*.x")
 	identities := map[identity.ID][]dnsrules.Selector{1: {name}, 2: {pattern}}
 	g.must(cache.SetNames(identities, nil))
-	wanted := make(chan []dnsrules.Selector, 1)
+	wanted := make(chan [][]dnsrules.Selector, 9)
 	go cache.Watch(t.Context(), func(sets [][]dnsrules.Selector) error {
-		for _, set := range sets {
-			wanted <- set
-		}
+		wanted <- sets
 		return nil
 	})
+	if sets := <-wanted; len(sets) != 0 { // it watches
+		t.Fatalf("wanted at first: %v", sets)
+	}
 	g.learn(cache.Learn)
 	s := g.scripted()
 	c := g.dial(pod4, s.addr)
@@ -184,11 +185,11 @@ func TestReleasedWithItsIdentity(t *testing.T) {
 	}
 	g.records(1)
 	exchange("a.x")
-	set := <-wanted
+	sets := <-wanted
 	if b := g.receive(c, 50*time.Millisecond); b != nil {
 		t.Error("it came before there was an identity")
 	}
-	identities[3] = set
+	identities[3] = sets[0]
 	g.must(cache.SetNames(identities, nil))
 	if g.receive(c, 2*time.Second) == nil {
 		t.Error("no answer")
