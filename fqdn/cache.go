@@ -65,7 +65,7 @@ type Settings struct {
 	// names (400,000); one that two names stand for counts twice. What is beyond
 	// goes within seconds, the longest unused first, but none that is in use or
 	// was learned seconds ago. Beyond Addresses a pod whose names have a quarter of
-	// them learns no more, and an eighth beyond nobody does.
+	// them learns no more an eighth beyond, and nobody does a quarter beyond.
 	PerName, Addresses int
 }
 
