@@ -16,6 +16,16 @@ const (
 	// resolver in a pod asks thousands.
 	maxSessions    = 1 << 16
 	maxSessionsPod = 4096
+	// maxUpstreams bounds the sockets to servers, and maxRepliers those that
+	// answer pods in servers' names, as far as the limit of open files leaves room
+	// for so many (socketRoom): there are more servers than either. One pod may
+	// have a part of the first. What was not used for longest gives way.
+	maxUpstreams    = 1 << 16
+	maxRepliers     = 1 << 13
+	podUpstreams    = 4 // one part of so many
+	upstreamsInRoom = 3 // parts of four; the last is the repliers'
+	// maxLooks bounds how many sockets are looked at to find one that can go.
+	maxLooks = 64
 	// maxWaiting bounds the answers that wait to be learned.
 	maxWaiting = 1024
 	// A socket to a server is used for so many questions, and so long

@@ -182,10 +182,15 @@ func skipName(m []byte, at int) (next int, ok bool) {
 	return 0, false
 }
 
+// maxPointers bounds the pointers that one name is made of: a name has fewer
+// labels, and no more than one pointer has any use behind each.
+const maxPointers = 127
+
 // appendName appends the name at an offset in normal form. Pointers must lead
-// backwards, each further than the one before, so they come to an end.
+// backwards, each further than the one before, and be no more than a name needs:
+// thousands in a row, read again for every record, would hold up all pods.
 func appendName(to, m []byte, at int) (_ []byte, ok bool) {
-	begin, before, size := len(to), at, 1
+	begin, before, size, pointers := len(to), at, 1, 0
 	for at < len(m) {
 		n := int(m[at])
 		switch {
@@ -196,7 +201,7 @@ func appendName(to, m []byte, at int) (_ []byte, ok bool) {
 				return to, false
 			}
 			at = (n&0x3f)<<8 | int(m[at+1])
-			if at < headerSize || at >= before {
+			if pointers++; at < headerSize || at >= before || pointers > maxPointers {
 				return to, false
 			}
 			before = at

@@ -25,7 +25,10 @@ import (
 type relay struct {
 	*loop
 	*Options
-	limits   limits
+	limits limits
+	// Bounds of sockets.
+	maxUpstreams, maxRepliers int
+
 	nxdomain atomic.Bool
 	busy     atomic.Int64 // questions that wait, as of the last turn
 	random   *mathrand.Rand
@@ -41,6 +44,7 @@ type relay struct {
 	pods      map[uint32]*pod
 	pendings  pendings
 	upstreams ring[upstream]
+	opened    int // upstreams
 	repliers  map[netip.AddrPort]*replier
 	answering ring[replier]
 	broken    []broken
@@ -86,6 +90,9 @@ func newRelay(opts *Options) (*relay, error) {
 		repliers: make(map[netip.AddrPort]*replier), atOnce: ended, ctx: ctx, cancel: cancel,
 	}
 	r.scratches.kept, r.spare.kept = keptScratches, keptPendings
+	room := socketRoom()
+	r.maxUpstreams = max(min(room*upstreamsInRoom/4, maxUpstreams), 1)
+	r.maxRepliers = max(min(room-room*upstreamsInRoom/4, maxRepliers), 1)
 	r.pendings.all.init()
 	r.upstreams.init()
 	r.answering.init()
@@ -148,9 +155,7 @@ func (r *relay) sweep() {
 		r.closeUpstream(up) // its questions have been given up by now
 	}
 	for rp := r.answering.oldest(); rp != nil && r.now.Sub(rp.used) >= r.limits.replier; rp = r.answering.oldest() {
-		rp.turn.remove()
-		delete(r.repliers, rp.server)
-		r.close(&rp.sock)
+		r.closeReplier(rp)
 	}
 	for _, p := range r.pods {
 		for s := p.sessions.oldest(); s != nil && r.now.Sub(s.seen) >= r.limits.session; s = p.sessions.oldest() {
@@ -183,6 +188,7 @@ func (r *relay) sessionOf(client, server *sockaddr) *session {
 			if p.n == 0 {
 				delete(r.pods, p.owner)
 			}
+			known.Close() // nobody else ever would
 			return nil
 		}
 		p.n++ // or it goes with its last one

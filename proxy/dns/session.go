@@ -1,6 +1,7 @@
 package dns
 
 import (
+	"errors"
 	"fmt"
 	"net/netip"
 	"time"
@@ -63,6 +64,7 @@ type pod struct {
 	sessions ring[session]
 	n        int
 	pending  int
+	sockets  int // to servers
 }
 
 // upstream is a socket from a pod's address to a server.
@@ -98,6 +100,9 @@ func (r *relay) upstreamOf(s *session) (*upstream, error) {
 		s.up = nil
 		r.retire(up)
 	}
+	if !r.makeRoom(s.pod) {
+		return nil, errNoRoom
+	}
 	up := &upstream{session: s, opened: r.now}
 	up.up = up
 	up.pending.init()
@@ -114,7 +119,37 @@ func (r *relay) upstreamOf(s *session) (*upstream, error) {
 	r.upstreams.push(&up.turn, up)
 	s.sockets.push(&up.mate, up)
 	s.up = up
+	s.pod.sockets++
+	r.opened++
 	return up, nil
+}
+
+// errNoRoom: all sockets of a pod, or all there may be, wait for answers.
+var errNoRoom = errors.New("too many sockets wait for answers")
+
+// makeRoom closes a socket to a server that nothing is expected of, if there are
+// too many for another one of this pod; false: it found none.
+func (r *relay) makeRoom(p *pod) bool {
+	looks := 0
+	switch {
+	case p.sockets >= max(r.maxUpstreams/podUpstreams, 1):
+		for n := p.sessions.root.newer; n.of != nil && looks < maxLooks; n, looks = n.newer, looks+1 {
+			if up := n.of.up; up != nil && up.pending.oldest() == nil {
+				r.closeUpstream(up)
+				return true
+			}
+		}
+		return false
+	case r.opened >= r.maxUpstreams:
+		for n := r.upstreams.root.newer; n.of != nil && looks < maxLooks; n, looks = n.newer, looks+1 {
+			if n.of.pending.oldest() == nil {
+				r.closeUpstream(n.of)
+				return true
+			}
+		}
+		return false
+	}
+	return true
 }
 
 // dial binds to the pod's address and a random port, and connects. Other
@@ -127,7 +162,7 @@ func (r *relay) dial(up *upstream) error {
 			break
 		}
 	}
-	fd, err := openAs(netip.AddrPortFrom(s.client, up.port))
+	fd, err := openAs(netip.AddrPortFrom(s.client, up.port), upstreamBuffer)
 	if err != nil {
 		return err
 	}
@@ -164,6 +199,8 @@ func (r *relay) retire(up *upstream) {
 func (r *relay) closeUpstream(up *upstream) {
 	up.turn.remove()
 	up.mate.remove()
+	up.session.pod.sockets--
+	r.opened--
 	r.close(&up.sock)
 	if up.session.up == up {
 		up.session.up = nil
@@ -182,7 +219,11 @@ func (r *relay) replierOf(s *session) (*replier, error) {
 		r.answering.push(&rp.turn, rp)
 		return rp, nil
 	}
-	fd, err := openAs(s.server)
+	if len(r.repliers) >= r.maxRepliers {
+		r.out.flush(r.unsent) // by any of them
+		r.closeReplier(r.answering.oldest())
+	}
+	fd, err := openAs(s.server, 0)
 	if err != nil {
 		return nil, err
 	}
@@ -190,4 +231,12 @@ func (r *relay) replierOf(s *session) (*replier, error) {
 	r.repliers[s.server], s.replier = rp, rp
 	r.answering.push(&rp.turn, rp)
 	return rp, nil
+}
+
+// closeReplier closes a socket by which nothing is to be sent any more. Sessions
+// that know it open another one.
+func (r *relay) closeReplier(rp *replier) {
+	rp.turn.remove()
+	delete(r.repliers, rp.server)
+	r.close(&rp.sock)
 }

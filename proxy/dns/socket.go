@@ -53,12 +53,18 @@ func familyOf(a netip.Addr) int {
 	return unix.AF_INET6
 }
 
-// receiveBuffer is what sockets ask the kernel for: room for a burst of
-// questions while the loop is busy. The kernel gives what its limit allows.
-const receiveBuffer = 4 << 20
+// What sockets ask the kernel for: room for a burst while the loop is busy. The
+// kernel gives what its limit allows. There are two listeners, but thousands of
+// sockets to servers, any of which may be on the side of a pod that wants to fill
+// the memory that all UDP of the node shares. Sockets that answer pods get nothing.
+const (
+	listenerBuffer = 4 << 20
+	upstreamBuffer = 1 << 20
+)
 
-// openSocket makes a UDP socket that can have any address.
-func openSocket(family int) (fd int, err error) {
+// openSocket makes a UDP socket that can have any address; buffer is what it
+// receives into, 0 as the kernel likes.
+func openSocket(family, buffer int) (fd int, err error) {
 	fd, err = unix.Socket(family, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
 	if err != nil {
 		return -1, fmt.Errorf("open a socket: %w", err)
@@ -75,13 +81,15 @@ func openSocket(family int) (fd int, err error) {
 		_ = unix.Close(fd)
 		return -1, fmt.Errorf("make a socket transparent: %w", err)
 	}
-	_ = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUF, receiveBuffer)
+	if buffer > 0 {
+		_ = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUF, buffer)
+	}
 	return fd, nil
 }
 
 // openListener makes a socket for datagrams that are steered to it.
 func openListener(family int) (fd int, err error) {
-	fd, err = openSocket(family)
+	fd, err = openSocket(family, listenerBuffer)
 	if err != nil {
 		return -1, err
 	}
@@ -102,8 +110,8 @@ func openListener(family int) (fd int, err error) {
 }
 
 // openAs makes a socket with an address that others may have as well.
-func openAs(local netip.AddrPort) (fd int, err error) {
-	fd, err = openSocket(familyOf(local.Addr()))
+func openAs(local netip.AddrPort, buffer int) (fd int, err error) {
+	fd, err = openSocket(familyOf(local.Addr()), buffer)
 	if err != nil {
 		return -1, err
 	}
@@ -115,6 +123,16 @@ func openAs(local netip.AddrPort) (fd int, err error) {
 		return -1, fmt.Errorf("bind to %v: %w", local, err)
 	}
 	return fd, nil
+}
+
+// socketRoom is how many sockets the limit of open files leaves to UDP: an eighth
+// of all (the rest is for connections).
+func socketRoom() int {
+	var l unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &l); err != nil {
+		return 128
+	}
+	return int(min(l.Cur, 1<<20) / 8)
 }
 
 func bind(fd int, a netip.AddrPort) error { return onSockaddr(unix.SYS_BIND, fd, a) }

@@ -58,6 +58,9 @@ func (r *relay) question(s *session, port [2]byte, m []byte) {
 		if err != nil {
 			r.Log.Debug("no socket for questions", "client", s.client, "server", s.server, "error", err)
 			verdict.reason = ReasonMemory
+			if errors.Is(err, errNoRoom) {
+				verdict.reason = ReasonFlood
+			}
 			r.refuse(s, port, m, a, verdict, rcodeFailed)
 			return
 		}
