@@ -240,8 +240,29 @@ func TestPortsAreRenewed(t *testing.T) {
 		for u := r.upstreams.root.newer; u.of != nil; u = u.newer {
 			n++
 		}
-		if n != 1 {
-			t.Errorf("%d sockets are open", n)
+		if n != 1 || r.opened != 1 {
+			t.Errorf("%d sockets are open, %d are counted", n, r.opened)
+		}
+	})
+	// One that is retired and waits goes with its session, and counts once.
+	g.send(c, pack(t, query("c.x", dns.TypeA)))
+	s.next()
+	g.loop(func(r *relay) {
+		for _, s := range r.sessions {
+			s.up.asked = socketQuestions
+		}
+	})
+	g.send(c, pack(t, query("d.x", dns.TypeA)))
+	s.next()
+	g.loop(func(r *relay) {
+		if r.opened != 2 {
+			t.Errorf("%d sockets are counted", r.opened)
+		}
+		for _, s := range r.sessions {
+			r.end(s)
+		}
+		if r.opened != 0 || r.upstreams.oldest() != nil {
+			t.Errorf("%d sockets are counted", r.opened)
 		}
 	})
 }

@@ -196,7 +196,12 @@ func (r *relay) retire(up *upstream) {
 	}
 }
 
+// closeUpstream may be repeated: giving its last question up closes a retired
+// socket, too.
 func (r *relay) closeUpstream(up *upstream) {
+	if up.fd < 0 {
+		return
+	}
 	up.turn.remove()
 	up.mate.remove()
 	up.session.pod.sockets--
