@@ -83,6 +83,9 @@ func (m *Manager) wire(s *session) error {
 	if answer.Error != "" {
 		return fmt.Errorf("wire the proxy: %s", answer.Error)
 	}
+	if err := untilCarrying(v.index, s.netns); err != nil {
+		return err
+	}
 	s.generation = g
 	s.entry = bpf.Proxy{Ifindex: uint32(v.index), Alive: 1}
 	copy(s.entry.Mac[:], v.peerMAC)
