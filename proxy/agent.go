@@ -3,7 +3,6 @@ package proxy
 import (
 	"bytes"
 	"context"
-	"errors"
 	"os"
 	"strconv"
 	"sync"
@@ -130,17 +129,26 @@ func (s *service) Status(ctx context.Context, _ *control.StatusRequest) (*contro
 		r.Generation = uint32(w.generation)
 		w.names.status(r)
 		r.Connections, r.ConnectionsMax = uint64(w.data.pairs.len()), uint64(w.data.max)
-		r.Draining = w.data.draining.Load()
+		r.Held, r.HandedOver = w.data.held(), p.counters.handed.Load()
+	}
+	if until, _, _ := p.departure.plan(); !until.IsZero() {
+		r.Draining, r.DrainUntil = true, until.UnixNano()
 	}
 	return r, nil
 }
 
 // Drain implements control.ProxyServer.
 func (s *service) Drain(_ context.Context, r *control.DrainRequest) (*control.DrainResponse, error) {
-	if !s.process.goAway(leave{timeout: time.Duration(r.Timeout), restart: r.Restart}) {
-		return nil, errors.New("it is about to end already")
-	}
+	s.process.departure.ask(leave{timeout: time.Duration(r.Timeout), restart: r.Restart, successor: r.Successor})
 	return &control.DrainResponse{}, nil
+}
+
+// EndGeneration implements control.ProxyServer.
+func (s *service) EndGeneration(_ context.Context, r *control.EndGenerationRequest) (*control.EndGenerationResponse, error) {
+	if w := s.process.wired.Load(); w != nil && r.Generation < 256 {
+		w.data.endGeneration(uint8(r.Generation))
+	}
+	return &control.EndGenerationResponse{}, nil
 }
 
 // residentSize reads /proc/self/statm; 0: unknown.

@@ -11,6 +11,8 @@ type counters struct {
 	connections atomic.Uint64
 	requests    atomic.Uint64
 	swept       atomic.Uint64
+	handed      atomic.Uint64 // to a successor
+	takenOver   atomic.Uint64 // from predecessors
 
 	mu     sync.Mutex
 	denied map[string]uint64

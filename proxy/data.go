@@ -26,6 +26,7 @@ const (
 	denyFull    = "too-many"        // no room for another connection, or one of this pod
 	denyLookup  = "lookup-failed"   // the table could not be read
 	denyDrain   = "draining"        // accepted when the process was about to end
+	denyLate    = "drain-ended"     // it was open when the process ended
 	denyOld     = "superseded"      // the client began anew with the same port
 	denyDead    = "server-dead"     // the server did not answer in time
 	denyRefused = "server-refused"  // the server could not be reached
@@ -56,9 +57,17 @@ type dataSide struct {
 	congestion string
 	// dial connects to a server in the client's name: dialAs.
 	dial func(ctx context.Context, client, server netip.AddrPort, local bool) (*net.TCPConn, error)
+	// checkSocket tells whether a predecessor's socket is what it says.
+	checkSocket func(fd int, local, remote netip.AddrPort) error
 
 	pairs    pairTable
 	draining atomic.Bool
+
+	// superseded: new flows go to a successor, which is to get what is here.
+	superseded atomic.Bool
+	heir       atomic.Pointer[heir] // nil: there is no connection to one
+	estate
+	standing
 }
 
 // accept serves what comes to l until l is closed.
@@ -101,8 +110,7 @@ func (d *dataSide) admit(c *net.TCPConn) {
 		d.reset(c, reason)
 		return
 	}
-	p := &pair{proxy: d, tuple: tuple, veth: entry.Ifindex, entry: entry, served: make(chan struct{}), done: make(chan struct{})}
-	p.resolve(d.sets.now.Load())
+	p := d.newPair(tuple, entry)
 	old, ok := d.pairs.put(p, d.max, d.share)
 	if !ok {
 		d.reset(c, denyFull)
@@ -123,6 +131,15 @@ func (d *dataSide) admit(c *net.TCPConn) {
 	}()
 }
 
+func (d *dataSide) newPair(tuple bpf.Tuple, entry bpf.Conn) *pair {
+	p := &pair{
+		proxy: d, tuple: tuple, veth: entry.Ifindex, generation: entry.Generation, entry: entry,
+		served: make(chan struct{}), done: make(chan struct{}),
+	}
+	p.resolve(d.sets.now.Load())
+	return p
+}
+
 func (d *dataSide) start(p *pair, c *net.TCPConn, client, server netip.AddrPort) {
 	if d.congestion != "" && !local(&p.entry, policy.Egress) {
 		if err := setRemote(c, d.congestion); err != nil {
@@ -130,23 +147,15 @@ func (d *dataSide) start(p *pair, c *net.TCPConn, client, server netip.AddrPort)
 		}
 	}
 	toPod := local(&p.entry, policy.Ingress)
-	conn := http.Conn{
-		Client: c,
-		Dial: func(ctx context.Context) (*net.TCPConn, error) {
-			up, err := d.dial(ctx, client, server, toPod)
-			if err != nil {
-				d.counters.deny(dialReason(err))
-				d.log.Debug("server not reached", "client", client, "server", server, "error", err)
-			}
-			return up, err
-		},
-		Rules:   p.current,
-		Observe: func(r *http.Record) { d.observe(p, r) },
-		Done: func() {
-			d.pairs.drop(p)
-			d.forget(p)
-			close(p.done)
-		},
+	conn := d.conn(p)
+	conn.Client = c
+	conn.Dial = func(ctx context.Context) (*net.TCPConn, error) {
+		up, err := d.dial(ctx, client, server, toPod)
+		if err != nil {
+			d.counters.deny(dialReason(err))
+			d.log.Debug("server not reached", "client", client, "server", server, "error", err)
+		}
+		return up, err
 	}
 	if isQuestions(p.sets, &p.entry) {
 		p.serving = d.questions.Start(dns.Conn{
@@ -157,6 +166,20 @@ func (d *dataSide) start(p *pair, c *net.TCPConn, client, server netip.AddrPort)
 		p.serving = d.server.Start(conn)
 	}
 	close(p.served)
+}
+
+// conn is what p is for the server, less its sockets.
+func (d *dataSide) conn(p *pair) http.Conn {
+	return http.Conn{
+		Rules:   p.current,
+		Observe: func(r *http.Record) { d.observe(p, r) },
+		Done: func() {
+			d.pairs.drop(p)
+			d.forget(p)
+			close(p.done)
+		},
+		Offer: func() func(http.Idle) { return d.offer(p) },
+	}
 }
 
 // forget removes the pair's entry in conns.
@@ -191,25 +214,57 @@ func (d *dataSide) observe(p *pair, r *http.Record) {
 	d.records.add(p, r)
 }
 
-// drain accepts nothing new, ends idle connections, lets the others go on until
-// a message ends, at most until ctx does, and returns when none is left.
-func (d *dataSide) drain(ctx context.Context) {
-	d.draining.Store(true)
-	d.server.Drain()
-	d.questions.Drain()
-	tick := time.NewTicker(20 * time.Millisecond)
-	defer tick.Stop()
-	for d.pairs.len()+d.questions.Pending() > 0 && ctx.Err() == nil {
-		select {
-		case <-ctx.Done():
-		case <-tick.C:
-		}
+// wane accepts nothing new and ends connections where a message ends, those
+// that are idle at once. It may be repeated.
+func (d *dataSide) wane() {
+	if !d.draining.Swap(true) {
+		d.server.Drain()
+		d.questions.Drain()
 	}
+}
+
+// handOver hands connections to the successor where a message ends, those that
+// are idle at once; what still comes is accepted. It may be repeated, and follow
+// wane.
+func (d *dataSide) handOver() {
+	if d.superseded.Swap(true) {
+		return
+	}
+	d.draining.Store(false)
+	d.supersededAt.Store(d.walks.Load())
+	d.server.Yield()
+	d.questions.Drain()
+}
+
+// over tells whether there is nothing left to end or to hand over. Where there
+// is a successor, clients may be connecting yet.
+func (d *dataSide) over() bool {
+	if d.pairs.len() > 0 || d.questions.Pending() > 0 {
+		return false
+	}
+	if !d.superseded.Load() {
+		return true
+	}
+	// The first walk may have begun before.
+	if d.walks.Load() < d.supersededAt.Load()+2 || d.halfOpen.Load() > 0 {
+		return false
+	}
+	_, receiving := d.receiving()
+	h := d.heir.Load()
+	return !receiving && (h == nil || h.waiting() == 0)
+}
+
+// end aborts what is left, and has what is on its way to the successor sent.
+func (d *dataSide) end() {
 	var all sync.WaitGroup
 	for _, p := range d.pairs.all() {
+		d.deny(denyLate)
 		all.Go(p.abort)
 	}
 	all.Wait()
+	if h := d.heir.Load(); h != nil {
+		h.close(false)
+	}
 }
 
 // ends are the client and the original destination of an accepted connection.

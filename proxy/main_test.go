@@ -123,7 +123,7 @@ func newData(t testing.TB) (*dataSide, *memoryFlows, *uint32) {
 		shares: &memoryShares{shares: map[uint32]bpf.Share{}, grants: map[uint32]bpf.Grant{}},
 		sets:   newRuleSets(), closed: http.Closed(), server: server, closedQuestions: dns.Closed(), believed: nobody{},
 		records: newRecordBuffer(), counters: newCounters(), max: 4, dial: failingDial,
-		share: 4, pairs: newPairTable(),
+		share: 4, pairs: newPairTable(), checkSocket: checkSocket,
 	}
 	d.questions = newQuestions(t, d)
 	return d, flows, revision

@@ -129,7 +129,7 @@ func TestPortUsedAnew(t *testing.T) {
 	// connection is another one as far as the table goes.
 	second, dialedSecond := tcpPair(t)
 	flows.set(tuple, bpf.Conn{Id: 2, Generation: 3})
-	p := &pair{proxy: d, tuple: tuple, entry: bpf.Conn{Id: 2, Generation: 3}, sets: d.sets.now.Load(), served: make(chan struct{}), done: make(chan struct{})}
+	p := d.newPair(tuple, bpf.Conn{Id: 2, Generation: 3})
 	if before, ok := d.pairs.put(p, d.max, d.share); !ok || before != old {
 		t.Fatalf("the pair before is %v, %v", before, ok)
 	}
@@ -157,20 +157,24 @@ func TestDrain(t *testing.T) {
 	client, server := ends(accepted)
 	flows.set(bpf.TupleOf(client, server, unix.IPPROTO_TCP), bpf.Conn{Id: 1, Generation: 3})
 	d.admit(accepted)
-	limit, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
-	defer cancel()
-	began := time.Now()
-	d.drain(limit)
-	if took := time.Since(began); took < 50*time.Millisecond || took > 3*time.Second {
-		t.Errorf("it took %v", took)
+	if d.over() {
+		t.Error("over, with a connection")
 	}
+	d.wane()
+	d.wane()
+	time.Sleep(50 * time.Millisecond)
+	if d.over() || d.pairs.len() != 1 {
+		t.Error("a connection that is not there yet is gone")
+	}
+	d.end()
 	if !isReset(dialed) || d.pairs.len() != 0 || len(flows.entries) != 0 {
 		t.Errorf("%d pairs, %d entries are left", d.pairs.len(), len(flows.entries))
 	}
-	began = time.Now()
-	d.drain(t.Context())
-	if took := time.Since(began); took > time.Second {
-		t.Errorf("without connections it took %v", took)
+	if !d.over() {
+		t.Error("not over, without connections")
+	}
+	if n := d.counters.denials()[denyLate]; n != 1 {
+		t.Errorf("%d were counted as late", n)
 	}
 }
 
@@ -192,11 +196,11 @@ func TestDrainEndsIdleConnections(t *testing.T) {
 		_ = dialed.Close()
 		ended <- err
 	}()
-	limit, cancel := context.WithTimeout(t.Context(), 4*time.Second)
-	defer cancel()
-	d.drain(limit)
-	if limit.Err() != nil {
-		t.Error("it took until the limit")
+	d.wane()
+	for end := time.Now().Add(4 * time.Second); !d.over(); time.Sleep(drainEvery) {
+		if time.Now().After(end) {
+			t.Fatal("it took until the limit")
+		}
 	}
 	if err := <-ended; err != nil {
 		t.Errorf("the client's end: %v", err)

@@ -22,9 +22,10 @@ type serving interface {
 
 // pair is a redirected connection: the client's, and ours to the server.
 type pair struct {
-	proxy *dataSide
-	tuple bpf.Tuple
-	veth  uint32 // of the pod it speaks for
+	proxy      *dataSide
+	tuple      bpf.Tuple
+	veth       uint32 // of the pod it speaks for
+	generation uint8  // whose namespace its sockets are in
 
 	// What rules yields, and what it was made of. Only the goroutine that
 	// serves the connection touches these once it is started.
@@ -37,7 +38,8 @@ type pair struct {
 	// of the table's lock.
 	served  chan struct{}
 	serving serving
-	// done is closed when both sockets are and the entry in conns is gone.
+	// done is closed when both sockets are and the entry in conns is gone, or
+	// somebody else has them.
 	done chan struct{}
 }
 
@@ -107,15 +109,18 @@ func (p *pair) abort() {
 	<-p.done
 }
 
-// pairTable holds the live pairs by tuple, and counts those of each veth.
+// pairTable holds the live pairs by tuple, and counts those of each veth and of
+// each generation.
 type pairTable struct {
-	mu    sync.Mutex
-	pairs map[bpf.Tuple]*pair
-	of    map[uint32]int
+	mu          sync.Mutex
+	pairs       map[bpf.Tuple]*pair
+	of          map[uint32]int
+	generations [256]int
+	handed      map[bpf.Tuple]handed
 }
 
 func newPairTable() pairTable {
-	return pairTable{pairs: make(map[bpf.Tuple]*pair), of: make(map[uint32]int)}
+	return pairTable{pairs: make(map[bpf.Tuple]*pair), of: make(map[uint32]int), handed: make(map[bpf.Tuple]handed)}
 }
 
 // put makes p the pair of its tuple and returns the one that was, if any. It
@@ -131,10 +136,12 @@ func (t *pairTable) put(p *pair, max, share int) (old *pair, ok bool) {
 	}
 	t.pairs[p.tuple] = p
 	t.of[p.veth]++
+	t.generations[p.generation]++
 	return old, true
 }
 
 func (t *pairTable) uncount(p *pair) {
+	t.generations[p.generation]--
 	if t.of[p.veth]--; t.of[p.veth] == 0 {
 		delete(t.of, p.veth)
 	}

@@ -59,16 +59,10 @@ type process struct {
 	group    *errgroup.Group
 	ctx      context.Context // of the data side: ends after the drain
 
-	wiring sync.Mutex            // held while an agent wires the proxy
-	wired  atomic.Pointer[wired] // nil: not yet
-	agent  agentConn             // the agent that is listened to
-	leave  chan leave            // 1 buffered: why to go
-}
-
-// leave says why and how a proxy ends.
-type leave struct {
-	timeout time.Duration
-	restart bool
+	wiring    sync.Mutex            // held while an agent wires the proxy
+	wired     atomic.Pointer[wired] // nil: not yet
+	agent     agentConn             // the agent that is listened to
+	departure departure
 }
 
 // Run serves agents on the control socket and, once one has wired it,
@@ -90,22 +84,19 @@ func Run(ctx context.Context, o Options) error {
 		opts: o, log: o.Log, boot: hex.EncodeToString(id[:]), started: time.Now(),
 		sets: newRuleSets(), counters: newCounters(), records: newRecordBuffer(),
 		server: server, group: group, ctx: data,
-		leave: make(chan leave, 1),
+		departure: newDeparture(),
 	}
 	group.Go(func() error { return server.Run(data) })
 	group.Go(func() error { return p.acceptAgents() })
 
-	var why leave
 	select {
 	case <-ctx.Done():
-		why = leave{timeout: o.Drain}
-	case why = <-p.leave:
+		p.departure.ask(leave{timeout: o.Drain})
+	case <-p.departure.begun:
 	case <-data.Done(): // something failed
 	}
 	if w := p.wired.Load(); w != nil && data.Err() == nil {
-		limit, cancel := context.WithTimeout(context.Background(), why.timeout)
-		w.drain(limit)
-		cancel()
+		p.depart(ctx, w)
 	}
 	_ = o.Listener.Close()
 	p.agent.replace(nil)
@@ -113,20 +104,10 @@ func Run(ctx context.Context, o Options) error {
 	if err := group.Wait(); err != nil && !errors.Is(err, context.Canceled) {
 		return err
 	}
-	if why.restart {
+	if _, _, restart := p.departure.plan(); restart {
 		return ErrRestart
 	}
 	return nil
-}
-
-// goAway makes Run end; false: it is about to already.
-func (p *process) goAway(why leave) bool {
-	select {
-	case p.leave <- why:
-		return true
-	default:
-		return false
-	}
 }
 
 // acceptAgents takes agents as they come. Each is heard out alone, so that

@@ -3,6 +3,7 @@ package proxy
 import (
 	"context"
 	"errors"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -31,6 +32,14 @@ type sweeper struct {
 	part    uint64               // entries that one veth may have
 	granted map[uint32]allowance // by veth
 	walked  time.Time            // the last time
+}
+
+// standing is how many entries have no connection yet, and may come to have one.
+type standing struct {
+	walks    atomic.Uint64 // through the whole table
+	halfOpen atomic.Int64  // in the last one
+	// supersededAt is how many walks there were when there was a successor.
+	supersededAt atomic.Uint64
 }
 
 // allowance is a grant and what was made before.
@@ -66,7 +75,7 @@ func (s *sweeper) look(now time.Time) error {
 	if err != nil {
 		return err
 	}
-	if now.Sub(s.walked) < sweepIdle && !s.needed(shares) {
+	if now.Sub(s.walked) < sweepIdle && !s.needed(shares) && !s.superseded.Load() {
 		return nil
 	}
 	clock, err := monotonic()
@@ -100,6 +109,7 @@ func (s *sweeper) walk(shares map[uint32]bpf.Share, now uint64) error {
 		id    uint64
 	}
 	var failed error
+	halfOpen := int64(0)
 	entries := map[uint32]uint64{}
 	for end := false; !end; {
 		var found []stale
@@ -107,8 +117,13 @@ func (s *sweeper) walk(shares map[uint32]bpf.Share, now uint64) error {
 		end, err = s.flows.walk(sweepSteps, func(t bpf.Tuple, c bpf.Conn) {
 			// Also what goes now: it may be a new flow's by then.
 			entries[c.Ifindex]++
-			if c.Generation == s.generation && c.Id+uint64(sweepAge) < now && !s.pairs.has(t) && !s.sessions.has(t) {
+			if c.Generation != s.generation && !s.sweeps(c.Generation) || s.pairs.accounts(t, c.Id) || s.sessions.has(t) {
+				return
+			}
+			if c.Id+uint64(sweepAge) < now {
 				found = append(found, stale{t, c.Id})
+			} else if t.Proto == unix.IPPROTO_TCP {
+				halfOpen++
 			}
 		})
 		if err != nil {
@@ -122,6 +137,8 @@ func (s *sweeper) walk(shares map[uint32]bpf.Share, now uint64) error {
 			s.counters.swept.Add(1)
 		}
 	}
+	s.halfOpen.Store(halfOpen)
+	s.walks.Add(1)
 	granted := make(map[uint32]allowance, len(shares))
 	for veth, share := range shares {
 		a := allowance{bpf.Grant{Born: share.Born, Until: share.Made + s.part - min(s.part, entries[veth])}, share.Made}

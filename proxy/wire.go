@@ -1,7 +1,6 @@
 package proxy
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"net"
@@ -30,15 +29,11 @@ type wired struct {
 	dns   atomic.Pointer[control.DNSSettings] // nil: the defaults
 }
 
-// drain accepts nothing new and ends with the last connection, or with ctx.
-func (w *wired) drain(ctx context.Context) {
-	// No listener: SYNs are dropped, and their retransmits meet the successor.
+// refuse takes no SYNs and no questions any more: they are dropped, and their
+// repeats meet the next proxy. It may be repeated.
+func (w *wired) refuse() {
 	for i := range bpf.ListenerUDP6 + 1 {
 		_ = w.steering.Delete(i)
-	}
-	w.data.drain(ctx)
-	for _, l := range w.listeners {
-		_ = l.Close()
 	}
 }
 
@@ -47,8 +42,8 @@ func (w *wired) drain(ctx context.Context) {
 func (p *process) meet(c *net.UnixConn) {
 	log := p.log
 	if err := p.preface(c); err != nil {
-		if errors.Is(err, errStopped) {
-			log.Info("asked to end")
+		if errors.Is(err, errDone) {
+			log.Info("an agent asked for something", "error", err)
 		} else {
 			log.Error("agent refused", "error", err)
 		}
@@ -90,8 +85,15 @@ func (p *process) preface(c *net.UnixConn) error {
 	defer control.Close(files)
 	answer := &control.Wired{}
 	if wiring.Stop {
-		p.goAway(leave{timeout: time.Duration(wiring.Drain), restart: wiring.Restart})
-		return errors.Join(control.Send(c, answer), errStopped)
+		p.departure.ask(leave{timeout: time.Duration(wiring.Drain), restart: wiring.Restart})
+		return errors.Join(control.Send(c, answer), errDone)
+	}
+	if wiring.HandOver || wiring.TakeOver {
+		err := p.bridge(wiring, files)
+		if err != nil {
+			answer.Error = err.Error()
+		}
+		return errors.Join(control.Send(c, answer), err, errDone)
 	}
 	wireErr := p.wire(wiring, files)
 	if wireErr != nil {
@@ -107,8 +109,40 @@ func (p *process) preface(c *net.UnixConn) error {
 	return c.SetDeadline(time.Time{})
 }
 
-// errStopped: the agent wanted nothing but the proxy's end.
-var errStopped = errors.New("asked to end")
+// errDone: the agent wanted nothing else.
+var errDone = errors.New("done as asked")
+
+// learnedTimeout is how long a predecessor may take to tell what it learned.
+const learnedTimeout = prefaceTimeout - 2*time.Second
+
+// bridge connects this proxy to a successor, or to a predecessor.
+func (p *process) bridge(m *control.Wiring, files []*os.File) error {
+	w := p.wired.Load()
+	if w == nil || len(files) != 1 {
+		return fmt.Errorf("connect to another proxy: %d descriptors, wired: %v", len(files), w != nil)
+	}
+	c, err := unixConn(files[0])
+	if err != nil {
+		return err
+	}
+	d := w.data
+	if m.HandOver {
+		h := d.handTo(c)
+		p.group.Go(func() error { d.serveHeir(h, p.boot, w.names); return nil })
+		p.log.Info("there is a successor")
+		return nil
+	}
+	r := d.takeOver(c, w.names)
+	p.group.Go(func() error { r.run(); return nil })
+	select {
+	case <-r.ready:
+	case <-time.After(learnedTimeout):
+		p.log.Error("what a predecessor learned is not in yet")
+	case <-p.ctx.Done():
+	}
+	p.log.Info("there is a predecessor")
+	return nil
+}
 
 // errStale: wired already, with other tables or as another generation.
 var errStale = errors.New("wired otherwise before")
@@ -179,7 +213,7 @@ func (p *process) setUp(m *control.Wiring, maps *tables) (*wired, error) {
 		shares: &mapShares{walker: walker[uint32, bpf.Share]{m: maps.shares}, grants: maps.grants},
 		sets:   p.sets, closed: http.Closed(), closedQuestions: dns.Closed(), server: p.server, records: p.records, counters: p.counters,
 		max: most, share: max(most/podShare, 1), congestion: congestion, dial: dialAs,
-		pairs: newPairTable(),
+		checkSocket: checkSocket, pairs: newPairTable(),
 	}
 	names := newNames(p.log, maps, m.Dns)
 	d.believed = names

@@ -258,21 +258,24 @@ func (m *Manager) sendAll(send func(*session) error) error {
 // Status asks the proxy that takes the new flows how it is, or the one that is
 // about to. ErrNoProxy: none is wired.
 func (m *Manager) Status(ctx context.Context) (*control.StatusResponse, error) {
-	s, _ := m.proxies()
-	if s == nil {
-		return nil, ErrNoProxy
-	}
-	return s.ask(ctx, callTimeout)
+	_, answer, err := m.Current(ctx)
+	return answer, err
 }
 
-// Place is that of the proxy that has the new flows; 0: none has.
-func (m *Manager) Place() int {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	if m.current == nil {
-		return 0
+// Current is Status with the place of the proxy that answers (Start), 0 if it
+// does not have the new flows yet.
+func (m *Manager) Current(ctx context.Context) (place int, _ *control.StatusResponse, _ error) {
+	s, _ := m.proxies()
+	if s == nil {
+		return 0, nil, ErrNoProxy
 	}
-	return m.current.place.n
+	m.mu.Lock()
+	if m.current == s {
+		place = s.place.n
+	}
+	m.mu.Unlock()
+	answer, err := s.ask(ctx, callTimeout)
+	return place, answer, err
 }
 
 // Replaced asks the proxies that were replaced and have not ended how they are,

@@ -62,13 +62,18 @@ func (m *Manager) settle(ctx context.Context) error {
 		return failed
 	}
 	s := views[heir].session
-	if heir == len(views)-1 {
+	all := tried(views)
+	if all && heir == len(views)-1 {
 		m.upgrade(s)
 	}
 	ready := m.prepare(ctx, s, true)
 	old, err := m.prepareOld(ctx, views, heir)
 	failed = errors.Join(failed, ready, err)
-	if ready == nil && s.joined && m.complete(s) && tried(views[:heir]) {
+	if s.isLeaving() { // as it has said just now: there may be another one
+		m.rouse()
+		return failed
+	}
+	if ready == nil && s.joined && m.complete(s) && all {
 		if err := m.succeed(ctx, s, old); err != nil {
 			return errors.Join(failed, err)
 		}

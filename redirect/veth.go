@@ -48,7 +48,7 @@ func interfaceAlias(state string) string { return "weir proxy of state " + state
 // makeVeth makes the pair. The host side has no address and asks for none; one
 // that is left from an earlier life with that name goes.
 func makeVeth(state string, generation uint8, mtu int, ns *os.File) (*veth, error) {
-	if err := removeVeth(state, generation); err != nil {
+	if err := errors.Join(removeVeth(state, generation), removePeer(ns)); err != nil {
 		return nil, err
 	}
 	name := interfaceName(state, generation)
@@ -81,6 +81,26 @@ func makeVeth(state string, generation uint8, mtu int, ns *os.File) (*veth, erro
 		return nil, errors.Join(fmt.Errorf("interface %s up: %w", name, err), netlink.LinkDel(made))
 	}
 	return &veth{index: made.Attrs().Index, mtu: mtu, mac: mac, peerMAC: peer}, nil
+}
+
+// removePeer removes the pair of an agent that died before it told the proxy.
+func removePeer(ns *os.File) error {
+	h, err := netlink.NewHandleAt(netns.NsHandle(ns.Fd()))
+	if err != nil {
+		return fmt.Errorf("look into the proxy's namespace: %w", err)
+	}
+	defer h.Close()
+	peer, err := h.LinkByName(peerName)
+	if errors.As(err, &netlink.LinkNotFoundError{}) {
+		return nil
+	}
+	if err == nil {
+		err = h.LinkDel(peer)
+	}
+	if err != nil {
+		return fmt.Errorf("remove %s of the proxy: %w", peerName, err)
+	}
+	return nil
 }
 
 // nl6None is IN6_ADDR_GEN_MODE_NONE.

@@ -98,7 +98,7 @@ func newProxyWatch(m *redirect.Manager) *proxyWatch {
 func (w *proxyWatch) status() proxyStatus {
 	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Second)
 	defer cancel()
-	s, err := w.manager.Status(ctx)
+	place, s, err := w.manager.Current(ctx)
 	if err != nil {
 		return proxyStatus{Error: err.Error(), Tampered: w.manager.Tampered()}
 	}
@@ -107,7 +107,7 @@ func (w *proxyWatch) status() proxyStatus {
 		Connections: s.Connections, MaxConns: s.ConnectionsMax, Total: s.ConnectionsTotal,
 		Requests: s.Requests, Denied: s.Denied, RuleSets: s.RuleSets, RSS: s.Rss,
 		RecordsLost: s.RecordsDropped, Upstream: s.UpstreamFailed, Notes: s.Notes,
-		Tampered: w.manager.Tampered(), Place: w.manager.Place(),
+		Tampered: w.manager.Tampered(), Place: place,
 		Names: s.Names, Addresses: s.Addresses, NamesCounts: s.NamesCounts,
 	}
 	for _, h := range s.Held {

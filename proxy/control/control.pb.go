@@ -2285,6 +2285,7 @@ type HandOver struct {
 	//	*HandOver_Learned
 	//	*HandOver_LearnedAll
 	//	*HandOver_Connection
+	//	*HandOver_Elsewhere
 	What          isHandOver_What `protobuf_oneof:"what"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -2363,6 +2364,15 @@ func (x *HandOver) GetConnection() *Connection {
 	return nil
 }
 
+func (x *HandOver) GetElsewhere() *Elsewhere {
+	if x != nil {
+		if x, ok := x.What.(*HandOver_Elsewhere); ok {
+			return x.Elsewhere
+		}
+	}
+	return nil
+}
+
 type isHandOver_What interface {
 	isHandOver_What()
 }
@@ -2383,6 +2393,10 @@ type HandOver_Connection struct {
 	Connection *Connection `protobuf:"bytes,4,opt,name=connection,proto3,oneof"`
 }
 
+type HandOver_Elsewhere struct {
+	Elsewhere *Elsewhere `protobuf:"bytes,5,opt,name=elsewhere,proto3,oneof"` // the last, if there is one
+}
+
 func (*HandOver_Predecessor) isHandOver_What() {}
 
 func (*HandOver_Learned) isHandOver_What() {}
@@ -2391,10 +2405,13 @@ func (*HandOver_LearnedAll) isHandOver_What() {}
 
 func (*HandOver_Connection) isHandOver_What() {}
 
+func (*HandOver_Elsewhere) isHandOver_What() {}
+
 type Predecessor struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	Boot  string                 `protobuf:"bytes,1,opt,name=boot,proto3" json:"boot,omitempty"`
 	// Generations that connections may be of: its own, and those it took over.
+	// Another such message adds some.
 	Generations   []uint32 `protobuf:"varint,2,rep,packed,name=generations,proto3" json:"generations,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -2444,6 +2461,44 @@ func (x *Predecessor) GetGenerations() []uint32 {
 	return nil
 }
 
+// Elsewhere: the rest goes to another successor. Without it the end means that
+// the predecessor has nothing more.
+type Elsewhere struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Elsewhere) Reset() {
+	*x = Elsewhere{}
+	mi := &file_control_proto_msgTypes[35]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Elsewhere) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Elsewhere) ProtoMessage() {}
+
+func (x *Elsewhere) ProtoReflect() protoreflect.Message {
+	mi := &file_control_proto_msgTypes[35]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Elsewhere.ProtoReflect.Descriptor instead.
+func (*Elsewhere) Descriptor() ([]byte, []int) {
+	return file_control_proto_rawDescGZIP(), []int{35}
+}
+
 // Learned is the next part of what fqdn.Cache exports.
 type Learned struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -2454,7 +2509,7 @@ type Learned struct {
 
 func (x *Learned) Reset() {
 	*x = Learned{}
-	mi := &file_control_proto_msgTypes[35]
+	mi := &file_control_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2466,7 +2521,7 @@ func (x *Learned) String() string {
 func (*Learned) ProtoMessage() {}
 
 func (x *Learned) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[35]
+	mi := &file_control_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2479,7 +2534,7 @@ func (x *Learned) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Learned.ProtoReflect.Descriptor instead.
 func (*Learned) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{35}
+	return file_control_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *Learned) GetPart() []byte {
@@ -2497,7 +2552,7 @@ type LearnedAll struct {
 
 func (x *LearnedAll) Reset() {
 	*x = LearnedAll{}
-	mi := &file_control_proto_msgTypes[36]
+	mi := &file_control_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2509,7 +2564,7 @@ func (x *LearnedAll) String() string {
 func (*LearnedAll) ProtoMessage() {}
 
 func (x *LearnedAll) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[36]
+	mi := &file_control_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2522,7 +2577,7 @@ func (x *LearnedAll) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LearnedAll.ProtoReflect.Descriptor instead.
 func (*LearnedAll) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{36}
+	return file_control_proto_rawDescGZIP(), []int{37}
 }
 
 // Connection stands between two messages. Two descriptors come with it: the
@@ -2543,7 +2598,7 @@ type Connection struct {
 
 func (x *Connection) Reset() {
 	*x = Connection{}
-	mi := &file_control_proto_msgTypes[37]
+	mi := &file_control_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2555,7 +2610,7 @@ func (x *Connection) String() string {
 func (*Connection) ProtoMessage() {}
 
 func (x *Connection) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[37]
+	mi := &file_control_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2568,7 +2623,7 @@ func (x *Connection) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Connection.ProtoReflect.Descriptor instead.
 func (*Connection) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{37}
+	return file_control_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *Connection) GetSource() []byte {
@@ -2809,7 +2864,7 @@ const file_control_proto_rawDesc = "" +
 	"\n" +
 	"generation\x18\x01 \x01(\rR\n" +
 	"generation\"\x17\n" +
-	"\x15EndGenerationResponse\"\x81\x02\n" +
+	"\x15EndGenerationResponse\"\xbb\x02\n" +
 	"\bHandOver\x12>\n" +
 	"\vpredecessor\x18\x01 \x01(\v2\x1a.weir.proxy.v1.PredecessorH\x00R\vpredecessor\x122\n" +
 	"\alearned\x18\x02 \x01(\v2\x16.weir.proxy.v1.LearnedH\x00R\alearned\x12<\n" +
@@ -2817,11 +2872,13 @@ const file_control_proto_rawDesc = "" +
 	"learnedAll\x12;\n" +
 	"\n" +
 	"connection\x18\x04 \x01(\v2\x19.weir.proxy.v1.ConnectionH\x00R\n" +
-	"connectionB\x06\n" +
+	"connection\x128\n" +
+	"\telsewhere\x18\x05 \x01(\v2\x18.weir.proxy.v1.ElsewhereH\x00R\telsewhereB\x06\n" +
 	"\x04what\"C\n" +
 	"\vPredecessor\x12\x12\n" +
 	"\x04boot\x18\x01 \x01(\tR\x04boot\x12 \n" +
-	"\vgenerations\x18\x02 \x03(\rR\vgenerations\"\x1d\n" +
+	"\vgenerations\x18\x02 \x03(\rR\vgenerations\"\v\n" +
+	"\tElsewhere\"\x1d\n" +
 	"\aLearned\x12\x12\n" +
 	"\x04part\x18\x01 \x01(\fR\x04part\"\f\n" +
 	"\n" +
@@ -2860,7 +2917,7 @@ func file_control_proto_rawDescGZIP() []byte {
 	return file_control_proto_rawDescData
 }
 
-var file_control_proto_msgTypes = make([]protoimpl.MessageInfo, 40)
+var file_control_proto_msgTypes = make([]protoimpl.MessageInfo, 41)
 var file_control_proto_goTypes = []any{
 	(*Welcome)(nil),               // 0: weir.proxy.v1.Welcome
 	(*Wiring)(nil),                // 1: weir.proxy.v1.Wiring
@@ -2897,11 +2954,12 @@ var file_control_proto_goTypes = []any{
 	(*EndGenerationResponse)(nil), // 32: weir.proxy.v1.EndGenerationResponse
 	(*HandOver)(nil),              // 33: weir.proxy.v1.HandOver
 	(*Predecessor)(nil),           // 34: weir.proxy.v1.Predecessor
-	(*Learned)(nil),               // 35: weir.proxy.v1.Learned
-	(*LearnedAll)(nil),            // 36: weir.proxy.v1.LearnedAll
-	(*Connection)(nil),            // 37: weir.proxy.v1.Connection
-	nil,                           // 38: weir.proxy.v1.StatusResponse.DeniedEntry
-	nil,                           // 39: weir.proxy.v1.StatusResponse.NamesCountsEntry
+	(*Elsewhere)(nil),             // 35: weir.proxy.v1.Elsewhere
+	(*Learned)(nil),               // 36: weir.proxy.v1.Learned
+	(*LearnedAll)(nil),            // 37: weir.proxy.v1.LearnedAll
+	(*Connection)(nil),            // 38: weir.proxy.v1.Connection
+	nil,                           // 39: weir.proxy.v1.StatusResponse.DeniedEntry
+	nil,                           // 40: weir.proxy.v1.StatusResponse.NamesCountsEntry
 }
 var file_control_proto_depIdxs = []int32{
 	12, // 0: weir.proxy.v1.Wiring.dns:type_name -> weir.proxy.v1.DNSSettings
@@ -2920,34 +2978,35 @@ var file_control_proto_depIdxs = []int32{
 	21, // 13: weir.proxy.v1.SetRuleSetsResponse.rejected:type_name -> weir.proxy.v1.RejectedSet
 	24, // 14: weir.proxy.v1.RecordBatch.records:type_name -> weir.proxy.v1.Record
 	25, // 15: weir.proxy.v1.Record.dns:type_name -> weir.proxy.v1.DNS
-	38, // 16: weir.proxy.v1.StatusResponse.denied:type_name -> weir.proxy.v1.StatusResponse.DeniedEntry
+	39, // 16: weir.proxy.v1.StatusResponse.denied:type_name -> weir.proxy.v1.StatusResponse.DeniedEntry
 	28, // 17: weir.proxy.v1.StatusResponse.held:type_name -> weir.proxy.v1.Held
-	39, // 18: weir.proxy.v1.StatusResponse.names_counts:type_name -> weir.proxy.v1.StatusResponse.NamesCountsEntry
+	40, // 18: weir.proxy.v1.StatusResponse.names_counts:type_name -> weir.proxy.v1.StatusResponse.NamesCountsEntry
 	34, // 19: weir.proxy.v1.HandOver.predecessor:type_name -> weir.proxy.v1.Predecessor
-	35, // 20: weir.proxy.v1.HandOver.learned:type_name -> weir.proxy.v1.Learned
-	36, // 21: weir.proxy.v1.HandOver.learned_all:type_name -> weir.proxy.v1.LearnedAll
-	37, // 22: weir.proxy.v1.HandOver.connection:type_name -> weir.proxy.v1.Connection
-	19, // 23: weir.proxy.v1.Proxy.SetRuleSets:input_type -> weir.proxy.v1.SetRuleSetsRequest
-	8,  // 24: weir.proxy.v1.Proxy.SetNames:input_type -> weir.proxy.v1.SetNamesRequest
-	10, // 25: weir.proxy.v1.Proxy.WatchNameSets:input_type -> weir.proxy.v1.WatchNameSetsRequest
-	13, // 26: weir.proxy.v1.Proxy.ListNames:input_type -> weir.proxy.v1.ListNamesRequest
-	22, // 27: weir.proxy.v1.Proxy.Records:input_type -> weir.proxy.v1.RecordsRequest
-	26, // 28: weir.proxy.v1.Proxy.Status:input_type -> weir.proxy.v1.StatusRequest
-	29, // 29: weir.proxy.v1.Proxy.Drain:input_type -> weir.proxy.v1.DrainRequest
-	31, // 30: weir.proxy.v1.Proxy.EndGeneration:input_type -> weir.proxy.v1.EndGenerationRequest
-	20, // 31: weir.proxy.v1.Proxy.SetRuleSets:output_type -> weir.proxy.v1.SetRuleSetsResponse
-	9,  // 32: weir.proxy.v1.Proxy.SetNames:output_type -> weir.proxy.v1.SetNamesResponse
-	11, // 33: weir.proxy.v1.Proxy.WatchNameSets:output_type -> weir.proxy.v1.NameSets
-	14, // 34: weir.proxy.v1.Proxy.ListNames:output_type -> weir.proxy.v1.NameBatch
-	23, // 35: weir.proxy.v1.Proxy.Records:output_type -> weir.proxy.v1.RecordBatch
-	27, // 36: weir.proxy.v1.Proxy.Status:output_type -> weir.proxy.v1.StatusResponse
-	30, // 37: weir.proxy.v1.Proxy.Drain:output_type -> weir.proxy.v1.DrainResponse
-	32, // 38: weir.proxy.v1.Proxy.EndGeneration:output_type -> weir.proxy.v1.EndGenerationResponse
-	31, // [31:39] is the sub-list for method output_type
-	23, // [23:31] is the sub-list for method input_type
-	23, // [23:23] is the sub-list for extension type_name
-	23, // [23:23] is the sub-list for extension extendee
-	0,  // [0:23] is the sub-list for field type_name
+	36, // 20: weir.proxy.v1.HandOver.learned:type_name -> weir.proxy.v1.Learned
+	37, // 21: weir.proxy.v1.HandOver.learned_all:type_name -> weir.proxy.v1.LearnedAll
+	38, // 22: weir.proxy.v1.HandOver.connection:type_name -> weir.proxy.v1.Connection
+	35, // 23: weir.proxy.v1.HandOver.elsewhere:type_name -> weir.proxy.v1.Elsewhere
+	19, // 24: weir.proxy.v1.Proxy.SetRuleSets:input_type -> weir.proxy.v1.SetRuleSetsRequest
+	8,  // 25: weir.proxy.v1.Proxy.SetNames:input_type -> weir.proxy.v1.SetNamesRequest
+	10, // 26: weir.proxy.v1.Proxy.WatchNameSets:input_type -> weir.proxy.v1.WatchNameSetsRequest
+	13, // 27: weir.proxy.v1.Proxy.ListNames:input_type -> weir.proxy.v1.ListNamesRequest
+	22, // 28: weir.proxy.v1.Proxy.Records:input_type -> weir.proxy.v1.RecordsRequest
+	26, // 29: weir.proxy.v1.Proxy.Status:input_type -> weir.proxy.v1.StatusRequest
+	29, // 30: weir.proxy.v1.Proxy.Drain:input_type -> weir.proxy.v1.DrainRequest
+	31, // 31: weir.proxy.v1.Proxy.EndGeneration:input_type -> weir.proxy.v1.EndGenerationRequest
+	20, // 32: weir.proxy.v1.Proxy.SetRuleSets:output_type -> weir.proxy.v1.SetRuleSetsResponse
+	9,  // 33: weir.proxy.v1.Proxy.SetNames:output_type -> weir.proxy.v1.SetNamesResponse
+	11, // 34: weir.proxy.v1.Proxy.WatchNameSets:output_type -> weir.proxy.v1.NameSets
+	14, // 35: weir.proxy.v1.Proxy.ListNames:output_type -> weir.proxy.v1.NameBatch
+	23, // 36: weir.proxy.v1.Proxy.Records:output_type -> weir.proxy.v1.RecordBatch
+	27, // 37: weir.proxy.v1.Proxy.Status:output_type -> weir.proxy.v1.StatusResponse
+	30, // 38: weir.proxy.v1.Proxy.Drain:output_type -> weir.proxy.v1.DrainResponse
+	32, // 39: weir.proxy.v1.Proxy.EndGeneration:output_type -> weir.proxy.v1.EndGenerationResponse
+	32, // [32:40] is the sub-list for method output_type
+	24, // [24:32] is the sub-list for method input_type
+	24, // [24:24] is the sub-list for extension type_name
+	24, // [24:24] is the sub-list for extension extendee
+	0,  // [0:24] is the sub-list for field type_name
 }
 
 func init() { file_control_proto_init() }
@@ -2960,6 +3019,7 @@ func file_control_proto_init() {
 		(*HandOver_Learned)(nil),
 		(*HandOver_LearnedAll)(nil),
 		(*HandOver_Connection)(nil),
+		(*HandOver_Elsewhere)(nil),
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
@@ -2967,7 +3027,7 @@ func file_control_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_control_proto_rawDesc), len(file_control_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   40,
+			NumMessages:   41,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -1,0 +1,96 @@
+package proxy
+
+import (
+	"context"
+	"sync"
+	"time"
+)
+
+// departure is how and when a process ends. What asks for it may come again and
+// again; the first to ask counts, but a later one may have it end sooner, or
+// tell that there is a successor by now.
+type departure struct {
+	begun chan struct{} // closed when one has asked
+
+	mu        sync.Mutex
+	asked     bool
+	until     time.Time
+	restart   bool
+	successor bool
+}
+
+// leave says why and how a proxy ends.
+type leave struct {
+	timeout   time.Duration
+	restart   bool
+	successor bool // new flows go to another proxy
+}
+
+func newDeparture() departure { return departure{begun: make(chan struct{})} }
+
+func (d *departure) ask(why leave) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	until := time.Now().Add(why.timeout)
+	if !d.asked || until.Before(d.until) {
+		d.until = until
+	}
+	d.successor = d.successor || why.successor
+	if !d.asked {
+		d.asked, d.restart = true, why.restart
+		close(d.begun)
+	}
+}
+
+// plan is what was asked for last. The zero time: nothing was.
+func (d *departure) plan() (until time.Time, successor, restart bool) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.until, d.successor, d.restart
+}
+
+// drainEvery is how often it is looked whether a drain is over.
+const drainEvery = 20 * time.Millisecond
+
+// depart accepts nothing new, or, where there is a successor, hands it what
+// stands between two messages; lets the rest go on at most as long as was asked
+// for; and returns when no connection is left. When ctx ends it gets no more
+// than the usual drain.
+func (p *process) depart(ctx context.Context, w *wired) {
+	tick := time.NewTicker(drainEvery)
+	defer tick.Stop()
+	told := ctx.Done()
+	retire := sync.OnceFunc(func() {
+		// The successor writes the table from now on, and the checkpoints.
+		p.group.Go(func() error {
+			if err := w.names.Retire(); err != nil {
+				p.log.Error("leave what was learned to the successor", "error", err)
+			}
+			return nil
+		})
+	})
+	for p.ctx.Err() == nil {
+		until, successor, _ := p.departure.plan()
+		if successor {
+			w.data.handOver()
+			retire()
+		} else {
+			w.refuse()
+			w.data.wane()
+		}
+		if w.data.over() || time.Now().After(until) {
+			break
+		}
+		select {
+		case <-told:
+			told = nil
+			p.departure.ask(leave{timeout: p.opts.Drain})
+		case <-p.ctx.Done():
+		case <-tick.C:
+		}
+	}
+	w.data.end()
+	for _, l := range w.listeners {
+		_ = l.Close()
+	}
+}
