@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/netip"
 	"slices"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -238,18 +239,20 @@ func TestConnectionForQuestions(t *testing.T) {
 		t.Errorf("denied: %d", got)
 	}
 	// Its rules become ones of another protocol: it can't become that.
-	*revision, entry.Revision, entry.RuleSet[policy.Egress] = 1, 1, 6
+	atomic.StoreUint32(revision, 1)
+	entry.Revision, entry.RuleSet[policy.Egress] = 1, 6
 	flows.set(tuple, entry)
 	if got := ask("a.x."); got != mdns.RcodeRefused {
 		t.Errorf("with HTTP rules: %d", got)
 	}
-	*revision, entry.Revision, entry.RuleSet[policy.Egress] = 2, 2, 5
+	atomic.StoreUint32(revision, 2)
+	entry.Revision, entry.RuleSet[policy.Egress] = 2, 5
 	flows.set(tuple, entry)
 	if got := ask("a.x."); got != mdns.RcodeSuccess {
 		t.Errorf("allowed again: %d", got)
 	}
 	// It is revoked.
-	*revision = 3
+	atomic.StoreUint32(revision, 3)
 	if err := flows.remove(tuple, 1); err != nil {
 		t.Fatal(err)
 	}
