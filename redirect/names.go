@@ -13,6 +13,7 @@ import (
 	"sync"
 	"time"
 
+	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
@@ -92,10 +93,18 @@ func nameSetFrom(m *control.NameSet) *policy.NameSet {
 	return out
 }
 
+// Bounds of what a proxy may want. One of ours wants no more sets (package fqdn);
+// one that somebody has taken over must not have the agent fill the kernel's tables
+// with identities and their entries, or its own memory.
+const (
+	maxNameSets     = 1024
+	maxNamesMessage = 16 << 20
+)
+
 // watchNames passes on which combinations of selectors a proxy wants, until the
 // connection ends.
 func (m *Manager) watchNames(ctx context.Context, s *session) error {
-	stream, err := s.client.WatchNameSets(ctx, &control.WatchNameSetsRequest{})
+	stream, err := s.client.WatchNameSets(ctx, &control.WatchNameSetsRequest{}, grpc.MaxCallRecvMsgSize(maxNamesMessage))
 	if err != nil {
 		return err
 	}
@@ -105,6 +114,10 @@ func (m *Manager) watchNames(ctx context.Context, s *session) error {
 			told, err = &control.NameSets{}, io.EOF
 		}
 		if told != nil {
+			if n := len(told.Sets); n > maxNameSets {
+				m.log.Error("a proxy wants more combinations of names than there may be: the rest is ignored", "generation", s.generation, "wants", n)
+				told.Sets = told.Sets[:maxNameSets]
+			}
 			sets := make([]*policy.NameSet, len(told.Sets))
 			for i, set := range told.Sets {
 				sets[i] = nameSetFrom(set)

@@ -3,6 +3,7 @@ package redirect
 import (
 	"context"
 	"errors"
+	"fmt"
 	"maps"
 	"net"
 	"net/netip"
@@ -13,6 +14,8 @@ import (
 	"time"
 
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
 
 	"github.com/weirnet/weir/identity"
@@ -204,6 +207,39 @@ func TestWantedNames(t *testing.T) {
 	close(first.done)
 	tell(two, nameSet("e.test", "f.test"))
 	want("e.test+f.test")
+}
+
+// A proxy can't want as much as it likes.
+func TestWantedNamesAreBounded(t *testing.T) {
+	told := make(chan int, 10)
+	m := NewManager(Options{NameSets: func(sets map[string]*policy.NameSet) { told <- len(sets) }})
+	ctx, cancel := context.WithCancel(t.Context())
+	p, s := newNamesSession(t, 1)
+	ended := make(chan error, 1)
+	go func() { ended <- m.watchNames(ctx, s) }()
+	defer cancel()
+	many := &control.NameSets{}
+	for i := range maxNameSets + 5 {
+		many.Sets = append(many.Sets, nameSetOf(nameSet("a.test", fmt.Sprintf("n%d.test", i))))
+	}
+	p.wants <- many
+	select {
+	case n := <-told:
+		if n != maxNameSets {
+			t.Errorf("%d are wanted", n)
+		}
+	case <-time.After(5 * time.Second):
+		t.Fatal("nobody was told")
+	}
+	p.wants <- &control.NameSets{Sets: []*control.NameSet{nameSetOf(nameSet(strings.Repeat("x", maxNamesMessage)))}}
+	select {
+	case err := <-ended:
+		if status.Code(err) != codes.ResourceExhausted {
+			t.Errorf("ended with %v", err)
+		}
+	case <-time.After(5 * time.Second):
+		t.Fatal("it listens on")
+	}
 }
 
 func TestListNames(t *testing.T) {
