@@ -232,13 +232,9 @@ func TestQuestionsFollowPolicy(t *testing.T) {
 	}
 }
 
-// TestConnectAfterAnswer: whoever connects right behind the answer is let
-// through, every time.
-func TestConnectAfterAnswer(t *testing.T) {
-	t.Parallel()
-	const pairs = 10_000
-	s := tell(t, "setups/dns.txtar")
-	server := s.addResolver()
+// routeMany makes the addresses of many.test those of the outside.
+func (s *story) routeMany() {
+	s.t.Helper()
 	for _, c := range []struct {
 		in   *node.Netns
 		args []string
@@ -246,10 +242,20 @@ func TestConnectAfterAnswer(t *testing.T) {
 		{s.network.Router, []string{"route", "add", "198.18.0.0/16", "via", "198.51.100.2"}},
 		{s.network.Outside, []string{"route", "add", "local", "198.18.0.0/16", "dev", "lo"}},
 	} {
-		if _, err := c.in.Run(t.Context(), "", "ip", c.args...); err != nil {
-			t.Fatal(err)
+		if _, err := c.in.Run(s.t.Context(), "", "ip", c.args...); err != nil {
+			s.t.Fatal(err)
 		}
 	}
+}
+
+// TestConnectAfterAnswer: whoever connects right behind the answer is let
+// through, every time.
+func TestConnectAfterAnswer(t *testing.T) {
+	t.Parallel()
+	const pairs = 10_000
+	s := tell(t, "setups/dns.txtar")
+	server := s.addResolver()
+	s.routeMany()
 	s.must("start")
 	s.must("wait")
 	client := s.places["shop/client"]
