@@ -55,6 +55,7 @@ func (n *node) newAsker(generation uint8) *asker {
 		ip -6 route add default via fe80::1 dev eth0 onlink
 		ip -6 route add local default dev lo table 100
 		ip -6 rule add iif eth0 lookup 100 pref 10`, gateway))
+	n.host.untilUp(t, index)
 	var err error
 	n.host.do(func() { err = n.AttachProxy(generation, index, a.ns.file) })
 	n.must(err)
