@@ -267,6 +267,9 @@ func (s *story) do(w []string) error {
 		}
 		return s.addService(rest[0], rest[1:3], rest[3:], flags)
 	case "dns":
+		if len(rest) == 1 && rest[0] == "none" {
+			return nil
+		}
 		if err := need(2); err != nil {
 			return err
 		}

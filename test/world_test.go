@@ -190,7 +190,7 @@ func (s *story) addService(key string, addrs, pods []string, flags map[string]st
 	return s.objects.PutService(namespace, name, flags, p.addrs, 53, backends)
 }
 
-// addDNS starts a real server of names.
+// addDNS starts a real server of names; "none": the test has one itself.
 func (s *story) addDNS(software, at string, zones []string, flags map[string]string) error {
 	p, ok := s.places[at]
 	if !ok {

@@ -67,7 +67,9 @@ func (s *agentServer) nameLine(n *control.Name) nameLine {
 		if namespace, name, ok := s.podAt(addr); ok {
 			text = namespace + "/" + name
 		}
-		line.Pods = append(line.Pods, text)
+		if !slices.Contains(line.Pods, text) { // it asked from another of its addresses
+			line.Pods = append(line.Pods, text)
+		}
 	}
 	return line
 }
