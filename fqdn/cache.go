@@ -63,9 +63,12 @@ type Settings struct {
 	MinTTL, MaxTTL time.Duration
 	// PerName bounds the addresses of one name (1,000), Addresses those of all
 	// names (400,000); one that two names stand for counts twice. What is beyond
-	// goes within seconds, the longest unused first, but none that is in use or
-	// was learned seconds ago. Beyond Addresses a pod whose names have a quarter of
-	// them learns no more an eighth beyond, and nobody does a quarter beyond.
+	// goes within seconds. Beyond PerName that is what was longest unused, but none
+	// that is in use or was learned seconds ago. Beyond Addresses the pods with the
+	// most of them give way, so that all pods get what they have or as much as any
+	// other; theirs goes even where it is in use, but last. A pod whose names have a
+	// quarter of all learns no more an eighth beyond Addresses, and nobody does a
+	// quarter beyond. The same holds for the memory that the names' text takes.
 	PerName, Addresses int
 }
 
@@ -110,6 +113,9 @@ func (s Settings) trimmed() int { return s.Addresses - s.Addresses/16 }
 // only to fill memory.
 func (s Settings) textOf() int { return s.Addresses*64 + 1<<16 }
 
+// mostText is how many are ever held, but for one name.
+func (s Settings) mostText() int { return s.textOf() / 8 * 9 }
+
 // Cache is what names stand for. All methods may be called at any time by
 // anybody.
 type Cache struct {
@@ -144,6 +150,10 @@ type Cache struct {
 	learned  uint64        // new pairs, and those that went
 	renewed  uint64        // pairs that live longer
 
+	running bool          // Run looks for what can go
+	waiting int           // answers that wait for room
+	roomy   chan struct{} // closed and replaced when there is more room, if any waits
+
 	watchers int
 	news     chan struct{} // closed and replaced when there are other wants
 
@@ -174,7 +184,7 @@ const patience = 500 * time.Millisecond
 func New(o Options) *Cache {
 	c := &Cache{
 		log: o.Log, table: o.Table, flows: o.Flows, files: o.Checkpoints, now: o.Now,
-		kick: make(chan struct{}, 1), changed: make(chan struct{}), news: make(chan struct{}),
+		kick: make(chan struct{}, 1), changed: make(chan struct{}), news: make(chan struct{}), roomy: make(chan struct{}),
 		store: newStore(), said: map[string]string{},
 	}
 	if c.log == nil {

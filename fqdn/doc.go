@@ -35,6 +35,12 @@
 // chosen right after it was read. If it can't be read for a minute, time alone
 // decides.
 //
+// Where there is too much, the pods with the most give way, also what is in use:
+// a few flows to addresses that have thousands of names would keep everything
+// else out. What goes of a pod is what it has not used of late, then names that
+// an address has besides others for the same selectors, then the rest. Learn
+// waits for that rather than let an answer go that is not in the table.
+//
 // # Processes that end
 //
 // What is known is written to two files in turn, a second after something new,

@@ -9,39 +9,58 @@ import (
 // pod got the answer, and is about to connect.
 const youth = 10
 
-// candidate is a pair that may be evicted: nothing flows to its address, and it
-// was not learned in the last seconds.
+// candidate is a pair that may be evicted.
 type candidate struct {
 	place, name, addr uint32
-	matched           bool   // by some selector
-	greedy            bool   // its pod has more than its share
+	set               uint32 // selectors that match the name
 	last              uint32 // alive or learned
+	expires           uint32
+	rank              rank
 }
 
-// rank orders candidates before their age does.
-func (x *candidate) rank() int {
-	switch {
-	case !x.matched:
-		return 0
-	case x.greedy:
-		return 1
-	}
-	return 2
-}
+// rank orders candidates before their age does. Idle ones are those to whose
+// address nothing flows, and that were not learned in the last seconds.
+type rank uint8
 
-func (c *Cache) candidate(at, began, now uint32) (candidate, bool) {
+const (
+	idleUnmatched rank = iota // idle, and no selector is for it
+	idleTooMuch               // idle, and its pod has too much
+	spare                     // too much, but the row of its address does not need it
+	needed                    // too much
+	idle
+)
+
+// candidate tells whether and when a pair may go. It does not tell what is
+// spare because of another pair.
+func (c *Cache) candidate(at, began, now uint32, x *excess) (candidate, bool) {
 	p := c.pairs.at(at)
-	if p.learned == 0 || p.learned+youth > now {
+	if p.learned == 0 {
 		return candidate{}, false
 	}
 	a := c.addrs.at(p.addr)
-	if a.alive >= began {
+	out := candidate{place: at, name: p.name, addr: p.addr, last: max(p.learned, a.alive), expires: p.expires}
+	matched := true
+	if c.u != nil {
+		out.set = c.setOfName(p.name)
+		matched = out.set != 0
+	}
+	isIdle := p.learned+youth <= now && a.alive < began
+	greedy := c.tooMuch(x, c.names.at(p.name).owner)
+	switch {
+	case isIdle && !matched:
+		out.rank = idleUnmatched
+	case isIdle && greedy:
+		out.rank = idleTooMuch
+	case greedy && !matched:
+		out.rank = spare
+	case greedy:
+		out.rank = needed
+	case isIdle:
+		out.rank = idle
+	default:
 		return candidate{}, false
 	}
-	return candidate{
-		place: at, name: p.name, addr: p.addr, last: max(p.learned, a.alive),
-		matched: c.u != nil && c.setOfName(p.name) != 0, greedy: c.pods.has(c.names.at(p.name).owner) > c.share(),
-	}, true
+	return out, true
 }
 
 // trim brings every name, and all of them, down to their bounds, as far as a
@@ -52,39 +71,51 @@ func (c *Cache) trim(began uint32) {
 		c.mu.Lock()
 		now := c.clock()
 		n := c.names.at(at)
-		excess := int(n.pairs) - c.settings.PerName
-		for p := n.first; excess > 0 && p != none; p = c.pairs.at(p).nextName {
-			if x, ok := c.candidate(p, began, now); ok {
+		left := int(n.pairs) - c.settings.PerName
+		for p := n.first; left > 0 && p != none; p = c.pairs.at(p).nextName {
+			if x, ok := c.candidate(p, began, now, &excess{}); ok {
 				list = append(list, x)
 			}
 		}
 		c.mu.Unlock()
-		c.evict(list, began, func() bool {
-			excess--
-			return excess >= 0
+		c.evict(list, began, &excess{}, func() bool {
+			left--
+			return left >= 0
 		})
 	}
 	c.mu.Lock()
-	over := c.over()
+	x := c.over()
 	c.mu.Unlock()
-	if !over {
+	if !x.pairs.some && !x.text.some {
 		return
 	}
 	var list []candidate
 	c.through(func() uint32 { return c.pairs.end }, func(at uint32) int {
-		if x, ok := c.candidate(at, began, c.clock()); ok {
+		if x, ok := c.candidate(at, began, c.clock(), &x); ok && x.rank != idle {
 			list = append(list, x)
 		}
 		return 1
 	}, nil)
-	c.evict(list, began, func() bool {
-		return c.pairs.len() > c.settings.trimmed() || c.texts.bytes > c.settings.textOf()*15/16
-	})
+	findSpare(list)
+	c.evict(list, began, &x, func() bool { return c.much(&x) })
 }
 
-// over tells whether there is more than there should be.
-func (c *Cache) over() bool {
-	return c.pairs.len() > c.settings.Addresses || c.texts.bytes > c.settings.textOf()
+// findSpare finds candidates that another makes superfluous: it is for the same
+// address, and the same selectors match its name. Of those the one that expires
+// last is needed.
+func findSpare(list []candidate) {
+	slices.SortFunc(list, func(a, b candidate) int {
+		return cmp.Or(cmp.Compare(a.rank, b.rank), cmp.Compare(a.addr, b.addr), cmp.Compare(a.set, b.set),
+			cmp.Compare(b.expires, a.expires), cmp.Compare(a.place, b.place))
+	})
+	for i, before := 1, 0; i < len(list); i++ {
+		a, b := &list[before], &list[i]
+		if a.rank == needed && b.rank == needed && a.addr == b.addr && a.set == b.set && a.set != 0 {
+			b.rank = spare
+		} else {
+			before = i
+		}
+	}
 }
 
 // large are names with too many addresses.
@@ -98,39 +129,45 @@ func (c *Cache) large() (out []uint32) {
 	return out
 }
 
-// evict forgets candidates as long as more tells: first those that no selector
-// is for, then those of pods that have more than their share, each time the least
-// recently alive first. It sorts the list.
-func (c *Cache) evict(list []candidate, began uint32, more func() bool) {
-	slices.SortFunc(list, func(a, b candidate) int {
-		return cmp.Or(cmp.Compare(a.rank(), b.rank()), cmp.Compare(a.last, b.last), cmp.Compare(a.place, b.place))
-	})
+// evict forgets candidates as long as more tells: in the order of their ranks,
+// each time the least recently alive first. It sorts the list.
+func (c *Cache) evict(list []candidate, began uint32, x *excess, more func() bool) {
+	var later []candidate // came into use since
 	var touched []uint32
 	stop := false
+	slices.SortFunc(list, func(a, b candidate) int {
+		return cmp.Or(cmp.Compare(a.rank, b.rank), cmp.Compare(a.last, b.last), cmp.Compare(a.place, b.place))
+	})
 	c.through(func() uint32 {
 		if stop {
 			return 0
 		}
 		return uint32(len(list))
 	}, func(i uint32) int {
-		was := list[i]
-		p := c.pairs.at(was.place)
-		if p.name != was.name || p.addr != was.addr {
-			return 1 // another one by now
-		}
-		if x, ok := c.candidate(was.place, began, c.clock()); !ok || x.last != was.last {
+		was := &list[i]
+		now, ok := c.candidate(was.place, began, c.clock(), x)
+		switch {
+		case !ok, now.name != was.name, now.addr != was.addr, now.rank == idle && was.rank != idle:
+			return 1 // another one by now, or its pod has no more than others
+		case now.rank > was.rank && was.rank != spare:
+			later = append(later, now)
 			return 1
-		}
-		if !more() {
+		case !more():
 			stop = true
 			return 1
 		}
-		touched = append(touched, p.addr)
+		touched = append(touched, now.addr)
 		c.forget(was.place)
 		c.counts.Evicted++
 		return writeWork
 	}, func() {
 		c.settleLeft(touched)
+		if len(touched) > 0 {
+			c.madeRoom()
+		}
 		touched = touched[:0]
 	})
+	if len(later) > 0 && !stop {
+		c.evict(later, began, x, more)
+	}
 }

@@ -13,8 +13,8 @@ import (
 // then. An error tells what could not be entered, of an answer that may be
 // released all the same: those addresses are then denied where names decide.
 //
-// Where there is no such identity yet, and an agent that makes some listens, it
-// waits for a moment, or until ctx ends; then the address gets the identity of
+// Where there is no such identity yet, and an agent that makes some listens, or
+// no room until Run has found what can go, it waits for a moment, or until ctx ends; then the address gets the identity of
 // as many of these selectors as there is one for. Whoever must not wait calls it
 // with a ctx that has ended: where it would have to, it fails with ctx's error,
 // and has to be called again before the answer is released. Before the first SetNames it
@@ -26,7 +26,15 @@ func (c *Cache) Learn(ctx context.Context, a Answer) error {
 	now := c.clock()
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	err := c.enter(&a, now)
+	full, err := c.enter(&a, now)
+	if pod := c.pods.number(a.Pod); full > 0 && c.mayWait(pod) {
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+		full, err = c.awaitRoom(ctx, &a, pod)
+		now = c.clock()
+	}
+	c.counts.Full += full
 	until, settleErr := c.settleAll(a.Records, now, true)
 	if !until.IsZero() {
 		if ctx.Err() != nil {
@@ -41,7 +49,7 @@ func (c *Cache) Learn(ctx context.Context, a Answer) error {
 }
 
 // enter notes what an answer says.
-func (c *Cache) enter(a *Answer, now uint32) (err error) {
+func (c *Cache) enter(a *Answer, now uint32) (full uint64, err error) {
 	some := false
 	for i := range a.Records {
 		if outside(a.Records[i].Addr) {
@@ -51,24 +59,27 @@ func (c *Cache) enter(a *Answer, now uint32) (err error) {
 		}
 	}
 	if !some {
-		return nil
+		return 0, nil
 	}
 	pod := c.pods.number(a.Pod)
-	err = c.enterName(a.Name, a.Records, pod, now)
+	full, err = c.enterName(a.Name, a.Records, pod, now)
 	for _, text := range a.Chain {
-		if e := c.enterName(text, a.Records, pod, now); e != nil {
-			err = e
+		if n, e := c.enterName(text, a.Records, pod, now); e != nil {
+			full, err = full+n, e
 		}
 	}
-	return err
+	return full, err
 }
 
-// enterName notes the addresses of one name.
-func (c *Cache) enterName(text string, records []Record, pod, now uint32) (err error) {
+// enterName notes the addresses of one name. full counts those without room.
+func (c *Cache) enterName(text string, records []Record, pod, now uint32) (full uint64, err error) {
 	if len(text) > maxName {
-		return fmt.Errorf("a name of %d bytes", len(text))
+		return 0, fmt.Errorf("a name of %d bytes", len(text))
 	}
 	n, known := c.findName(text)
+	if known {
+		c.rescue(c.names.at(n), pod)
+	}
 	for i := range records {
 		r := &records[i]
 		if !outside(r.Addr) {
@@ -88,7 +99,7 @@ func (c *Cache) enterName(text string, records []Record, pod, now uint32) (err e
 			owner = c.names.at(n).owner
 		}
 		if !c.room(known, owner) {
-			err = fmt.Errorf("%s of %s: %w", r.Addr, text, ErrFull)
+			full, err = full+1, fmt.Errorf("%s of %s: %w", r.Addr, text, ErrFull)
 			continue
 		}
 		if !known {
@@ -102,7 +113,7 @@ func (c *Cache) enterName(text string, records []Record, pod, now uint32) (err e
 	if known {
 		c.names.at(n).asked(pod)
 	}
-	return err
+	return full, err
 }
 
 func (c *Cache) renew(p *pair, expires, now uint32) {
@@ -110,38 +121,6 @@ func (c *Cache) renew(p *pair, expires, now uint32) {
 	if expires > p.expires {
 		p.expires = expires
 		c.renewed++
-	}
-}
-
-// room tells whether another pair may be made, with a name that is known, or is
-// yet to be, and that a pod owns. Beyond the bound, until something is evicted,
-// there is some room for all, and then some for pods that don't have more than
-// their share.
-func (c *Cache) room(known bool, owner uint32) bool {
-	pairs, text := c.pairs.len(), c.settings.textOf()
-	full := pairs >= c.settings.most() || c.addrs.len() >= maxPlaces || !known && c.texts.bytes >= text*9/8
-	if pairs >= c.settings.Addresses || c.texts.bytes >= text {
-		c.look()
-		beyond := pairs >= c.settings.greedy() || c.texts.bytes >= text
-		full = full || beyond && c.pods.has(owner) >= c.share()
-	}
-	if full {
-		c.counts.Full++
-	}
-	return !full
-}
-
-// podShare is the part of all addresses that one pod's names may have when there
-// is no room for all: this one of so many.
-const podShare = 4
-
-func (c *Cache) share() int { return c.settings.Addresses / podShare }
-
-// look has Run look for what can go.
-func (c *Cache) look() {
-	select {
-	case c.kick <- struct{}{}:
-	default:
 	}
 }
 

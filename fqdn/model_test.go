@@ -139,7 +139,7 @@ func (c *Cache) consistent() error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	pairs, names := 0, 0
-	owned := make([]int, len(c.pods.list))
+	owned, text := make([]int, len(c.pods.list)), make([]int32, len(c.pods.list))
 	for at := range c.names.end {
 		n := c.names.at(at)
 		if n.pairs == 0 {
@@ -166,11 +166,12 @@ func (c *Cache) consistent() error {
 		pairs += int(count)
 		if n.owner != none {
 			owned[n.owner] += int(count)
+			text[n.owner] += roomFor(int(n.size))
 		}
 	}
 	for i, n := range owned {
-		if n != c.pods.has(uint32(i)) {
-			return fmt.Errorf("pod %d owns %d pairs, not %d", i, n, c.pods.has(uint32(i)))
+		if e := c.pods.of(uint32(i)); n != int(e.pairs) || text[i] != e.text {
+			return fmt.Errorf("pod %d owns %d pairs with %d bytes, not %d with %d", i, n, text[i], e.pairs, e.text)
 		}
 	}
 	addrs, byAddr := 0, 0

@@ -22,7 +22,7 @@ type name struct {
 	// set are the selectors that match it, as of that epoch.
 	set, epoch uint32
 	pods       [keptPods]uint32 // latest first
-	owner      uint32           // pod that asked first, whose share it takes
+	owner      uint32           // pod whose share it takes: who asked first, see Cache.share
 }
 
 // address is one that some name stands for, or that a predecessor left in the
@@ -98,13 +98,28 @@ func (s *store) addName(text string, owner uint32) uint32 {
 	*s.names.at(place) = name{text: s.texts.add(text), size: uint16(len(text)), first: none,
 		pods: [keptPods]uint32{none, none, none, none}, owner: owner}
 	s.byName.add(s.hashName(place), place, s.hashName)
+	s.pods.of(owner).text += roomFor(len(text))
 	return place
+}
+
+// hand makes a name another pod's.
+func (s *store) hand(n *name, pod uint32) {
+	for _, to := range []struct {
+		pod  uint32
+		sign int32
+	}{{n.owner, -1}, {pod, 1}} {
+		e := s.pods.of(to.pod)
+		e.pairs += to.sign * int32(n.pairs)
+		e.text += to.sign * roomFor(int(n.size))
+	}
+	n.owner = pod
 }
 
 func (s *store) removeName(place uint32) {
 	s.byName.remove(s.hashName(place), place)
 	n := s.names.at(place)
 	s.texts.remove(n.text, n.size)
+	s.pods.of(n.owner).text -= roomFor(int(n.size))
 	n.first, n.pairs = none, 0
 	s.names.give(place)
 }
@@ -148,7 +163,7 @@ func (s *store) addPair(nameAt, addrAt, now uint32) uint32 {
 	}
 	n.first, a.first = place, place
 	n.pairs++
-	s.pods.count(n.owner, 1)
+	s.pods.of(n.owner).pairs++
 	s.byPair.add(hashPair(nameAt, addrAt), place, s.hashPair)
 	return place
 }
@@ -175,7 +190,7 @@ func (s *store) removePair(place uint32) {
 		s.pairs.at(p.nextAddr).prevAddr = p.prevAddr
 	}
 	n.pairs--
-	s.pods.count(n.owner, -1)
+	s.pods.of(n.owner).pairs--
 	p.learned = 0
 	s.pairs.give(place)
 }
@@ -201,6 +216,7 @@ func (n *name) asked(pod uint32) {
 type pods struct {
 	byAddr map[netip.Addr]uint32
 	list   []podEntry
+	nobody podEntry // owns what was learned for no pod
 	vacant []uint32
 	// round counts sweeps: a pod that no name knows at the end of one is
 	// forgotten.
@@ -208,23 +224,20 @@ type pods struct {
 }
 
 type podEntry struct {
-	addr  netip.Addr
-	seen  uint32 // round it was last used in, or met in a name
-	pairs int32  // of names that are its own
+	addr    netip.Addr
+	seen    uint32 // round it was last used in, or met in a name
+	waiting int32  // answers of it that wait for room
+	// pairs are how many addresses the names have that are its own, text is how
+	// many bytes these names take.
+	pairs, text int32
 }
 
-func (p *pods) count(pod uint32, by int32) {
-	if pod != none {
-		p.list[pod].pairs += by
-	}
-}
-
-// has is how many addresses the names of a pod have.
-func (p *pods) has(pod uint32) int {
+// of is a pod's entry, or nobody's; it is valid until there is another pod.
+func (p *pods) of(pod uint32) *podEntry {
 	if pod == none {
-		return 0
+		return &p.nobody
 	}
-	return int(p.list[pod].pairs)
+	return &p.list[pod]
 }
 
 func (p *pods) number(a netip.Addr) uint32 {
@@ -260,7 +273,7 @@ func (p *pods) met(n *name) {
 func (p *pods) endRound() {
 	for i := range p.list {
 		e := &p.list[i]
-		if e.addr.IsValid() && e.seen != p.round && e.pairs == 0 {
+		if e.addr.IsValid() && e.seen != p.round && e.pairs == 0 && e.waiting == 0 {
 			delete(p.byAddr, e.addr)
 			*e = podEntry{}
 			p.vacant = append(p.vacant, uint32(i))

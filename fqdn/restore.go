@@ -72,7 +72,11 @@ func (c *Cache) loadName(r *record, touched []uint32) []uint32 {
 		owner = c.pods.number(r.pods[len(r.pods)-1])
 	}
 	for _, p := range r.pairs {
-		if !outside(p.addr) || !c.room(known, owner) {
+		if !outside(p.addr) {
+			continue
+		}
+		if !c.room(known, owner) {
+			c.counts.Full++
 			continue
 		}
 		ip := p.addr.As16()

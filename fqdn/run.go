@@ -17,6 +17,9 @@ const (
 	// a third of the time.
 	pressedEvery = time.Second
 	pressedShare = 2
+	// waitedEvery is pressedEvery while answers wait for room: they do no longer
+	// than patience, part of which a sweep takes.
+	waitedEvery = 100 * time.Millisecond
 	// inspectEvery is how often the whole table is compared with what it should
 	// be: a predecessor may still have written to it.
 	inspectEvery = time.Minute
@@ -44,7 +47,13 @@ func (c *Cache) Run(ctx context.Context) error {
 	r := &runner{Cache: c, inspected: time.Now()}
 	tick := time.NewTicker(time.Second)
 	defer tick.Stop()
+	c.setRunning(true)
+	defer c.setRunning(false)
 	for {
+		var due <-chan time.Time
+		if r.pressed {
+			due = time.After(time.Until(r.due()))
+		}
 		select {
 		case <-ctx.Done():
 			if err := c.Save(); !errors.Is(err, errOthers) {
@@ -53,10 +62,28 @@ func (c *Cache) Run(ctx context.Context) error {
 			return nil
 		case <-c.kick:
 			r.pressed = true
+		case <-due:
 		case <-tick.C:
 		}
 		r.step(ctx)
 	}
+}
+
+func (c *Cache) setRunning(on bool) {
+	c.mu.Lock()
+	c.running = on
+	c.mu.Unlock()
+}
+
+// due is when the next sweep may be, if there is too much.
+func (r *runner) due() time.Time {
+	r.mu.Lock()
+	waited := r.waiting > 0
+	r.mu.Unlock()
+	if waited {
+		return r.swept.Add(max(waitedEvery, min(r.took*pressedShare, patience/4)))
+	}
+	return r.swept.Add(max(pressedEvery, r.took*pressedShare))
 }
 
 // step does what is due.
@@ -69,7 +96,7 @@ func (r *runner) step(ctx context.Context) {
 		return
 	}
 	every := min(max(settings.MinTTL/4, sweepLeast), sweepMost)
-	if r.pressed && time.Since(r.swept) >= max(pressedEvery, r.took*pressedShare) {
+	if r.pressed && !time.Now().Before(r.due()) {
 		r.pressed = false
 		r.sweep(ctx)
 	}

@@ -20,6 +20,9 @@ const (
 
 func unitsOf(n int) int { return max((n+textUnit-1)/textUnit, 1) }
 
+// roomFor is how many bytes a text of n takes.
+func roomFor(n int) int32 { return int32(unitsOf(n) * textUnit) }
+
 // add keeps a text of at most maxName bytes, and tells where.
 func (t *texts) add(s string) uint32 {
 	units := unitsOf(len(s))
