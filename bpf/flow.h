@@ -6,6 +6,7 @@
 #include "begin.h"
 #include "fragments.h"
 #include "parse.h"
+#include "session.h"
 #include "source.h"
 
 /* Judge every forward packet by policy, as if that moved all the time: for
@@ -21,18 +22,6 @@ static __always_inline void stamp(struct packet *p, struct conntrack *ct, __u8 r
 	ct->rule[role & 1] = p->found[role & 1].rule;
 	ct->revision[role & 1] = p->revision;
 	__sync_fetch_and_or(&ct->flags, ct_judged(role));
-}
-
-/* Takes from the proxy what it knows of the packet's flow. A function for the
- * sake of its stack. */
-SUBPROGRAM int forget_conn(struct packet *p, bool reply)
-{
-	struct tuple t;
-
-	if (!p)
-		return 0;
-	conn_key(p, reply, &t);
-	return bpf_map_delete_elem(&conns, &t);
 }
 
 /* A forward packet of a known flow, where policy has moved on or this end has
@@ -241,24 +230,6 @@ SUBPROGRAM int unknown(struct __sk_buff *skb, struct packet *p)
 static __always_inline bool goes_stale(const struct packet *p, bool reply)
 {
 	return !p->host && (!reply || !is_tcp(p));
-}
-
-/* Whether the proxy has to be told of a redirected flow's session before it can be
- * asked: it is another one by now, has let go of the session, or the flow was but
- * its own. */
-SUBPROGRAM int session_stale(struct packet *p, struct conntrack *ct)
-{
-	__u32 zero = 0;
-	struct state *s;
-	struct tuple t;
-
-	if (!p || !ct)
-		return true;
-	s = bpf_map_lookup_elem(&state, &zero);
-	if (!s || ct->generation != s->generation || ct->flags & CT_ASKED)
-		return true;
-	conn_key(p, false, &t);
-	return !bpf_map_lookup_elem(&conns, &t);
 }
 
 /* The shortest way: a packet of a flow that was judged at this veth, at the

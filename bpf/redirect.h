@@ -11,6 +11,7 @@
 #pragma once
 #include "conntrack.h"
 #include "events.h"
+#include "session.h"
 #include "share.h"
 
 /* Marks a packet that from_proxy puts on a veth's ingress, until from_pod there
@@ -174,18 +175,6 @@ static __always_inline void redirected_entry(struct conntrack *ct, const struct 
 	ct->rule[0] = p->found[0].rule;
 	ct->rule[1] = p->found[1].rule;
 	__builtin_memcpy(ct->l2, conn->l2, sizeof(ct->l2));
-}
-
-static __always_inline bool same_conn(const struct conn *a, const struct conn *b)
-{
-	const __u64 *x = (const __u64 *)a, *y = (const __u64 *)b;
-	__u64 differ = 0;
-	__u32 i;
-
-#pragma unroll
-	for (i = 0; i < sizeof(*a) / sizeof(*x); i++)
-		differ |= x[i] ^ y[i];
-	return !differ;
 }
 
 /* Writes what the proxy must know of a flow, and fills conn with it. generation:
