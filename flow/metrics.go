@@ -47,6 +47,13 @@ type questionLabels struct {
 // counted under "other".
 const maxPolicyLabels = 500
 
+// Reasons and codes of questions are few, but it is the proxy who says them: one
+// that somebody has taken over must not fill the agent's memory with others.
+const (
+	maxQuestionSeries = 8192
+	maxReasonLabel    = 64
+)
+
 // NewMetrics registers the counters of records with reg.
 func NewMetrics(reg prometheus.Registerer) *Metrics {
 	m := &Metrics{
@@ -133,7 +140,14 @@ func (m *Metrics) question(l questionLabels) prometheus.Counter {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	l.policy = m.policyLabel(l.policy)
+	if len(l.reason) > maxReasonLabel {
+		l.reason = "other"
+	}
 	c := m.questionsOf[l]
+	if c == nil && len(m.questionsOf) >= maxQuestionSeries {
+		l.reason, l.rcode, l.policy = "other", "other", "other"
+		c = m.questionsOf[l]
+	}
 	if c == nil {
 		rcode := l.rcode
 		if rcode == "" {

@@ -73,6 +73,24 @@ weir_new_flows_total{direction="ingress",reason="host"} 2
 	}
 }
 
+// What a proxy says of questions makes so many series and no more.
+func TestQuestionSeriesAreBounded(t *testing.T) {
+	m := NewMetrics(prometheus.NewRegistry())
+	const verdicts = 2
+	for i := range 2 * maxQuestionSeries {
+		for _, v := range []Verdict{Forwarded, Dropped} {
+			m.Observe(&Record{Verdict: v, Reason: fmt.Sprint("reason ", i), DNS: &DNS{RCode: fmt.Sprint("RCODE", i)}})
+		}
+	}
+	m.Observe(&Record{Verdict: Dropped, Reason: strings.Repeat("x", 1<<20), DNS: &DNS{}})
+	if n := testutil.CollectAndCount(m.questions); n > maxQuestionSeries+verdicts {
+		t.Errorf("%d series", n)
+	}
+	if n := testutil.ToFloat64(m.questions.WithLabelValues(Forwarded.String(), "other", "other", "other")); n != 1.5*maxQuestionSeries {
+		t.Errorf("%v others passed", n)
+	}
+}
+
 func TestObserveAllocatesNothing(t *testing.T) {
 	m := NewMetrics(prometheus.NewRegistry())
 	rule := &policy.RuleRef{Policy: "CiliumNetworkPolicy shop/a"}

@@ -118,9 +118,9 @@ func printNames(out io.Writer, names []nameLine, now time.Time) error {
 	for _, n := range names {
 		var selectors []string
 		for _, s := range n.Selectors {
-			selectors = append(selectors, s.String())
+			selectors = append(selectors, printable(s.String()))
 		}
-		name := n.Name
+		name := printable(n.Name)
 		if name == "" {
 			name = "."
 		}
@@ -130,6 +130,17 @@ func printNames(out io.Writer, names []nameLine, now time.Time) error {
 		}
 	}
 	return t.Flush()
+}
+
+// printable is a name as it may stand on a terminal: those that were learned have
+// no other characters, but it is the proxy who says which were.
+func printable(name string) string {
+	return strings.Map(func(c rune) rune {
+		if c <= ' ' || c > '~' {
+			return '?'
+		}
+		return c
+	}, name)
 }
 
 // life is what is left of a time.

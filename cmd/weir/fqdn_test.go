@@ -73,6 +73,12 @@ func TestNamesText(t *testing.T) {
 	if err := printNames(&out, nil, namesAt); err != nil || out.String() != "no names\n" {
 		t.Errorf("%q, %v", out.String(), err)
 	}
+	// Whatever a proxy says is a name.
+	out.Reset()
+	strange := []nameLine{{Name: "a\x1b[2J\n.test", Addresses: []nameAddress{{Address: netip.MustParseAddr("192.0.2.1")}}}}
+	if err := printNames(&out, strange, namesAt); err != nil || !strings.Contains(out.String(), "a?[2J?.test") {
+		t.Errorf("%q, %v", out.String(), err)
+	}
 }
 
 func TestNamesFilter(t *testing.T) {
