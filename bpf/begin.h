@@ -2,10 +2,7 @@
 /* Packets that no entry is known for: the first of a flow, one in the middle of
  * a flow that began unseen, and those that have none. */
 #pragma once
-#include "conntrack.h"
-#include "events.h"
-#include "policy.h"
-#include "redirect.h"
+#include "answer.h"
 
 /* Lets the packet pass and makes its entry. reply: as a reply of a flow whose
  * start was not seen. */
@@ -18,7 +15,7 @@ SUBPROGRAM int create(struct __sk_buff *skb, struct packet *p, __u32 flags, bool
 		return TC_ACT_SHOT;
 	role = ct_role(p->direction, reply);
 	ct.last_seen = p->now;
-	ct.flags = flags | ct_judged(role) | ct_seen(p->tcp_flags, reply) |
+	ct.flags = flags | ct_judged(role) | ct_seen(p->tcp_flags, reply) | ct_may_ask(p, reply) |
 		   (p->swapped != reply ? CT_SWAPPED : 0);
 	/* Two branches: for one index the compiler computes the address in a way
 	 * the verifier refuses. */
@@ -94,9 +91,10 @@ static __always_inline bool is_lenient(const struct packet *p)
 
 /* TCP without a start: the connection is older than Weir, or its entry had to
  * make room. It may be going either way, so each of the pod's two directions is
- * asked about it. What an entry allows, one way or the other, passes. That a
- * direction is not enforced says little: it does not outweigh that the other one
- * needs the proxy, nor, but for a while, that the other one denies the packet. */
+ * asked about it. If either needs the proxy it is cut: what the other one allows,
+ * often from any port, would make the pod's requests replies. Else what an entry
+ * allows, one way or the other, passes. That a direction is not enforced says little:
+ * it does not outweigh, but for a while, that the other one denies the packet. */
 SUBPROGRAM int midstream(struct __sk_buff *skb, struct packet *p)
 {
 	bool open, reset;
@@ -112,9 +110,11 @@ SUBPROGRAM int midstream(struct __sk_buff *skb, struct packet *p)
 		return reset ? TC_ACT_UNSPEC : create(skb, p, CT_MIDSTREAM, false);
 	}
 	outcome = judge_forward(p, false);
+	if (outcome == REDIRECT)
+		return cut(skb, p, REASON_MIDSTREAM_L7);
 	open = p->reason == REASON_NOT_ENFORCED;
-	if (outcome == PASS && !open)
-		return reset ? TC_ACT_UNSPEC : create(skb, p, CT_MIDSTREAM, false);
+	if (outcome == PASS && !open && reset)
+		return TC_ACT_UNSPEC;
 	reason = p->reason;
 	direction = p->reason_direction;
 	judge = p->judge;
@@ -122,7 +122,7 @@ SUBPROGRAM int midstream(struct __sk_buff *skb, struct packet *p)
 	other = judge_reply(p);
 	if (other == REDIRECT)
 		return cut(skb, p, REASON_MIDSTREAM_L7);
-	if (other == PASS &&
+	if ((outcome != PASS || open) && other == PASS &&
 	    (p->reason != REASON_NOT_ENFORCED || (outcome == DROP && is_lenient(p))))
 		return reset ? TC_ACT_UNSPEC : create(skb, p, CT_MIDSTREAM, true);
 	p->reason = reason;
@@ -131,5 +131,5 @@ SUBPROGRAM int midstream(struct __sk_buff *skb, struct packet *p)
 	p->found[direction & 1].rule = rule;
 	if (outcome == PASS)
 		return reset ? TC_ACT_UNSPEC : create(skb, p, CT_MIDSTREAM, false);
-	return outcome == REDIRECT ? cut(skb, p, REASON_MIDSTREAM_L7) : drop(skb, p);
+	return drop(skb, p);
 }

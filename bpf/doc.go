@@ -73,9 +73,9 @@
 //     so from_pod asks the policy of both ends each time that policy moves.
 //   - RST of a flow that is being cut passes: it would go round in circles.
 //   - TCP in mid-stream, whose connection is older than Weir or lost its entry,
-//     may be going either way, so both of the pod's directions are asked. Only an
-//     entry that allows it, one way or the other, lets it pass for sure. If one
-//     direction wants the proxy and the other is merely not enforced, it is cut.
+//     may be going either way, so both of the pod's directions are asked. If one
+//     wants the proxy it is cut, also where a rule allows the other: that is often
+//     one for any port. Else an entry that allows it lets it pass for sure.
 //     If one denies the packet and the other is not enforced, it passes until
 //     state.midstream_until: five minutes from when an agent found no conntrack
 //     and made it, and again from its Activate. An agent that adopts conntrack
@@ -99,6 +99,10 @@
 //     such a flow from any port of a pod, to send something to that.
 //   - An entry that the server's side made, by sending something first, does not
 //     keep the proxy from asking.
+//   - Nor does it make the pod's questions answers: a server could send first, or so
+//     late that the question's entry had to make room, and from then on that port of
+//     the pod would go past the proxy. What a pod sends on such a flow goes to the
+//     proxy if its own policy says so (answer.h); that is looked at once a revision.
 //   - A direct flow of UDP that needs the proxy by now just goes there, and answers
 //     to what was asked before are dropped: they would not have been seen.
 //   - Whoever sends SYNs makes entries in conns, which only user space takes away.

@@ -13,9 +13,6 @@
  * benchmarks. */
 volatile const __u8 always_judge = 0;
 
-/* The caller goes on with the packet itself. Not a TC_ACT_*. */
-#define GO_ON 0x100
-
 /* Stamps a judgement into the entry. */
 static __always_inline void stamp(struct packet *p, struct conntrack *ct, __u8 role)
 {
@@ -72,6 +69,8 @@ SUBPROGRAM int judge_again(struct __sk_buff *skb, struct packet *p, struct connt
 	if (outcome == REDIRECT)
 		return cut(skb, p, flags & judged ? REASON_POLICY_CHANGED : REASON_MIDSTREAM_L7);
 	stamp(p, ct, p->direction);
+	/* After the revision that it is about: answer takes it away before. */
+	__sync_fetch_and_or(&ct->flags, ct_may_ask(p, false));
 	if (!(flags & judged))
 		tell(skb, p, VERDICT_FORWARDED);
 	return GO_ON;
@@ -92,6 +91,11 @@ SUBPROGRAM int judge_late(struct __sk_buff *skb, struct packet *p, struct conntr
 	role = ct_role(p->direction, true);
 	if (p->host)
 		return GO_ON;
+	if (is_udp(p) && p->direction == DIRECTION_EGRESS && !(flags & CT_REDIRECTED)) {
+		outcome = answer(skb, p, ct);
+		if (outcome != GO_ON)
+			return outcome;
+	}
 	outcome = judge_reply(p);
 	if (flags & CT_REDIRECTED && outcome != DROP) {
 		/* Not stamped: only a forward packet tells the proxy what holds. */
@@ -252,7 +256,7 @@ static __always_inline int pass_known(struct __sk_buff *skb, struct packet *p)
 	flags = ct->flags;
 	reply = ct_is_reply(ct, p->swapped);
 	role = ct_role(p->direction, reply);
-	if ((flags & (CT_CUT | ct_judged(role))) != ct_judged(role) ||
+	if ((flags & (CT_CUT | (reply ? CT_MAY_ASK : 0) | ct_judged(role))) != ct_judged(role) ||
 	    ct->veth[role & 1] != skb->ifindex)
 		return GO_ON;
 	if (goes_stale(p, reply) && (ct->revision[role & 1] != p->revision || always_judge))
@@ -308,6 +312,8 @@ SUBPROGRAM int decide(struct __sk_buff *skb, struct packet *p)
 		act = reply ? judge_late(skb, p, ct) : judge_again(skb, p, ct);
 	else if (goes_stale(p, reply) && (ct->revision[role & 1] != p->revision || always_judge))
 		act = reply ? judge_late(skb, p, ct) : judge_again(skb, p, ct);
+	else if (flags & CT_MAY_ASK && reply && p->direction == DIRECTION_EGRESS)
+		act = answer(skb, p, ct);
 	else if (flags & CT_REDIRECTED && is_udp(p) && !reply && session_stale(p, ct))
 		act = judge_again(skb, p, ct);
 	if (unlikely(act != GO_ON))

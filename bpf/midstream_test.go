@@ -89,10 +89,29 @@ func TestMidstreamNeedsProxy(t *testing.T) {
 				checkRST(t, c.p, k.want(c.at, c.p, pass, droppedFor(flow.ReasonMidstreamL7, in)))
 				k.want(c.at, c.p, redirect, silent)
 			}
-			// What a rule allows the other way is no guess.
-			empty(k, k.Conntrack)
-			k.policy(policyA, rules{port(out, idPeer, tcp, 80): l7(1, 71), port(in, idPeer, tcp, 1000): allow(3)})
-			k.want(k.fromA(), p, pass, forwarded(flow.ReasonPolicyAllowed, in))
+			// Nor is it spared by what a rule allows the other way: that is
+			// often any port.
+			k.policy(policyA, rules{port(out, idPeer, tcp, 80): l7(1, 71), {Direction: in, Identity: idPeer, Protocol: tcp}: allow(3)})
+			for _, c := range []struct {
+				at at
+				p  packet
+			}{{k.fromA(), p}, {k.toA(), p.reply(ack)}} {
+				empty(k, k.Conntrack)
+				checkRST(t, c.p, k.want(c.at, c.p, pass, droppedFor(flow.ReasonMidstreamL7, out)))
+				k.want(c.at, c.p, redirect, silent)
+				c.p.sport, c.p.dport = c.p.sport+1, c.p.dport+1
+				k.want(c.at, c.p, pass, forwarded(flow.ReasonPolicyAllowed, in))
+			}
+			k.want(k.toA(), packet{src: ip.peer, dst: ip.a, proto: tcp, sport: 80, dport: 7, flags: rst}, pass, silent)
+			k.policy(policyA, rules{port(in, idPeer, tcp, 8080): l7(2, 72), {Direction: out, Identity: idPeer, Protocol: tcp}: allow(3)})
+			for _, c := range []struct {
+				at at
+				p  packet
+			}{{k.toA(), served}, {k.fromA(), served.reply(ack)}} {
+				empty(k, k.Conntrack)
+				checkRST(t, c.p, k.want(c.at, c.p, pass, droppedFor(flow.ReasonMidstreamL7, in)))
+				k.want(c.at, c.p, redirect, silent)
+			}
 		}
 		k.state.MidstreamUntil = 0
 	})

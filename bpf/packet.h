@@ -4,6 +4,9 @@
 #include "net.h"
 #include "types.h"
 
+/* The caller goes on with the packet itself. Not a TC_ACT_*. */
+#define GO_ON 0x100
+
 enum kind {
 	KIND_FLOW,	 /* belongs to a flow that conntrack can hold */
 	KIND_NEIGHBOR,	 /* ARP, or neighbor discovery as it must look */

@@ -63,6 +63,7 @@ const (
 	CTRst           uint32 = 256  // either end aborted it
 	CTMidstream     uint32 = 512  // its start was not seen
 	CTAsked         uint32 = 1024 // begun by the proxy in a pod's name, to ask a server
+	CTMayAsk        uint32 = 2048 // UDP: the responder's next answer may have to go to its proxy
 )
 
 // AddrOf converts an address; the zero netip.Addr gives the zero Addr, which

@@ -117,6 +117,9 @@ struct conntrack {
 /* With CT_REDIRECTED: begun by the proxy in the pod's name. Answers are for it, the pod
  * gets none. */
 #define CT_ASKED 1024u
+/* UDP: the responder's answers may be questions that its own policy sends to the
+ * proxy; at revision[0] its end has not looked yet. */
+#define CT_MAY_ASK 2048u
 
 /* conns: forward tuple of a redirected flow -> what the proxy must know.
  * All UDP flows from one pod to one server and port are a session and have one
