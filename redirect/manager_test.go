@@ -30,11 +30,19 @@ type agent struct {
 // startAgent runs a Manager for dir until the test ends or it is stopped.
 func startAgent(t *testing.T, dir string, d *bpf.Datapath) *agent {
 	t.Helper()
-	m := NewManager(Options{
+	return startAgentWith(t, dir, d, func(*Options) {})
+}
+
+// startAgentWith is startAgent with other options.
+func startAgentWith(t *testing.T, dir string, d *bpf.Datapath, change func(*Options)) *agent {
+	t.Helper()
+	o := Options{
 		State: "test", RunDir: dir, Datapath: d, MTU: 1450,
-		Command: []string{"/proc/self/exe", "proxy", "launch", dir, "proxy", "confine", "serve"},
+		Command: testCommand(dir),
 		Log:     slog.New(slog.NewTextHandler(testWriter{t}, nil)),
-	})
+	}
+	change(&o)
+	m := NewManager(o)
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	go func() { done <- m.Run(ctx) }()

@@ -7,6 +7,9 @@ import (
 	"slices"
 	"time"
 
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
 	"github.com/weirnet/weir/proxy/control"
 )
 
@@ -163,7 +166,8 @@ func (m *Manager) introduce(ctx context.Context, s *session, heir bool) error {
 		}
 	})
 	m.attending.Go(func() {
-		if err := m.watchNames(ctx, s); err != nil && ctx.Err() == nil && !s.ended() {
+		err := m.watchNames(ctx, s)
+		if err != nil && ctx.Err() == nil && !s.ended() && status.Code(err) != codes.Unavailable {
 			m.log.Error("nobody hears which names a proxy wants", "generation", s.generation, "error", err)
 		}
 	})
