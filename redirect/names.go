@@ -95,11 +95,26 @@ func nameSetFrom(m *control.NameSet) *policy.NameSet {
 
 // Bounds of what a proxy may want. One of ours wants no more sets (package fqdn);
 // one that somebody has taken over must not have the agent fill the kernel's tables
-// with identities and their entries, or its own memory.
+// with identities and their entries, or its own memory. A set is as large as
+// there are selectors for names of one address, such as that of an ingress that
+// thousands of hosts share; without one for all of them the address is known by
+// some.
 const (
 	maxNameSets     = 1024
+	maxSetSelectors = 4096
 	maxNamesMessage = 16 << 20
 )
+
+// bounded is what counts of what a proxy wants.
+func bounded(sets []*control.NameSet) []*control.NameSet {
+	out := make([]*control.NameSet, 0, min(len(sets), maxNameSets))
+	for _, s := range sets {
+		if len(out) < maxNameSets && len(s.GetSelectors()) <= maxSetSelectors {
+			out = append(out, s)
+		}
+	}
+	return out
+}
 
 // watchNames passes on which combinations of selectors a proxy wants, until the
 // connection ends.
@@ -108,18 +123,21 @@ func (m *Manager) watchNames(ctx context.Context, s *session) error {
 	if err != nil {
 		return err
 	}
+	said := false
 	for {
 		told, err := stream.Recv()
 		if status.Code(err) == codes.Unimplemented {
 			told, err = &control.NameSets{}, io.EOF
 		}
 		if told != nil {
-			if n := len(told.Sets); n > maxNameSets {
-				m.log.Error("a proxy wants more combinations of names than there may be: the rest is ignored", "generation", s.generation, "wants", n)
-				told.Sets = told.Sets[:maxNameSets]
+			list := bounded(told.Sets)
+			if ignored := len(told.Sets) - len(list); ignored > 0 && !said {
+				said = true
+				m.log.Error("a proxy wants more combinations of names than there may be: the rest is ignored",
+					"generation", s.generation, "wants", len(told.Sets), "ignored", ignored)
 			}
-			sets := make([]*policy.NameSet, len(told.Sets))
-			for i, set := range told.Sets {
+			sets := make([]*policy.NameSet, len(list))
+			for i, set := range list {
 				sets[i] = nameSetFrom(set)
 			}
 			m.want(s, sets)

@@ -1,9 +1,11 @@
 package redirect
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"maps"
 	"net"
 	"net/netip"
@@ -212,7 +214,11 @@ func TestWantedNames(t *testing.T) {
 // A proxy can't want as much as it likes.
 func TestWantedNamesAreBounded(t *testing.T) {
 	told := make(chan int, 10)
-	m := NewManager(Options{NameSets: func(sets map[string]*policy.NameSet) { told <- len(sets) }})
+	var log bytes.Buffer // written to by one goroutine, read when it has ended
+	m := NewManager(Options{
+		NameSets: func(sets map[string]*policy.NameSet) { told <- len(sets) },
+		Log:      slog.New(slog.NewTextHandler(&log, nil)),
+	})
 	ctx, cancel := context.WithCancel(t.Context())
 	p, s := newNamesSession(t, 1)
 	ended := make(chan error, 1)
@@ -222,14 +228,29 @@ func TestWantedNamesAreBounded(t *testing.T) {
 	for i := range maxNameSets + 5 {
 		many.Sets = append(many.Sets, nameSetOf(nameSet("a.test", fmt.Sprintf("n%d.test", i))))
 	}
-	p.wants <- many
-	select {
-	case n := <-told:
-		if n != maxNameSets {
-			t.Errorf("%d are wanted", n)
+	wide := &control.NameSet{}
+	for i := range maxSetSelectors {
+		wide.Selectors = append(wide.Selectors, &control.NameSelector{Name: fmt.Sprintf("n%d.test", i)})
+	}
+	wider := proto.CloneOf(wide)
+	wider.Selectors = append(wider.Selectors, &control.NameSelector{Name: "one-more.test"})
+	for _, c := range []struct {
+		tell *control.NameSets
+		want int
+	}{
+		{many, maxNameSets},
+		{&control.NameSets{Sets: []*control.NameSet{wide, wider, nameSetOf(nameSet("a.test", "b.test"))}}, 2},
+		{&control.NameSets{Sets: []*control.NameSet{nil, wider}}, 1},
+	} {
+		p.wants <- c.tell
+		select {
+		case n := <-told:
+			if n != c.want {
+				t.Errorf("%d are wanted, want %d", n, c.want)
+			}
+		case <-time.After(5 * time.Second):
+			t.Fatal("nobody was told")
 		}
-	case <-time.After(5 * time.Second):
-		t.Fatal("nobody was told")
 	}
 	p.wants <- &control.NameSets{Sets: []*control.NameSet{nameSetOf(nameSet(strings.Repeat("x", maxNamesMessage)))}}
 	select {
@@ -239,6 +260,9 @@ func TestWantedNamesAreBounded(t *testing.T) {
 		}
 	case <-time.After(5 * time.Second):
 		t.Fatal("it listens on")
+	}
+	if n := strings.Count(log.String(), "ignored="); n != 1 {
+		t.Errorf("logged %d times, want 1", n)
 	}
 }
 
