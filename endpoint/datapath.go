@@ -14,6 +14,7 @@ func kernelOf(d *bpf.Datapath) kernel {
 		numbers: d.Numbers, entries: d.Policy, policies: d.Policies,
 		ipcache: d.IPCache, devices: d.Devices, endpoints: d.Endpoints, names: d.Names, pairs: d.Pairs,
 		forget: func(addrs map[bpf.Addr]bool) error { return forget(d, addrs) },
+		unname: func(ids map[uint32]bool) error { return unname(d, ids) },
 		attach: d.AttachPod, detach: d.DetachPod, attached: d.Attached, activate: d.Activate,
 		overtaken: d.Overtaken,
 		revision:  d.Revision, revise: d.BumpRevision,
@@ -40,6 +41,30 @@ func forgetIn[V comparable](t bpf.Table[bpf.Tuple, V], addrs map[bpf.Addr]bool) 
 	}
 	for _, tuple := range gone {
 		if err := t.Delete(tuple); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// unname deletes the rows of fqdn that say one of these identities. A proxy may
+// write others meanwhile.
+func unname(d *bpf.Datapath, ids map[uint32]bool) error {
+	var found []bpf.Addr
+	err := d.FQDN.Scan(func(a bpf.Addr, id uint32) {
+		if ids[id] {
+			found = append(found, a)
+		}
+	})
+	if err != nil {
+		return err
+	}
+	for _, a := range found {
+		id, ok, err := d.FQDN.Lookup(a)
+		if err == nil && ok && ids[id] {
+			err = d.FQDN.Delete(a)
+		}
+		if err != nil {
 			return err
 		}
 	}

@@ -31,6 +31,8 @@ type fakeKernel struct {
 	revision   uint32
 	activated  int
 	forgotten  []netip.Addr
+	fqdn       *fakeStore[bpf.Addr, uint32]
+	unnameFail error
 
 	sets   map[uint32]*policy.RuleSet
 	synced int
@@ -49,6 +51,7 @@ func newFakeKernel() *fakeKernel {
 	f.devices = newFakeStore[uint32, bpf.Device](f, "devices")
 	f.endpoints = newFakeStore[bpf.Addr, bpf.Endpoint](f, "endpoints")
 	f.names = newFakeStore[uint32, uint32](f, "names")
+	f.fqdn = newFakeStore[bpf.Addr, uint32](f, "fqdn")
 	f.pairs = newFakeStore[bpf.Pair, uint32](f, "pairs")
 	return f
 }
@@ -75,6 +78,13 @@ func (f *fakeKernel) kernel() kernel {
 				f.forgotten = append(f.forgotten, a.Netip())
 			}
 			f.note("forget")
+			return nil
+		},
+		unname: func(ids map[uint32]bool) error {
+			if f.unnameFail != nil {
+				return f.unnameFail
+			}
+			maps.DeleteFunc(f.fqdn.m, func(_ bpf.Addr, id uint32) bool { return ids[id] })
 			return nil
 		},
 		attach: func(i int) error {

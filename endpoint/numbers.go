@@ -1,6 +1,7 @@
 package endpoint
 
 import (
+	"errors"
 	"fmt"
 
 	"github.com/weirnet/weir/bpf"
@@ -89,19 +90,48 @@ func (r *realiser) blockUnrecorded(seeds *policy.Seeds) {
 // them any more: when all is as wanted, else, if there is a need, those that no
 // table speaks of.
 func (r *realiser) pruneNumbers(settled, needed bool) error {
+	hold := func(bpf.Number) bool { return false }
 	switch {
 	case settled:
-		_, err := r.numbers.prune(nil)
-		return err
 	case needed:
 		named := r.named()
-		_, err := r.numbers.prune(func(n bpf.Number) bool {
+		hold = func(n bpf.Number) bool {
 			// The proxy may have it, and says nothing.
 			inProxy := (n.Kind == bpf.NumberRuleSet || n.Kind == bpf.NumberRule) && !r.ruleSets.settled() ||
 				n.Kind == bpf.NumberIdentity && !r.nameSets.settled()
 			return named[n] || inProxy
-		})
-		return err
+		}
+	default:
+		return nil
 	}
-	return nil
+	gone, unnameErr := r.unname(hold)
+	_, err := r.numbers.prune(func(n bpf.Number) bool {
+		return hold(n) || unnameErr != nil && n.Kind == bpf.NumberIdentity && gone[n.Id]
+	})
+	return errors.Join(unnameErr, err)
+}
+
+// unname takes away what says that addresses have identities by their names
+// which are about to be free, and returns these. A proxy does that before, but
+// where none runs nobody has, and the number may be given out again by a
+// successor before one does.
+func (r *realiser) unname(hold func(bpf.Number) bool) (map[uint32]bool, error) {
+	gone := map[uint32]bool{}
+	for id := range r.mayBeNames {
+		n := bpf.Number{Kind: bpf.NumberIdentity, Id: id}
+		_, wanted := r.numbers.want[n]
+		if _, isName := r.names.want[id]; !wanted && !isName && !hold(n) {
+			gone[id] = true
+		}
+	}
+	if len(gone) == 0 {
+		return nil, nil
+	}
+	if err := r.k.unname(gone); err != nil {
+		return gone, fmt.Errorf("forget addresses of %d identities of names: %w", len(gone), err)
+	}
+	for id := range gone {
+		delete(r.mayBeNames, id)
+	}
+	return gone, nil
 }

@@ -22,6 +22,9 @@ type kernel struct {
 	pairs     store[bpf.Pair, uint32]
 	// forget deletes the flows of these addresses.
 	forget func(map[bpf.Addr]bool) error
+	// unname deletes the rows that say that an address has one of these
+	// identities by its names.
+	unname func(map[uint32]bool) error
 	// attach and detach the programs of a pod's veth; repeats do no harm.
 	attach, detach func(ifindex int) error
 	// attached lists the interfaces with programs, a predecessor's included,
@@ -49,6 +52,9 @@ type realiser struct {
 
 	ruleSets *ruleSets
 	nameSets *nameSets
+	// mayBeNames are identities that addresses may have had by their names: all
+	// of a predecessor's, and those that were names' here.
+	mayBeNames map[uint32]bool
 
 	pods     map[netip.Addr]*policy.Endpoint
 	veths    map[int]Veth
@@ -75,7 +81,7 @@ func newRealiser(k kernel, rules RuleSets) *realiser {
 		ruleSets:  newRuleSets(rules),
 		nameSets:  newNameSets(),
 		pods:      map[netip.Addr]*policy.Endpoint{}, veths: map[int]Veth{}, placed: map[netip.Addr]int{},
-		cleared:  map[bpf.Addr]bool{},
+		cleared: map[bpf.Addr]bool{}, mayBeNames: map[uint32]bool{},
 		attached: map[int]bool{}, failed: map[int]error{},
 	}
 }
@@ -107,6 +113,9 @@ func (r *realiser) adopt() (policy.Seeds, error) {
 		if m := seedsOf(&seeds, n.Kind); m != nil {
 			m[n.Id] = identity.Digest(d.Sum)
 		}
+		if n.Kind == bpf.NumberIdentity {
+			r.mayBeNames[n.Id] = true
+		}
 	}
 	r.blockUnrecorded(&seeds)
 	return seeds, nil
@@ -130,6 +139,7 @@ func (r *realiser) fold(d policy.Delta) {
 			r.names.unset(uint32(id))
 		} else {
 			r.names.set(uint32(id), 1)
+			r.mayBeNames[uint32(id)] = true
 		}
 	}
 	for p, id := range d.Pairs {
