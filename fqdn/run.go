@@ -17,8 +17,8 @@ const (
 	// a third of the time.
 	pressedEvery = time.Second
 	pressedShare = 2
-	// waitedEvery is pressedEvery while answers wait for room: they do no longer
-	// than patience, part of which a sweep takes.
+	// waitedEvery is pressedEvery while answers wait for room, or will soon: they
+	// do no longer than patience, part of which a sweep takes.
 	waitedEvery = 100 * time.Millisecond
 	// inspectEvery is how often the whole table is compared with what it should
 	// be: a predecessor may still have written to it.
@@ -78,9 +78,9 @@ func (c *Cache) setRunning(on bool) {
 // due is when the next sweep may be, if there is too much.
 func (r *runner) due() time.Time {
 	r.mu.Lock()
-	waited := r.waiting > 0
+	soon := r.waiting > 0 || r.pairs.len() > (r.settings.Addresses+r.settings.greedy())/2
 	r.mu.Unlock()
-	if waited {
+	if soon {
 		return r.swept.Add(max(waitedEvery, min(r.took*pressedShare, patience/4)))
 	}
 	return r.swept.Add(max(pressedEvery, r.took*pressedShare))
