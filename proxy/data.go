@@ -256,8 +256,12 @@ func (d *dataSide) over() bool {
 
 // end aborts what is left, and has what is on its way to the successor sent.
 func (d *dataSide) end() {
+	left := d.pairs.all()
+	if len(left) > 0 {
+		d.log.Info("connections are cut: they have no more time", "connections", len(left))
+	}
 	var all sync.WaitGroup
-	for _, p := range d.pairs.all() {
+	for _, p := range left {
 		d.deny(denyLate)
 		all.Go(p.abort)
 	}

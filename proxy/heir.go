@@ -133,7 +133,8 @@ func (h *heir) send(p parcel) error {
 	err := h.write(&control.HandOver{What: &control.HandOver_Connection{Connection: &control.Connection{
 		Source: src.Addr().AsSlice(), SourcePort: uint32(src.Port()),
 		Destination: dst.Addr().AsSlice(), DestinationPort: uint32(dst.Port()),
-		Id: p.pair.entry.Id, Generation: uint32(p.pair.generation), Input: p.idle.Input,
+		Id: p.pair.entry.Id, Generation: uint32(p.pair.generation),
+		Input: p.idle.Input, Opening: p.idle.Opening,
 	}}}, p.idle.Client, p.idle.Server)
 	if err == nil {
 		_ = unix.Close(p.idle.Client) // the successor has them
@@ -185,7 +186,7 @@ var errHeirGone = errors.New("it has ended")
 // serveHeir sends to the successor until that has ended, or another one has its
 // place. What could not be sent is served here again.
 func (d *dataSide) serveHeir(h *heir, boot string, names nameKeeper) {
-	defer h.conn.Close()
+	defer func() { _ = h.conn.Close() }() // all was sent, or can't be
 	gone := make(chan struct{})
 	go func() {
 		defer close(gone)
@@ -259,7 +260,7 @@ func (d *dataSide) offer(p *pair) func(http.Idle) {
 		return nil
 	}
 	return func(i http.Idle) {
-		i.Input = bytes.Clone(i.Input)
+		i.Input, i.Opening = bytes.Clone(i.Input), bytes.Clone(i.Opening)
 		h.queue <- parcel{p, i}
 		close(p.done)
 	}

@@ -60,7 +60,7 @@ func (d *dataSide) takeOver(c *net.UnixConn, names nameKeeper) *receiver {
 
 // run returns when the predecessor has nothing more to hand over, or has died.
 func (r *receiver) run() {
-	defer r.conn.Close()
+	defer func() { _ = r.conn.Close() }() // it was read only
 	message, rights := make([]byte, maxMessage), make([]byte, unix.CmsgSpace(4*maxDescriptors))
 	for {
 		n, rn, flags, _, err := r.conn.ReadMsgUnix(message, rights)
@@ -161,7 +161,7 @@ func (r *receiver) adopt(m *control.Connection, fds []int) error {
 		return fmt.Errorf("take over a connection: %w", err)
 	}
 	r.counters.takenOver.Add(1)
-	if err := r.goOn(tuple, entry, http.Idle{Client: fds[0], Server: fds[1], Input: m.Input}); err != nil {
+	if err := r.goOn(tuple, entry, http.Idle{Client: fds[0], Server: fds[1], Input: m.Input, Opening: m.Opening}); err != nil {
 		return fmt.Errorf("take over %v: %w", tuple, err)
 	}
 	return nil

@@ -3,7 +3,6 @@ package redirect
 import (
 	"errors"
 	"fmt"
-	"log/slog"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -96,6 +95,6 @@ func (m *Manager) launchOne(why string) (*launch, error) {
 	if err != nil {
 		return nil, err
 	}
-	m.log.Info("started a proxy", "pid", l.pid, slog.String("because", why))
+	m.log.Info("started a proxy", "pid", l.pid, "because", why)
 	return l, nil
 }

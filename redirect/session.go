@@ -41,9 +41,9 @@ type session struct {
 
 // steps are how far a proxy has come.
 type steps struct {
-	joined, fed bool
-	heir        *session // has the other end of its connection to a successor
-	leaving     bool     // was told to hand over and to end
+	joined  bool
+	heir    *session // has the other end of its connection to a successor
+	leaving bool     // was told to hand over and to end
 }
 
 func (s *session) close() {

@@ -21,8 +21,7 @@ func (m *Manager) succeed(ctx context.Context, s *session, old []*session) error
 		}
 		// What was learned goes over now: before it is needed.
 		if err := m.bridge(ctx, o, s); err != nil {
-			m.log.Error("no hand-over between proxies", "from", o.generation, "to", s.generation, "error", err)
-			failed = err
+			failed = errors.Join(failed, err)
 			continue
 		}
 		o.heir = s
@@ -38,7 +37,7 @@ func (m *Manager) succeed(ctx context.Context, s *session, old []*session) error
 		_, err := o.client.Drain(limited, &control.DrainRequest{Timeout: int64(m.opts.Drain), Successor: true})
 		cancel()
 		if err != nil {
-			failed = fmt.Errorf("tell proxy %d that it is replaced: %w", o.generation, err)
+			failed = errors.Join(failed, fmt.Errorf("tell proxy %d that it is replaced: %w", o.generation, err))
 			continue
 		}
 		o.leaving = true

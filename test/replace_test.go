@@ -7,6 +7,7 @@ import (
 	"debug/elf"
 	"encoding/json"
 	"fmt"
+	"io"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -148,6 +149,18 @@ func TestProxyReplaced(t *testing.T) {
 	w := s.nodes[0].Weir()
 	first := w.ProxyPids()
 	idles := s.idles()
+	socket, in, _ := s.upgrade(s.places["shop/client"], s.places["shop/web"], 0, "/a/ws")
+	echo := func(when string) {
+		t.Helper()
+		_ = socket.SetDeadline(time.Now().Add(patience))
+		back := make([]byte, 4)
+		if _, err := socket.Write([]byte("echo")); err != nil {
+			t.Errorf("a websocket, %s: %v", when, err)
+		} else if _, err := io.ReadFull(in, back); err != nil || string(back) != "echo" {
+			t.Errorf("a websocket, %s: %q, %v", when, back, err)
+		}
+	}
+	echo("at first")
 	download := s.download(5 * time.Second)
 	l := s.allow()
 	attempts, reached := s.unchecked()
@@ -177,6 +190,7 @@ func TestProxyReplaced(t *testing.T) {
 		t.Errorf("processes %v; the download's are %v", now, first)
 	}
 	s.askAll(idles, "while the first proxy lives")
+	echo("while the first proxy lives")
 	s.check("shop/client2 GET shop/web2:8080/b => 403 records=1")
 	if err := <-download; err != nil {
 		t.Errorf("the download: %v", err)
@@ -184,6 +198,7 @@ func TestProxyReplaced(t *testing.T) {
 	gone(t, w, first)
 	until(t, "the end of all old proxies", func() bool { return len(s.proxies().Replaced) == 0 })
 	s.askAll(idles, "with another process")
+	echo("with another process")
 	attempts.end()
 	if n := reached(); n != 0 {
 		t.Errorf("%d flows passed that no rule allows", n)
@@ -197,6 +212,21 @@ func TestProxyReplaced(t *testing.T) {
 			t.Errorf("idle connection %d: %v, and its rule is gone", n, err)
 		}
 	}
+	_ = socket.SetDeadline(time.Now().Add(patience))
+	if _, err := in.ReadByte(); outcome(err) != "reset" {
+		t.Errorf("a websocket whose rule is gone: %v", err)
+	}
+	s.must("apply web.yaml")
+	s.must("wait")
+	s.askAll(idles, "with the old rule")
+	// And so does the kernel's verdict.
+	s.must("apply web-closed.yaml as=web.yaml")
+	s.must("wait")
+	if err := idles[0].ask(); err == nil || strings.HasPrefix(err.Error(), "status") {
+		t.Errorf("a connection that is allowed no more: %v", err)
+	}
+	s.must("apply web.yaml")
+	s.must("wait")
 	if v := s.proxies(); len(v.Held) == 0 || v.Held[0].Generation != began.Generation {
 		t.Errorf("nobody holds the idle connections: %+v", v)
 	}

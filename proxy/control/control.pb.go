@@ -2591,7 +2591,9 @@ type Connection struct {
 	Id              uint64                 `protobuf:"varint,5,opt,name=id,proto3" json:"id,omitempty"` // of its entry in conns
 	Generation      uint32                 `protobuf:"varint,6,opt,name=generation,proto3" json:"generation,omitempty"`
 	// Input was read from the client and not dealt with.
-	Input         []byte `protobuf:"bytes,7,opt,name=input,proto3" json:"input,omitempty"`
+	Input []byte `protobuf:"bytes,7,opt,name=input,proto3" json:"input,omitempty"`
+	// Opening is the head of the request that an upgraded connection began with.
+	Opening       []byte `protobuf:"bytes,8,opt,name=opening,proto3" json:"opening,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2671,6 +2673,13 @@ func (x *Connection) GetGeneration() uint32 {
 func (x *Connection) GetInput() []byte {
 	if x != nil {
 		return x.Input
+	}
+	return nil
+}
+
+func (x *Connection) GetOpening() []byte {
+	if x != nil {
+		return x.Opening
 	}
 	return nil
 }
@@ -2882,7 +2891,7 @@ const file_control_proto_rawDesc = "" +
 	"\aLearned\x12\x12\n" +
 	"\x04part\x18\x01 \x01(\fR\x04part\"\f\n" +
 	"\n" +
-	"LearnedAll\"\xd8\x01\n" +
+	"LearnedAll\"\xf2\x01\n" +
 	"\n" +
 	"Connection\x12\x16\n" +
 	"\x06source\x18\x01 \x01(\fR\x06source\x12 \n" +
@@ -2894,7 +2903,8 @@ const file_control_proto_rawDesc = "" +
 	"\n" +
 	"generation\x18\x06 \x01(\rR\n" +
 	"generation\x12\x14\n" +
-	"\x05input\x18\a \x01(\fR\x05input2\xf4\x04\n" +
+	"\x05input\x18\a \x01(\fR\x05input\x12\x18\n" +
+	"\aopening\x18\b \x01(\fR\aopening2\xf4\x04\n" +
 	"\x05Proxy\x12T\n" +
 	"\vSetRuleSets\x12!.weir.proxy.v1.SetRuleSetsRequest\x1a\".weir.proxy.v1.SetRuleSetsResponse\x12K\n" +
 	"\bSetNames\x12\x1e.weir.proxy.v1.SetNamesRequest\x1a\x1f.weir.proxy.v1.SetNamesResponse\x12O\n" +

@@ -75,6 +75,8 @@ type posted struct {
 
 	up    int // of postAdopt: the server's socket, fd is the client's
 	input []byte
+	// opening is that of an upgraded connection.
+	opening []byte
 }
 
 func newLoop(s *Server) (*loop, error) {
@@ -210,7 +212,7 @@ func (l *loop) takePosts() {
 				p.offer()
 			}
 		case postAdopt:
-			l.adopt(post.pair, post.fd, post.up, post.input)
+			l.adopt(post.pair, post.fd, post.up, post.input, post.opening)
 		case postEnd:
 			post.pair.last = true
 			post.pair.leave(l.wall)

@@ -32,7 +32,8 @@ type rig struct {
 	records []Record
 	pairs   []*Pair
 	done    int
-	heir    *rig // takes what is offered
+	heir    *rig   // takes what is offered
+	spoil   string // its opening instead of the right one
 }
 
 // rules makes a rule set of paths.
@@ -171,12 +172,15 @@ func (r *rig) ends() {
 // offer gives a connection to the heir; here it has ended then.
 func (r *rig) offer() func(Idle) {
 	r.mu.Lock()
-	heir := r.heir
+	heir, spoil := r.heir, r.spoil
 	r.mu.Unlock()
 	if heir == nil {
 		return nil
 	}
 	return func(i Idle) {
+		if spoil != "" {
+			i.Opening = []byte(spoil)
+		}
 		heir.started(heir.server.Adopt(heir.conn(nil), i))
 		r.ends()
 	}

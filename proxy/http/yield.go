@@ -1,17 +1,22 @@
 package http
 
 import (
+	"bytes"
+
 	"golang.org/x/sys/unix"
 )
 
-// Idle is a connection that stands between two messages: all that another
-// Server needs to go on with it.
+// Idle is a connection that stands between two messages, or an upgraded one on
+// which nothing is under way: all that another Server needs to go on with it.
 type Idle struct {
 	// Client and Server are the sockets; whoever has the Idle closes them.
 	Client, Server int
 	// Input was read from the client and not dealt with: the beginning of a
 	// request's head.
 	Input []byte
+	// Opening is, of an upgraded connection, the head of the request that it
+	// began with; of others empty.
+	Opening []byte
 }
 
 // maxInput bounds Idle.Input. A connection with more is not let go of before
@@ -19,7 +24,8 @@ type Idle struct {
 const maxInput = 16 << 10
 
 // Yield offers every connection that stands between two messages to whom
-// Conn.Offer asks, and from now on each that comes there. It takes back what
+// Conn.Offer asks, and from now on each that comes there; of upgraded ones each on
+// which nothing is under way. It takes back what
 // Drain said. It may be repeated, for the sake of those that nobody took then.
 // It returns at once; Start goes on to work.
 func (s *Server) Yield() {
@@ -34,8 +40,8 @@ func (s *Server) Adopt(c Conn, i Idle) *Pair {
 	l := s.loops[int(s.next.Add(1))%len(s.loops)]
 	p := &Pair{done: make(chan struct{}), cancel: func() {}}
 	p.pair = newPair(l, p, c)
-	input := append([]byte(nil), i.Input...)
-	if !l.post(posted{kind: postAdopt, pair: p.pair, fd: i.Client, up: i.Server, input: input}) {
+	input, opening := bytes.Clone(i.Input), bytes.Clone(i.Opening)
+	if !l.post(posted{kind: postAdopt, pair: p.pair, fd: i.Client, up: i.Server, input: input, opening: opening}) {
 		closeReset(i.Client)
 		closeReset(i.Server)
 		p.pair.finished()
@@ -48,7 +54,7 @@ func (s *Server) Adopt(c Conn, i Idle) *Pair {
 func (p *Pair) End() { p.pair.loop.post(posted{kind: postEnd, pair: p.pair}) }
 
 // adopt begins to serve a connection that was another's.
-func (l *loop) adopt(p *pair, client, server int, input []byte) {
+func (l *loop) adopt(p *pair, client, server int, input, opening []byte) {
 	p.index = len(l.pairs)
 	l.pairs = append(l.pairs, p)
 	p.active, p.joined = l.wall, true
@@ -69,7 +75,30 @@ func (l *loop) adopt(p *pair, client, server int, input []byte) {
 	if len(input) > 0 {
 		p.c.in = l.keep(input)
 	}
+	if len(opening) > 0 && !p.adoptTunnel(opening) {
+		p.fail(ReasonAborted)
+		return
+	}
 	p.run()
+}
+
+// adoptTunnel makes the connection one that was upgraded by a request with that
+// head. It is judged by the rules here before anything passes.
+func (p *pair) adoptTunnel(opening []byte) bool {
+	l := p.loop
+	in := &l.incoming
+	in.h, in.b, in.made = &l.head, opening, false
+	in.h.reset(false)
+	if done, r := in.h.parse(opening); !done || r != 0 || in.read(l.norm) != 0 {
+		return false
+	}
+	ex := p.begin(in.h, opening, &in.t)
+	l.keepOpening(ex, opening)
+	ex.rec.Verdict, ex.rec.Open, ex.told = Allowed, true, true
+	ex.upgrade = true
+	p.request, p.response = requestTunnel, responseTunnel
+	p.reqBody, p.respBody = body{kind: bodyToEnd}, body{kind: bodyToEnd}
+	return true
 }
 
 // offer lets go of the connection if it stands between two messages and
@@ -86,6 +115,9 @@ func (p *pair) offer() {
 	if p.c.in != nil {
 		i.Input = p.c.in.bytes()
 	}
+	if p.ex != nil {
+		i.Opening = p.ex.opening
+	}
 	l.forget(&p.c)
 	l.forget(&p.u)
 	take(i)
@@ -93,7 +125,12 @@ func (p *pair) offer() {
 		l.freeHead(p.clientHead)
 		p.clientHead = nil
 	}
+	if p.ex != nil {
+		l.freeExchange(p.ex)
+		p.ex = nil
+	}
 	l.release(&p.c)
+	l.release(&p.u)
 	p.closed = true
 	p.handle.cancel()
 	l.remove(p)
@@ -105,10 +142,15 @@ func (p *pair) offer() {
 // say makes up the connection: no message is under way, nor its end.
 func (p *pair) apart() bool {
 	c, u := &p.c, &p.u
-	return !p.closed && p.joined && !p.queued && !p.ending && p.deadline.IsZero() &&
-		p.request == requestHead && p.response == responseIdle && p.ex == nil &&
-		p.serverHead == nil && u.in == nil && !u.pending() && !c.pending() &&
-		!c.over() && !u.over() && (c.in == nil || len(c.in.bytes()) <= maxInput)
+	if p.closed || !p.joined || p.queued || !p.deadline.IsZero() ||
+		p.serverHead != nil || u.in != nil || u.pending() || c.pending() || c.over() || u.over() {
+		return false
+	}
+	if p.request == requestTunnel && p.response == responseTunnel {
+		return c.in == nil && p.ex != nil && p.ex.told && len(p.ex.opening) > 0
+	}
+	return !p.ending && p.ex == nil && p.request == requestHead && p.response == responseIdle &&
+		(c.in == nil || len(c.in.bytes()) <= maxInput)
 }
 
 // over tells whether the socket's end has begun.

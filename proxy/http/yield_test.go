@@ -290,3 +290,59 @@ func TestAdoptAfterTheEnd(t *testing.T) {
 	c.reset()
 	b.ended(1)
 }
+
+// TestYieldTunnel: an upgraded connection goes over when nothing is on its way,
+// and the rules there hold for it: those of its first request.
+func TestYieldTunnel(t *testing.T) {
+	upstream, open := upgrading(t)
+	a := newRig(t, upstream)
+	b := newTimedRig(t, upstream, func(times *timeouts) { times.sweep = time.Hour }, paths(t, "/ok.*"), paths(t, "/.*"))
+	u, half := open(a, ""), open(a, "X-Long: "+strings.Repeat("x", 9000)+"\r\n")
+	u.pass()
+	half.pass()
+	_ = half.CloseWrite() // what ends stays
+	if _, err := half.server.Read(make([]byte, 1)); err != io.EOF {
+		t.Fatal(err)
+	}
+	a.yieldTo(b)
+	a.ended(1)
+	for range 3 {
+		u.pass()
+	}
+	if n := b.began(); n != 1 {
+		t.Errorf("%d went over", n)
+	}
+	b.mu.Lock()
+	if len(b.records) > 0 {
+		t.Errorf("it is told as new: %+v", b.records)
+	}
+	b.mu.Unlock()
+	// And on, to where it may not be.
+	c := newRig(t, upstream, paths(t, "/no"))
+	b.yieldTo(c)
+	u.reset()
+	c.ended(1)
+	if r := c.record(0); r.Verdict != Denied || r.Reason != ReasonPolicyChanged || !r.Again || string(r.Path) != "/ok?q" || string(r.Method) != "GET" || string(r.Host) != "h" {
+		t.Errorf("%+v", r)
+	}
+	_ = half.server.Close()
+	_ = half.Close()
+	a.ended(2)
+}
+
+// TestAdoptBadTunnel: one that did not begin with a request ends.
+func TestAdoptBadTunnel(t *testing.T) {
+	upstream, open := upgrading(t)
+	for _, opening := range []string{"x", "GET /ok HTTP/1.1\r\n", "GET /ok HTTP/1.1\r\nHost: h\r\nHost: i\r\n\r\n"} {
+		a, b := newRig(t, upstream), newRig(t, upstream)
+		u := open(a, "")
+		a.mu.Lock()
+		a.heir = b
+		a.spoil = opening
+		a.mu.Unlock()
+		a.server.Yield()
+		a.ended(1)
+		b.ended(1)
+		u.reset()
+	}
+}
