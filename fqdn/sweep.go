@@ -137,12 +137,50 @@ func (c *Cache) drop(began uint32) {
 	})
 }
 
+// twinLooks is how many other names of an address are looked at to find one for
+// the same selectors.
+const twinLooks = 32
+
+// superfluous tells whether it is plain that an address has the same set without
+// one of its names: that is for no selector, or one near it in the list for the
+// same. To make the set up anew takes all names of the address, of which there may
+// be hundreds of thousands; one by one they must not be gone through for each.
+func (c *Cache) superfluous(p *pair) bool {
+	if c.u == nil || c.addrs.at(p.addr).epoch != c.u.epoch {
+		return false // not known anyway
+	}
+	set := c.setOfName(p.name)
+	if set == 0 {
+		return true
+	}
+	older, newer := p.nextAddr, p.prevAddr
+	for range twinLooks / 2 {
+		if older != none {
+			twin := c.pairs.at(older)
+			if c.setOfName(twin.name) == set {
+				return true
+			}
+			older = twin.nextAddr
+		}
+		if newer != none {
+			twin := c.pairs.at(newer)
+			if c.setOfName(twin.name) == set {
+				return true
+			}
+			newer = twin.prevAddr
+		}
+	}
+	return false
+}
+
 // forget removes a pair, and its name if it was the last. The address is to be
 // settled.
 func (c *Cache) forget(at uint32) {
 	p := c.pairs.at(at)
 	nameAt := p.name
-	c.stale(c.addrs.at(p.addr), c.clock())
+	if !c.superfluous(p) {
+		c.stale(c.addrs.at(p.addr), c.clock())
+	}
 	c.removePair(at)
 	c.learned++
 	n := c.names.at(nameAt)
