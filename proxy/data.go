@@ -268,6 +268,9 @@ func (d *dataSide) end() {
 	all.Wait()
 	if h := d.heir.Load(); h != nil {
 		h.close(false)
+		for end := time.Now().Add(heirFlush); h.waiting() > 0 && time.Now().Before(end); {
+			time.Sleep(time.Millisecond)
+		}
 	}
 }
 

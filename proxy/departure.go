@@ -49,6 +49,10 @@ func (d *departure) plan() (until time.Time, successor, restart bool) {
 	return d.until, d.successor, d.restart
 }
 
+// successorPatience is how long a process that is told to end goes on as before
+// where an agent may bring a successor, at most half of its time.
+const successorPatience = 3 * time.Second
+
 // drainEvery is how often it is looked whether a drain is over.
 const drainEvery = 20 * time.Millisecond
 
@@ -69,16 +73,22 @@ func (p *process) depart(ctx context.Context, w *wired) {
 			return nil
 		})
 	})
+	until, _, _ := p.departure.plan()
+	hope := time.Now().Add(min(successorPatience, time.Until(until)/2))
 	for p.ctx.Err() == nil {
-		until, successor, _ := p.departure.plan()
-		if successor {
+		until, successor, restart := p.departure.plan()
+		over := false
+		switch {
+		case successor:
 			w.data.handOver()
 			retire()
-		} else {
+			over = w.data.over()
+		case restart || time.Now().After(hope) || !p.agent.connected():
 			w.refuse()
 			w.data.wane()
+			over = w.data.over()
 		}
-		if w.data.over() || time.Now().After(until) {
+		if over || time.Now().After(until) {
 			break
 		}
 		select {

@@ -21,6 +21,8 @@ const (
 	// heirRoom bounds the connections that wait to be sent to a successor: those
 	// that find no room are served on, and offered again.
 	heirRoom = 1024
+	// heirFlush is how long what waits to be sent may take when the process ends.
+	heirFlush = 2 * time.Second
 	// heirPatience is how long a successor may not read.
 	heirPatience = 10 * time.Second
 	// learnedPart is how much of what was learned goes in one message.

@@ -1,6 +1,7 @@
 package proxy
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"net"
@@ -125,6 +126,8 @@ func (p *process) bridge(m *control.Wiring, files []*os.File) error {
 	if err != nil {
 		return err
 	}
+	// Nobody waits for another process when this one has ended.
+	context.AfterFunc(p.ctx, func() { _ = c.Close() })
 	d := w.data
 	if m.HandOver {
 		h := d.handTo(c)

@@ -10,9 +10,11 @@ import (
 	"io"
 	"net/http"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -469,4 +471,48 @@ func TestProxyOfABrokenBinary(t *testing.T) {
 	s.askAll(idles, "after it")
 	s.stopped(l)
 	until(t, "one proxy", func() bool { return len(w.ProxyPids()) == 2 })
+}
+
+// TestProxyToldToEnd: who runs the proxy ends it, and starts another before or
+// after; the agent brings one where nobody does. Nothing fails.
+func TestProxyToldToEnd(t *testing.T) {
+	t.Parallel()
+	s := tell(t, "setups/http.txtar")
+	n := s.nodes[0]
+	w := n.Weir()
+	idles := s.idles()
+	l := s.allow()
+	attempts, reached := s.unchecked()
+	for _, how := range []string{"another was started before", "nobody starts another", "another is started after"} {
+		old, began := w.ProxyPids(), s.proxies()
+		foreground := func() {
+			t.Helper()
+			cmd := exec.Command(w.Binary, "proxy", "--state", n.State)
+			cmd.Stdout, cmd.Stderr = s, s
+			if _, err := n.StartProcess(cmd); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if how == "another was started before" {
+			foreground()
+			until(t, "the new one", func() bool { return s.proxies().Generation == began.Generation+1 })
+		}
+		if err := syscall.Kill(old[0], syscall.SIGTERM); err != nil {
+			t.Fatal(err)
+		}
+		if how == "another is started after" {
+			foreground()
+		}
+		gone(t, w, old)
+		until(t, how+": one proxy", func() bool {
+			v := s.proxies()
+			return v.Up && v.Generation != began.Generation && len(v.Replaced) == 0 && len(w.ProxyPids()) == 2
+		})
+		s.askAll(idles, how)
+	}
+	attempts.end()
+	s.stopped(l)
+	if n := reached(); n != 0 {
+		t.Errorf("%d flows passed that no rule allows", n)
+	}
 }
