@@ -516,3 +516,30 @@ func TestProxyToldToEnd(t *testing.T) {
 		t.Errorf("%d flows passed that no rule allows", n)
 	}
 }
+
+// TestManyIdleConnections go over in a moment, and none is lost.
+func TestManyIdleConnections(t *testing.T) {
+	t.Parallel()
+	s := tell(t, "setups/http.txtar")
+	const connections = 2000
+	all := make([]*staying, connections)
+	for i := range all {
+		all[i] = &staying{from: s.places["shop/client"], to: s.places["shop/web"].addrs[i%2]}
+		defer all[i].close()
+		if err := all[i].ask(); err != nil {
+			t.Fatalf("connection %d: %v", i, err)
+		}
+	}
+	first := s.nodes[0].Weir().ProxyPids()
+	began := time.Now()
+	if _, err := s.nodes[0].Weir().Command(t.Context(), "proxy", "replace"); err != nil {
+		t.Fatal(err)
+	}
+	until(t, "the hand-over", func() bool {
+		v := s.proxies()
+		return len(v.Held) == 1 && v.Held[0].Connections == connections
+	})
+	t.Logf("%d connections went over within %v of the command", connections, time.Since(began))
+	gone(t, s.nodes[0].Weir(), first)
+	s.askAll(all, "with another process")
+}
