@@ -269,7 +269,7 @@ func TestObjects(t *testing.T) {
 		}
 		policies += len(got.Policies)
 	}
-	if want := 2 + subjects*policiesPerSubject; policies != want {
+	if want := 4 + subjects*policiesPerSubject; policies != want {
 		t.Errorf("%d policies, want %d", policies, want)
 	}
 }

@@ -63,7 +63,7 @@ func startWeir(ctx context.Context, s *stage, n *node) (*weirAgent, error) {
 					return w, err
 				}
 			}
-			s.log.Info("Weir enforces", "pods", len(n.pods), "policies", subjects*policiesPerSubject+2, "after", time.Since(begin).Round(time.Millisecond))
+			s.log.Info("Weir enforces", "pods", len(n.pods), "policies", subjects*policiesPerSubject+4, "after", time.Since(begin).Round(time.Millisecond))
 			return w, nil
 		}
 		if ctx.Err() != nil || !w.agent.running() {
