@@ -14,4 +14,8 @@
 // namespace and its sockets. Its agent connects to its control socket
 // (package control), wires it and tells it the rule sets; when the agent goes
 // it carries on with what it has.
+//
+// When it has a successor (heir.go, takeover.go) it hands each connection over by
+// its two sockets as soon as that stands between two messages, and ends with the
+// last one. Package redirect tells the whole story.
 package proxy

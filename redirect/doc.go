@@ -31,7 +31,8 @@
 //	4 Drain      the old one hands over each connection that stands between two
 //	             messages: both sockets, the input that was read and not dealt
 //	             with, the number of its row in conns. The idle ones go at once, the
-//	             others when their message ends
+//	             others when their message ends; upgraded ones when nothing is on
+//	             its way. Questions by TCP stay, until the client pauses
 //	5 end        when it has no connection left, none that is just being made, no
 //	             question without an answer; or when its time is up (Options.Drain)
 //	6 clean      what was handed over goes on in the old namespace: a socket works
@@ -62,6 +63,10 @@
 //   - A launcher: its proxy goes on; it holds the place until it ends.
 //   - One that hangs, in whichever place, is killed (hang.go). One that is started
 //     again in a place before the last is told to end.
+//
+// A proxy that is told to end by whoever runs it (SIGTERM) goes on as before for
+// some seconds, as long as there is an agent: that starts a successor if nobody
+// else does.
 //
 // A binary that does not come up changes nothing: the old proxy stays current
 // until the new one is wired and has all rule sets. Proxies at a time are bounded
