@@ -118,7 +118,8 @@ type rig struct {
 
 	rules   atomic.Pointer[Rules]
 	revoked atomic.Bool
-	quiet   atomic.Bool // nothing is noted
+	lives   atomic.Int32 // sessions of an earlier one are over
+	quiet   atomic.Bool  // nothing is noted
 	learner atomic.Pointer[learnerFunc]
 
 	mu      sync.Mutex
@@ -404,7 +405,7 @@ func (g *rig) open(pod netip.Addr, server netip.AddrPort) Session {
 	g.mu.Lock()
 	g.opened++
 	g.mu.Unlock()
-	return &rigSession{g, pod, server}
+	return &rigSession{g, pod, server, g.lives.Load()}
 }
 
 func (g *rig) drop(r Reason) {
@@ -424,10 +425,13 @@ type rigSession struct {
 	*rig
 	pod    netip.Addr
 	server netip.AddrPort
+	life   int32
 }
 
-func (s *rigSession) Owner() uint32        { return uint32(s.pod.AsSlice()[len(s.pod.AsSlice())-1]) }
-func (s *rigSession) Rules() (Rules, bool) { return *s.rules.Load(), !s.revoked.Load() }
+func (s *rigSession) Owner() uint32 { return uint32(s.pod.AsSlice()[len(s.pod.AsSlice())-1]) }
+func (s *rigSession) Rules() (Rules, bool) {
+	return *s.rules.Load(), !s.revoked.Load() && s.life == s.lives.Load()
+}
 func (s *rigSession) Close() {
 	s.mu.Lock()
 	defer s.mu.Unlock()

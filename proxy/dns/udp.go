@@ -23,20 +23,25 @@ func (r *relay) takeQuestions(l *sock) {
 			r.Dropped(ReasonNoSession)
 			continue
 		}
-		if s := r.sessionOf(client, &server); s != nil {
-			r.question(s, client.port, r.in.message(i))
+		s := r.sessionOf(client, &server)
+		if s == nil || r.question(s, client.port, r.in.message(i)) {
+			continue
+		}
+		// What brought it was judged: the address may be another pod's by now.
+		if s = r.sessionOf(client, &server); s != nil && !r.question(s, client.port, r.in.message(i)) {
+			r.Dropped(ReasonRevoked)
 		}
 	}
 	r.flush()
 }
 
-// question judges a datagram of a pod, and sends it on or answers it.
-func (r *relay) question(s *session, port [2]byte, m []byte) {
+// question judges a datagram of a pod, and sends it on or answers it; not where
+// the session is over: then it is ended.
+func (r *relay) question(s *session, port [2]byte, m []byte) bool {
 	rules, ok := s.Rules()
 	if !ok {
-		r.Dropped(ReasonRevoked)
 		r.end(s)
-		return
+		return false
 	}
 	s.seen = r.now
 	s.turn.remove()
@@ -44,7 +49,7 @@ func (r *relay) question(s *session, port [2]byte, m []byte) {
 	if !r.q.read(m) || isResponse(m) {
 		r.record = Record{Verdict: Refused, Reason: ReasonMalformed, ClientPort: portOf(port), Start: r.now}
 		s.Observe(&r.record)
-		return
+		return true
 	}
 	verdict, a := rules.judge(m, &r.q), askedOf(m, &r.q)
 	switch {
@@ -62,10 +67,11 @@ func (r *relay) question(s *session, port [2]byte, m []byte) {
 				verdict.reason = ReasonFlood
 			}
 			r.refuse(s, port, m, a, verdict, rcodeFailed)
-			return
+			return true
 		}
 		r.ask(up, port, m, a, verdict)
 	}
+	return true
 }
 
 // ask sends a question on, under an id of our own.

@@ -443,8 +443,36 @@ func TestPolicyMoves(t *testing.T) {
 	g.ask(c, query("a.x", dns.TypeA))
 	g.revoked.Store(true)
 	g.send(c, pack(t, query("a.x", dns.TypeA)))
-	g.waitDropped(ReasonRevoked, 1)
+	g.waitDropped(ReasonNoSession, 2)
 	g.wait("the session's end", func() bool { return g.closed == 2 })
+}
+
+// TestAddressOfAnotherPod: whoever has the address now is answered the first
+// time it asks, by its own rules.
+func TestAddressOfAnotherPod(t *testing.T) {
+	g := newRig(t)
+	s := g.scripted()
+	c := g.dial(pod4, s.addr)
+	g.rules.Store(&Rules{Egress: allow("a.x")})
+	g.send(c, pack(t, query("a.x", dns.TypeA)))
+	late, from := s.next()
+	g.rules.Store(&Rules{Egress: allow("b.x")})
+	g.lives.Add(1)
+	if m := g.ask(c, query("a.x", dns.TypeA)); m.Rcode != dns.RcodeRefused {
+		t.Errorf("by the old rules:\n%v", m)
+	}
+	g.wait("the old session's end", func() bool { return g.closed == 1 && g.opened == 2 })
+	// What the one before asked is not answered to this one.
+	s.answer(from, replyTo(t, late, "a.x. 60 A 192.0.2.1"))
+	g.send(c, pack(t, query("b.x", dns.TypeA)))
+	sent, from := s.next()
+	s.answer(from, replyTo(t, sent, "b.x. 60 A 192.0.2.2"))
+	if b := g.receive(c, 2*time.Second); b == nil || rcode(b) != 0 {
+		t.Errorf("answer: %x", b)
+	}
+	if b := g.receive(c, 50*time.Millisecond); b != nil {
+		t.Errorf("and another: %x", b)
+	}
 }
 
 // TestUpdatesAreNoQuestions: rules for names don't allow to change what they
