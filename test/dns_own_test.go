@@ -27,12 +27,19 @@ type ownServer struct {
 func (s *story) serveOwn(at *place) *ownServer {
 	s.t.Helper()
 	o := &ownServer{answers: map[string]func(*dns.Msg) []*dns.Msg{}}
+	s.serveAt(o, at, 53)
+	return o
+}
+
+// serveAt has it listen at one more place.
+func (s *story) serveAt(o *ownServer, at *place, port uint16) {
+	s.t.Helper()
 	for _, a := range at.addrs {
-		pc, err := at.ListenPacket("udp", node.To(a, 53))
+		pc, err := at.ListenPacket("udp", node.To(a, port))
 		if err != nil {
 			s.t.Fatal(err)
 		}
-		ln, err := at.Listen("tcp", node.To(a, 53))
+		ln, err := at.Listen("tcp", node.To(a, port))
 		if err != nil {
 			s.t.Fatal(err)
 		}
@@ -41,7 +48,6 @@ func (s *story) serveOwn(at *place) *ownServer {
 			s.t.Cleanup(func() { _ = server.Shutdown() })
 		}
 	}
-	return o
 }
 
 // on has questions for label.anything answered by these messages, one after the
