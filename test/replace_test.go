@@ -221,16 +221,14 @@ func TestProxyReplaced(t *testing.T) {
 	s.must("apply web.yaml")
 	s.must("wait")
 	s.askAll(idles, "with the old rule")
+	if v := s.proxies(); len(v.Held) == 0 || v.Held[0].Generation != began.Generation {
+		t.Errorf("nobody holds the idle connections: %+v", v)
+	}
 	// And so does the kernel's verdict.
 	s.must("apply web-closed.yaml as=web.yaml")
 	s.must("wait")
 	if err := idles[0].ask(); err == nil || strings.HasPrefix(err.Error(), "status") {
 		t.Errorf("a connection that is allowed no more: %v", err)
-	}
-	s.must("apply web.yaml")
-	s.must("wait")
-	if v := s.proxies(); len(v.Held) == 0 || v.Held[0].Generation != began.Generation {
-		t.Errorf("nobody holds the idle connections: %+v", v)
 	}
 	for _, c := range idles {
 		c.close()
