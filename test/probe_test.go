@@ -242,6 +242,9 @@ func (s *story) resolve(ctx context.Context, p *probe, from *place, server netip
 	if err != nil {
 		return outcome(err), err
 	}
+	if m.Truncated {
+		return "truncated", nil
+	}
 	found := addresses(m)
 	if place := p.checks["addresses"]; place != "" {
 		if want := s.places[place].addrs[family]; !slices.Equal(found, []netip.Addr{want}) {
