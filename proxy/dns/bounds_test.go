@@ -1,6 +1,7 @@
 package dns
 
 import (
+	"context"
 	"encoding/binary"
 	"net"
 	"net/netip"
@@ -8,6 +9,8 @@ import (
 	"time"
 
 	"github.com/miekg/dns"
+
+	"github.com/weirnet/weir/fqdn"
 )
 
 // loose is a pod's socket that asks whom it likes.
@@ -158,4 +161,48 @@ func TestPointersAreBounded(t *testing.T) {
 			t.Errorf("%d pointers: %v, %d records", n, ok, len(a.records))
 		}
 	}
+}
+
+// TestWaitingIsShared: answers of one pod that take long to learn leave others'
+// the time they take.
+func TestWaitingIsShared(t *testing.T) {
+	g := newRig(t)
+	g.rules.Store(&Rules{Believed: true})
+	let := make(chan struct{})
+	g.learn(func(ctx context.Context, _ fqdn.Answer) error {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		select {
+		case <-let:
+			return nil
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	})
+	g.relay.post(func() { g.relay.limits.learn = 10 * time.Second })
+	server := netip.AddrPortFrom(server4, 53)
+	g.miekg(server, zone)
+	const over = 20
+	g.askMany(g.loose(pod4), maxWaitingPod+over, func(int) netip.AddrPort { return server })
+	g.waitDropped(ReasonLearn, over)
+	g.records(over) // passed on unlearned
+	c := g.dial(otherPod4, server)
+	g.send(c, pack(t, query("b.x", dns.TypeA)))
+	if b := g.receive(c, 50*time.Millisecond); b != nil {
+		t.Errorf("another pod's answer did not wait: %x", b)
+	}
+	close(let)
+	if b := g.receive(c, 5*time.Second); b == nil || rcode(b) != rcodeSuccess {
+		t.Errorf("another pod got %x", b)
+	}
+	g.records(maxWaitingPod + 1)
+	g.loop(func(r *relay) {
+		for _, p := range r.pods {
+			if p.waiting != 0 || p.pending != 0 {
+				t.Errorf("%d answers wait, %d questions", p.waiting, p.pending)
+			}
+		}
+	})
+	g.waitDropped(ReasonLearn, over)
 }

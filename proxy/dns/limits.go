@@ -26,8 +26,11 @@ const (
 	upstreamsInRoom = 3 // parts of four; the last is the repliers'
 	// maxLooks bounds how many sockets are looked at to find one that can go.
 	maxLooks = 64
-	// maxWaiting bounds the answers that wait to be learned.
-	maxWaiting = 1024
+	// maxWaiting bounds the answers that wait to be learned; the others are passed
+	// on unlearned. One pod may have a quarter, or what it makes up would cost all
+	// others theirs.
+	maxWaiting    = 1024
+	maxWaitingPod = maxWaiting / 4
 	// A socket to a server is used for so many questions, and so long
 	// (limits.socketAge): whoever has found out its port does not know it for
 	// long.

@@ -64,6 +64,7 @@ type pod struct {
 	sessions ring[session]
 	n        int
 	pending  int
+	waiting  int // answers to be learned
 	sockets  int // to servers
 }
 

@@ -180,7 +180,8 @@ func (r *relay) learn(p *pending, m []byte) (later bool) {
 	if err == nil {
 		return false
 	}
-	if !errors.Is(err, context.Canceled) || r.waiting >= maxWaiting {
+	pod := p.session.pod
+	if !errors.Is(err, context.Canceled) || r.waiting >= maxWaiting || pod.waiting >= maxWaitingPod {
 		r.notLearned(err)
 		return false
 	}
@@ -194,6 +195,7 @@ func (r *relay) learn(p *pending, m []byte) (later bool) {
 	a.Chain, a.Records = chain, records
 	r.takeOut(p)
 	r.waiting++
+	pod.waiting++
 	r.learning.Add(1)
 	go func() {
 		defer r.learning.Done()
@@ -202,6 +204,7 @@ func (r *relay) learn(p *pending, m []byte) (later bool) {
 		err := r.Learner.Learn(ctx, a)
 		r.post(func() {
 			r.waiting--
+			pod.waiting--
 			if err != nil {
 				r.notLearned(err)
 			}
