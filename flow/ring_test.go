@@ -264,6 +264,22 @@ func TestFilter(t *testing.T) {
 	}
 }
 
+func TestPeerText(t *testing.T) {
+	at := netip.MustParseAddr("192.0.2.1")
+	for want, p := range map[string]Peer{
+		"192.0.2.1":                      {Addr: at, Labels: []string{"k8s:app=web"}},
+		"192.0.2.1:53 (kube-system/dns)": {Addr: at, Port: 53, Labels: []string{"service:kube-system/dns"}},
+		"192.0.2.1 (*.example.test)":     {Addr: at, Labels: []string{"fqdn:*.example.test"}},
+		"192.0.2.1 (a.example.test +2)":  {Addr: at, Labels: []string{"fqdn:a.example.test", "fqdn:*.example.test", "fqdn:*"}},
+		"192.0.2.1 (world-ipv4)":         {Addr: at, Labels: []string{"cidr:192.0.2.0/24", "reserved:world-ipv4"}},
+		"shop/a:1":                       {Addr: at, Port: 1, Namespace: "shop", Pod: "a", Labels: []string{"fqdn:a.example.test"}},
+	} {
+		if got := p.Text(); got != want {
+			t.Errorf("got %s, want %s", got, want)
+		}
+	}
+}
+
 func TestText(t *testing.T) {
 	at := time.Date(2026, 1, 2, 3, 4, 5, 678e6, time.Local)
 	icmp := uint8(8)

@@ -139,12 +139,26 @@ func (p Peer) Text() string {
 	if p.Port != 0 {
 		s = net.JoinHostPort(s, strconv.Itoa(int(p.Port)))
 	}
+	known, more := "", 0
 	for _, l := range p.Labels {
-		if name, ok := strings.CutPrefix(l, "reserved:"); ok {
+		source, name, _ := strings.Cut(l, ":")
+		switch {
+		case source == "reserved":
 			return s + " (" + name + ")"
+		case source != "service" && source != "fqdn":
+		case known == "":
+			known = name
+		default:
+			more++
 		}
 	}
-	return s
+	switch {
+	case known == "":
+		return s
+	case more > 0:
+		known += " +" + strconv.Itoa(more)
+	}
+	return s + " (" + known + ")"
 }
 
 // clean keeps what a client sent from steering the reader's terminal.
