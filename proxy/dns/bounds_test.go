@@ -206,3 +206,49 @@ func TestWaitingIsShared(t *testing.T) {
 	})
 	g.waitDropped(ReasonLearn, over)
 }
+
+// TestStreamsOfAPodAreBounded: it has so many connections and no more, until one
+// has ended, and a part of the questions that may wait.
+func TestStreamsOfAPodAreBounded(t *testing.T) {
+	g := newStreams(t)
+	q := query("a.x", dns.TypeA)
+	ask := func(s *streamRig) {
+		t.Helper()
+		s.write(s.client, framed(t, q))
+		s.read(s.server)
+		s.write(s.server, framed(t, replyTo(t, q)))
+		s.read(s.client)
+	}
+	first := g.connect()
+	for range maxStreamsPod - 1 {
+		accepted, _ := tcpPair(t)
+		g.server.Start(Conn{
+			Client: accepted, Pod: pod4,
+			Dial:    func(ctx context.Context) (*net.TCPConn, error) { <-ctx.Done(); return nil, ctx.Err() },
+			Rules:   func() Rules { return *g.rules.Load() },
+			Observe: g.observe,
+		})
+	}
+	ask(first)
+	one := g.connect()
+	<-one.over
+	g.waitDropped(ReasonFlood, 1)
+	first.pair.Abort()
+	<-first.over
+	next := g.connect()
+	ask(next)
+	g.records(2)
+	// Its questions wait for each other where it has too many.
+	next.pair.stream.pod.streamed.Store(maxStreamedPod)
+	next.write(next.client, framed(t, q, q))
+	for range 2 {
+		next.read(next.server)
+		next.silent(next.server)
+		next.write(next.server, framed(t, replyTo(t, q)))
+		next.read(next.client)
+	}
+	g.records(2)
+	if n := next.pair.stream.pod.streamed.Load(); n != maxStreamedPod {
+		t.Errorf("%d are counted", n-maxStreamedPod)
+	}
+}

@@ -45,6 +45,11 @@ const (
 	// maxStreamed bounds those of all connections, at under 400 bytes each; then
 	// each connection may have one at a time.
 	maxStreamed = 1 << 16
+	// maxStreamedPod bounds those of one pod, and maxStreamsPod its connections: each
+	// may hold 300 KiB, if its server helps, of messages that are not whole yet or
+	// that nobody takes. Clients have one or a few.
+	maxStreamedPod = maxStreamed / 4
+	maxStreamsPod  = 512
 )
 
 // limits of time. They are looked at every sweep, and that coarse.

@@ -44,33 +44,14 @@ func (p *Pair) Abort() {
 // End ends the connection as soon as nothing on it waits for an answer.
 func (p *Pair) End() { p.stream.drain() }
 
-// pairs are the connections a Server has.
-type pairs struct {
-	relay *relay
-	mu    sync.Mutex
-	all   map[*stream]struct{}
-	over  sync.WaitGroup
-
-	draining, stopping bool
-}
-
-func (p *pairs) init(r *relay) { p.relay, p.all = r, make(map[*stream]struct{}) }
-
 // Start takes the connection over and returns at once. It may be called
-// concurrently, before Run as well; after Run ended it resets the connection.
+// concurrently, before Run as well. It resets the connection after Run ended, and
+// where the pod has too many.
 func (s *Server) Start(c Conn) *Pair {
 	ctx, cancel := context.WithCancel(context.Background())
 	p := &stream{relay: s.relay, conn: c, cancel: cancel, client: c.Client, done: make(chan struct{})}
 	p.room.L = &p.mu
-	s.pairs.mu.Lock()
-	stopping := s.pairs.stopping
-	p.draining = s.pairs.draining
-	if !stopping {
-		s.pairs.all[p] = struct{}{}
-		s.pairs.over.Add(1)
-	}
-	s.pairs.mu.Unlock()
-	if stopping {
+	if !s.pairs.enter(p) {
 		p.reset()
 		p.finish()
 		return &Pair{p}
@@ -78,42 +59,10 @@ func (s *Server) Start(c Conn) *Pair {
 	go func() {
 		defer s.pairs.over.Done()
 		p.run(ctx)
-		s.pairs.mu.Lock()
-		delete(s.pairs.all, p)
-		s.pairs.mu.Unlock()
+		s.pairs.leave(p)
 		p.finish()
 	}()
 	return &Pair{p}
-}
-
-func (p *pairs) list() []*stream {
-	out := make([]*stream, 0, len(p.all))
-	for s := range p.all {
-		out = append(out, s)
-	}
-	return out
-}
-
-func (p *pairs) drain() {
-	p.mu.Lock()
-	p.draining = true
-	all := p.list()
-	p.mu.Unlock()
-	for _, s := range all {
-		s.drain()
-	}
-}
-
-// stop resets all connections and returns when they are closed.
-func (p *pairs) stop() {
-	p.mu.Lock()
-	p.stopping = true
-	all := p.list()
-	p.mu.Unlock()
-	for _, s := range all {
-		s.reset()
-	}
-	p.over.Wait()
 }
 
 // stream is a client's connection and the one to its server. Each direction has
@@ -122,6 +71,7 @@ func (p *pairs) stop() {
 type stream struct {
 	relay          *relay // for its Options
 	conn           Conn
+	pod            *streamPod
 	cancel         context.CancelFunc
 	client, server *net.TCPConn
 	done           chan struct{}

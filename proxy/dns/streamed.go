@@ -139,16 +139,19 @@ func (p *stream) await(q *question, a asked, verdict judgement, now time.Time, f
 // full tells whether the next question has to wait for an answer to another.
 func (p *stream) full() bool {
 	n := len(p.pending)
-	return !p.ending && (n >= maxPipelined || n > 0 && p.relay.streamed.Load() >= maxStreamed)
+	return !p.ending && (n >= maxPipelined ||
+		n > 0 && (p.relay.streamed.Load() >= maxStreamed || p.pod.streamed.Load() >= maxStreamedPod))
 }
 
 func (p *stream) take() *streamed {
 	p.relay.streamed.Add(1)
+	p.pod.streamed.Add(1)
 	return p.relay.spare.take()
 }
 
 func (p *stream) release(w *streamed) {
 	p.relay.streamed.Add(-1)
+	p.pod.streamed.Add(-1)
 	p.relay.spare.release(w)
 }
 
