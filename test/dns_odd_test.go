@@ -86,6 +86,18 @@ func TestOddQuestions(t *testing.T) {
 				c.Close()
 			}
 			s.severalServers(t, from, family)
+			// In fragments.
+			q := new(dns.Msg).SetQuestion("n252.good.test.", typeOf(family)).SetEdns0(4096, false)
+			q.Extra[0].(*dns.OPT).Option = []dns.EDNS0{&dns.EDNS0_PADDING{Padding: make([]byte, 3500)}}
+			c, err := web.DialContext(t.Context(), "udp", addrPort(near, family, 53).String())
+			if err != nil {
+				t.Fatal(err)
+			}
+			m, _, err := (&dns.Client{Timeout: patience}).ExchangeWithConnContext(t.Context(), q, &dns.Conn{Conn: c})
+			if err != nil || len(addresses(m)) != 1 {
+				t.Errorf("%s, IPv%d, a question of 3.5 KB: %v, %v", from, 4+2*family, m, err)
+			}
+			c.Close()
 		}
 	}
 

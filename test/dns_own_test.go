@@ -43,7 +43,7 @@ func (s *story) serveAt(o *ownServer, at *place, port uint16) {
 		if err != nil {
 			s.t.Fatal(err)
 		}
-		for _, server := range []*dns.Server{{PacketConn: pc, Handler: o}, {Listener: ln, Handler: o, MaxTCPQueries: -1}} {
+		for _, server := range []*dns.Server{{PacketConn: pc, Handler: o, UDPSize: 8192}, {Listener: ln, Handler: o, MaxTCPQueries: -1}} {
 			go func() { _ = server.ActivateAndServe() }()
 			s.t.Cleanup(func() { _ = server.Shutdown() })
 		}

@@ -119,7 +119,7 @@ func (s *story) question(p *probe, family int) (q map[string]any, want policy.Ve
 		q["http"] = map[string]any{"method": p.verb, "path": p.path, "host": host, "headers": header}
 	}
 	s.mu.Lock()
-	if names := s.taught[target.Addr()]; len(names) > 0 && p.verb != "resolve" {
+	if names := s.taught[target.Addr()]; len(names) > 0 {
 		q["names"] = slices.Clone(names)
 	}
 	s.mu.Unlock()

@@ -31,7 +31,7 @@ func (o *dnsOptions) addFlags(cmd *cobra.Command) {
 	f.DurationVar(&o.minTTL, "fqdn-min-ttl", time.Minute, "an address stands for its name at least so long after an answer")
 	f.DurationVar(&o.maxTTL, "fqdn-max-ttl", 24*time.Hour, "and at most so long, unless a connection to it is open")
 	f.IntVar(&o.perName, "fqdn-max-addresses-per-name", 1000, "how many addresses a name can have; the longest unused go")
-	f.StringVar(&o.denied, "dns-denied", "refused", "what a denied question is answered with: refused or nxdomain")
+	f.StringVar(&o.denied, "dns-denied", "refused", "what a denied question is answered with: refused, or nxdomain (musl, as in Alpine, ends its search list at the first)")
 }
 
 func (o *dnsOptions) check() error {
