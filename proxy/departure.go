@@ -53,6 +53,11 @@ func (d *departure) plan() (until time.Time, successor, restart bool) {
 // where an agent may bring a successor, at most half of its time.
 const successorPatience = 3 * time.Second
 
+// lingering is how long a process with a successor stays at least: what came to
+// its sockets before the kernel turned to the successor may not have been read
+// yet where the machine is busy.
+const lingering = time.Second
+
 // drainEvery is how often it is looked whether a drain is over.
 const drainEvery = 20 * time.Millisecond
 
@@ -74,6 +79,7 @@ func (p *process) depart(ctx context.Context, w *wired) {
 		})
 	})
 	until, _, _ := p.departure.plan()
+	var succeeded time.Time
 	hope := time.Now().Add(min(successorPatience, time.Until(until)/2))
 	for p.ctx.Err() == nil {
 		until, successor, restart := p.departure.plan()
@@ -82,7 +88,10 @@ func (p *process) depart(ctx context.Context, w *wired) {
 		case successor:
 			w.data.handOver()
 			retire()
-			over = w.data.over()
+			if succeeded.IsZero() {
+				succeeded = time.Now()
+			}
+			over = w.data.over() && time.Since(succeeded) >= lingering
 		case restart || time.Now().After(hope) || !p.agent.connected():
 			w.refuse()
 			w.data.wane()
