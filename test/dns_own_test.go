@@ -119,7 +119,9 @@ func (p *place) sendAs(from, to netip.AddrPort, b []byte) error {
 		l := net.ListenConfig{Control: func(_, _ string, c syscall.RawConn) error {
 			var err error
 			return errors.Join(c.Control(func(fd uintptr) {
-				err = unix.SetsockoptInt(int(fd), level, option, 1)
+				// Another one may be sending from there at this moment.
+				err = errors.Join(unix.SetsockoptInt(int(fd), level, option, 1),
+					unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_REUSEADDR, 1))
 			}), err)
 		}}
 		c, err := l.ListenPacket(context.Background(), network, from.String())
