@@ -2,7 +2,10 @@ package test
 
 import (
 	"fmt"
+	"os"
+	"path/filepath"
 	"regexp"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -92,3 +95,65 @@ func TestDeadServers(t *testing.T) {
 		t.Errorf("flows of a server that is not there: %v\n%s", err, out)
 	}
 }
+
+// TestFlood: a pod that asks all it can, and is answered nothing, costs others no
+// answer.
+func TestFlood(t *testing.T) {
+	t.Parallel()
+	needRoot(t)
+	need(t, "dnsperf")
+	s := tell(t, "setups/dns-own.txtar")
+	o := s.serveOwn(s.places["kube-system/dns"])
+	o.numbered(400)
+	s.must("start")
+	// A thousand names, and a server that swallows the questions.
+	silent, err := s.network.Outside.ListenPacket("udp", addrPort(s.places["ns"], 0, 53).String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer silent.Close()
+	var questions strings.Builder
+	for i := range 1000 {
+		fmt.Fprintf(&questions, "n%d.good.test A\n", i)
+	}
+	file := filepath.Join(t.TempDir(), "questions")
+	if err := os.WriteFile(file, []byte(questions.String()), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	out := make(chan string, 1)
+	go func() {
+		text, _ := s.places["shop/web2"].Run(t.Context(), "", "dnsperf", "-s", s.places["ns"].addrs[0].String(), "-d", file,
+			"-c", "20", "-q", "60000", "-Q", "15000", "-l", "3", "-t", "2")
+		out <- text
+	}()
+	time.Sleep(500 * time.Millisecond)
+	slow := 0
+	for i := range 150 {
+		began, network := time.Now(), []string{"udp", "tcp"}[i%2]
+		m, err := s.places["shop/web"].askDNS(t.Context(), network, addrPort(s.places["kube-system/dns"], i/2%2, 53), dns.TypeA, fmt.Sprintf("n%d.good.test", i), patience)
+		if err != nil || len(addresses(m)) != 1 {
+			t.Errorf("question %d beside a flood: %v, %v", i, m, err)
+			break
+		}
+		if time.Since(began) > time.Second {
+			slow++
+		}
+		s.places["shop/web"].open(t, "beside a flood", manyAddrs(i)[0])
+	}
+	if slow > 1 {
+		t.Errorf("%d of 150 answers took more than a second", slow)
+	}
+	// No more than the bound of one pod's questions to one server wait; the others
+	// are told at once.
+	text := <-out
+	lost, sent := 0, 0
+	if m := perfCounts.FindStringSubmatch(text); m != nil {
+		sent, _ = strconv.Atoi(m[1])
+		lost, _ = strconv.Atoi(m[2])
+	}
+	if lost == 0 || lost > 4096 || sent > 5000 && !strings.Contains(text, "SERVFAIL") {
+		t.Errorf("%d of %d questions were not answered:\n%s", lost, sent, text[max(0, len(text)-1000):])
+	}
+}
+
+var perfCounts = regexp.MustCompile(`(?s)Queries sent:\s+(\d+).*Queries lost:\s+(\d+) `)
