@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -187,6 +188,43 @@ func (p *place) askDNS(ctx context.Context, network string, server netip.AddrPor
 	client := &dns.Client{Net: network, Timeout: timeout, UDPSize: 4096}
 	m, _, err := client.ExchangeWithConnContext(ctx, q, &dns.Conn{Conn: c, UDPSize: 4096})
 	return m, err
+}
+
+// resolve asks a server for a name; what comes of it is a code of DNS.
+func (s *story) resolve(ctx context.Context, p *probe, from *place, server netip.AddrPort, family int) (string, error) {
+	kind, name := p.kind, p.path[1:]
+	if kind == 0 {
+		kind = []uint16{dns.TypeA, dns.TypeAAAA}[family]
+	}
+	deadline, _ := ctx.Deadline()
+	m, err := from.askDNS(ctx, p.over, server, kind, name, time.Until(deadline))
+	if err != nil {
+		return outcome(err), err
+	}
+	if m.Truncated {
+		return "truncated", nil
+	}
+	found := addresses(m)
+	if place := p.checks["addresses"]; place != "" {
+		if want := s.places[place].addrs[family]; !slices.Equal(found, []netip.Addr{want}) {
+			return fmt.Sprintf("the addresses %v, not %v", found, want), nil
+		}
+	}
+	if p.believed && m.Rcode == dns.RcodeSuccess {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		for _, a := range found {
+			names := append(s.taught[a], name)
+			for _, rr := range m.Answer {
+				if c, ok := rr.(*dns.CNAME); ok {
+					names = append(names, strings.TrimSuffix(c.Target, "."))
+				}
+			}
+			slices.Sort(names)
+			s.taught[a] = slices.Compact(names)
+		}
+	}
+	return dns.RcodeToString[m.Rcode], nil
 }
 
 // addresses are those in an answer, as they come.

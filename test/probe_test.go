@@ -9,7 +9,6 @@ import (
 	"net/http"
 	"net/netip"
 	"os"
-	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -229,43 +228,6 @@ func (p *probe) request(ctx context.Context, from *node.Netns, target netip.Addr
 		seen = netip.AddrPortFrom(seen.Addr().Unmap(), seen.Port())
 	}
 	return resp.StatusCode, seen, nil
-}
-
-// resolve asks a server for a name; what comes of it is a code of DNS.
-func (s *story) resolve(ctx context.Context, p *probe, from *place, server netip.AddrPort, family int) (string, error) {
-	kind, name := p.kind, p.path[1:]
-	if kind == 0 {
-		kind = []uint16{dns.TypeA, dns.TypeAAAA}[family]
-	}
-	deadline, _ := ctx.Deadline()
-	m, err := from.askDNS(ctx, p.over, server, kind, name, time.Until(deadline))
-	if err != nil {
-		return outcome(err), err
-	}
-	if m.Truncated {
-		return "truncated", nil
-	}
-	found := addresses(m)
-	if place := p.checks["addresses"]; place != "" {
-		if want := s.places[place].addrs[family]; !slices.Equal(found, []netip.Addr{want}) {
-			return fmt.Sprintf("the addresses %v, not %v", found, want), nil
-		}
-	}
-	if p.believed && m.Rcode == dns.RcodeSuccess {
-		s.mu.Lock()
-		defer s.mu.Unlock()
-		for _, a := range found {
-			names := append(s.taught[a], name)
-			for _, rr := range m.Answer {
-				if c, ok := rr.(*dns.CNAME); ok {
-					names = append(names, strings.TrimSuffix(c.Target, "."))
-				}
-			}
-			slices.Sort(names)
-			s.taught[a] = slices.Compact(names)
-		}
-	}
-	return dns.RcodeToString[m.Rcode], nil
 }
 
 // checkRecords asks for the records that must tell of a probe.

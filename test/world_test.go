@@ -3,6 +3,8 @@ package test
 import (
 	"context"
 	"fmt"
+	"io"
+	"net/http"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -13,6 +15,59 @@ import (
 )
 
 // The commands of a script that make nodes, pods, and whom these talk to.
+
+// serve names a place and starts its servers.
+func (s *story) serve(name string, p *place) {
+	s.t.Helper()
+	s.places[name] = p
+	for _, port := range []uint16{80, 8080} {
+		if err := p.ServeHTTP(port, special); err != nil {
+			s.t.Fatal(err)
+		}
+	}
+	for _, port := range []uint16{5432, 7000} {
+		if err := p.ServeTCP(port); err != nil {
+			s.t.Fatal(err)
+		}
+	}
+	for _, port := range []uint16{53, 7000} {
+		if port == 53 && s.noEcho53 {
+			continue
+		}
+		if err := p.ServeUDP(port); err != nil {
+			s.t.Fatal(err)
+		}
+	}
+}
+
+// special answers two kinds of requests that probes don't make: ?bytes=N for a
+// body of that size, and upgrades to an echo.
+func special(w http.ResponseWriter, r *http.Request) bool {
+	if n, err := strconv.ParseInt(r.URL.Query().Get("bytes"), 10, 64); err == nil {
+		w.Header().Set("Content-Length", strconv.FormatInt(n, 10))
+		_, _ = io.CopyN(w, zeros{}, n)
+		return true
+	}
+	if r.Header.Get("Upgrade") == "" {
+		return false
+	}
+	conn, buffered, err := http.NewResponseController(w).Hijack()
+	if err != nil {
+		return false
+	}
+	defer conn.Close()
+	_, _ = io.WriteString(conn, "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: "+r.Header.Get("Upgrade")+"\r\n\r\n")
+	_, _ = io.Copy(conn, buffered)
+	return true
+}
+
+// zeros is an endless body.
+type zeros struct{}
+
+func (zeros) Read(b []byte) (int, error) {
+	clear(b)
+	return len(b), nil
+}
 
 func (s *story) addNode(name string, flags map[string]string) error {
 	o := node.NodeOptions{Name: name, DropInvalid: true}
