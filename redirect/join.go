@@ -17,6 +17,9 @@ import (
 // is to get flows, and not only to end those it has.
 func (m *Manager) join(ctx context.Context, s *session, heir bool) error {
 	err := m.wire(s)
+	if err != nil && s.ended() {
+		return errEnded // and with it the hold on the namespace: that says nothing of the proxy
+	}
 	if errors.Is(err, errUnfit) {
 		// It was wired by someone with other tables, or what it was wired with
 		// has gone. Its flows are lost already; where it is needed, a fresh one

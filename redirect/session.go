@@ -37,6 +37,7 @@ type session struct {
 
 	once sync.Once
 	done chan struct{}
+	mu   sync.Mutex // held while rpc is set, or closed
 }
 
 // steps are how far a proxy has come.
@@ -49,6 +50,8 @@ type steps struct {
 func (s *session) close() {
 	s.once.Do(func() {
 		close(s.done)
+		s.mu.Lock()
+		defer s.mu.Unlock()
 		if s.rpc != nil {
 			_ = s.rpc.Close()
 		}
@@ -56,6 +59,9 @@ func (s *session) close() {
 		s.netns.Close()
 	})
 }
+
+// errEnded: the connection is over.
+var errEnded = errors.New("the connection to the proxy has ended")
 
 // ended tells whether the connection is over.
 func (s *session) ended() bool {
@@ -175,6 +181,12 @@ func (s *session) talk() error {
 	rpc, err := control.NewClient(s.conn)
 	if err != nil {
 		return fmt.Errorf("talk to the proxy: %w", err)
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.ended() {
+		_ = rpc.Close()
+		return errEnded
 	}
 	s.rpc, s.client = rpc, control.NewProxyClient(rpc)
 	return nil

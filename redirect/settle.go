@@ -139,6 +139,9 @@ func (m *Manager) prepare(ctx context.Context, s *session, heir bool) error {
 		return m.holds(s)
 	}
 	if err := m.introduce(ctx, s, heir); err != nil {
+		if s.ended() {
+			return nil
+		}
 		s.close()
 		if hangs(err) {
 			m.endHanging(s.place)
