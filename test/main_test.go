@@ -1,10 +1,13 @@
 package test
 
 import (
+	"flag"
 	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
+	"strconv"
 	"testing"
 
 	"github.com/weirnet/weir/test/node"
@@ -26,6 +29,17 @@ func run(m *testing.M) int {
 	}
 	if os.Geteuid() != 0 {
 		return m.Run()
+	}
+	// Stories wait more than they work: unless somebody said how many, more of
+	// them are told at a time than there are processors.
+	flag.Parse()
+	said := false
+	flag.Visit(func(f *flag.Flag) { said = said || f.Name == "test.parallel" })
+	if !said {
+		if err := flag.Set("test.parallel", strconv.Itoa(2*runtime.GOMAXPROCS(0)+1)); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			return 1
+		}
 	}
 	dir, err := os.MkdirTemp("", prefix)
 	if err != nil {
