@@ -80,15 +80,20 @@ func Launch(ctx context.Context, o LauncherOptions) error {
 	if err != nil {
 		return err
 	}
-	// The place goes with the last proxy, so that nobody waits for an answer
-	// that can't come. Where it can't be removed others see that nobody has it.
 	defer lock.Close()
-	defer func() { _ = p.remove() }()
+	// The place is held until this process is gone: who waits for its end waits
+	// for that, and removes what is left of it. The descriptor is never closed.
+	if _, err := unix.FcntlInt(lock.Fd(), unix.F_DUPFD_CLOEXEC, 0); err != nil {
+		return fmt.Errorf("hold a place: %w", err)
+	}
 	listener, err := listen(p.socket())
 	if err != nil {
 		return err
 	}
 	defer listener.Close()
+	// It goes with the last proxy, so that nobody waits for an answer that can't
+	// come.
+	defer func() { _ = os.Remove(p.socket()) }()
 	root, err := emptyDir(filepath.Join(o.RunDir, emptyName))
 	if err != nil {
 		return err

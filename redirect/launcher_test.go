@@ -32,8 +32,11 @@ func TestLauncherEndsWhenTold(t *testing.T) {
 	if took := time.Since(began); took > 3*time.Second {
 		t.Errorf("it took %v", took)
 	}
-	if places, err := allPlaces(dir); len(places) > 0 || err != nil {
+	if places, err := livePlaces(dir); len(places) > 0 || err != nil {
 		t.Errorf("places are left: %v, %v", places, err)
+	}
+	if left, _ := os.ReadDir(dir); len(left) != 2 { // the log, and the empty directory
+		t.Errorf("left: %v", left)
 	}
 	if _, err := os.Stat(place{dir, 1}.socket()); !os.IsNotExist(err) {
 		t.Errorf("the socket: %v", err)

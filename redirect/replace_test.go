@@ -188,8 +188,9 @@ func TestReplacementWaitsForRuleSets(t *testing.T) {
 			return err == nil && len(attached) == 2
 		})
 		time.Sleep(2 * watchEvery)
-		if d.Generation() != g || b.Replaced(t.Context()) != nil && b.Replaced(t.Context())[0].Draining {
-			t.Errorf("generation %d is current, and the agent does not know all rule sets", d.Generation())
+		old := b.Replaced(t.Context())
+		if d.Generation() != g || slices.ContainsFunc(old, (*control.StatusResponse).GetDraining) {
+			t.Errorf("generation %d is current, and the agent does not know all rule sets: %v", d.Generation(), old)
 		}
 		if err := b.Synced(t.Context()); err != nil {
 			t.Fatal(err)
