@@ -129,37 +129,58 @@ func readHolders(p place) (h holders, err error) {
 // kill ends a process that has the lock file open, and returns when it is
 // gone. Any other that has its number by now is let live: false.
 func (h holders) kill(pid int) (bool, error) {
-	if pid <= 0 {
-		return false, nil
+	p, err := h.pin(pid)
+	if err != nil || p == nil {
+		return false, err
+	}
+	defer p.release()
+	if err := unix.PidfdSendSignal(p.fd, unix.SIGKILL, nil, 0); err != nil && !errors.Is(err, unix.ESRCH) {
+		return false, fmt.Errorf("kill process %d: %w", pid, err)
+	}
+	return true, p.wait(killTimeout)
+}
+
+// pinned is a process, and no other that gets its number later.
+type pinned struct{ pid, fd int }
+
+// pin finds a process that has the lock file open; nil: it has not, or is gone.
+func (h holders) pin(pid int) (*pinned, error) {
+	if pid <= 0 || h.lock == nil {
+		return nil, nil
 	}
 	fd, err := unix.PidfdOpen(pid, 0)
 	if errors.Is(err, unix.ESRCH) {
-		return false, nil
+		return nil, nil
 	}
 	if err != nil {
-		return false, fmt.Errorf("kill process %d: %w", pid, err)
+		return nil, fmt.Errorf("find process %d: %w", pid, err)
 	}
-	defer func() { _ = unix.Close(fd) }() // nothing was written
+	p := &pinned{pid, fd}
 	// After the number is pinned: what is looked at is what is killed, or the
 	// signal goes nowhere.
 	if holds, err := h.open(pid); err != nil || !holds {
-		return false, err
+		p.release()
+		return nil, err
 	}
-	if err := unix.PidfdSendSignal(fd, unix.SIGKILL, nil, 0); err != nil && !errors.Is(err, unix.ESRCH) {
-		return false, fmt.Errorf("kill process %d: %w", pid, err)
-	}
-	poll := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}
-	for end := time.Now().Add(killTimeout); ; {
+	return p, nil
+}
+
+func (p *pinned) release() { _ = unix.Close(p.fd) } // nothing was written
+
+// wait returns when the process is gone.
+func (p *pinned) wait(limit time.Duration) error {
+	poll := []unix.PollFd{{Fd: int32(p.fd), Events: unix.POLLIN}}
+	for end := time.Now().Add(limit); ; {
 		left := time.Until(end)
 		n, err := unix.Poll(poll, int(max(left, 0).Milliseconds()))
 		if n > 0 {
-			return true, nil
+			return nil
 		}
 		if err != nil && !errors.Is(err, unix.EINTR) {
-			return true, fmt.Errorf("wait for the end of process %d: %w", pid, err)
+			return fmt.Errorf("wait for the end of process %d: %w", p.pid, err)
 		}
 		if left <= 0 {
-			return true, fmt.Errorf("process %d does not end, though killed", pid)
+			return fmt.Errorf("process %d does not end", p.pid)
 		}
 	}
 }

@@ -142,3 +142,45 @@ func TestNoOtherIsKilled(t *testing.T) {
 		t.Errorf("nobody: %v, %v", did, err)
 	}
 }
+
+// TestEndWaitsForLauncher: who ended a proxy finds neither of its processes,
+// also where the launcher is slow to go when it has let go of the place.
+func TestEndWaitsForLauncher(t *testing.T) {
+	p, lock, err := takePlace(t.Context(), t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	launcher := exec.Command("sh", "-c", "read go; exec 3>&-; sleep 0.5")
+	launcher.ExtraFiles = []*os.File{lock}
+	stdin, err := launcher.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := launcher.Start(); err != nil {
+		t.Fatal(err)
+	}
+	gone := make(chan struct{})
+	go func() {
+		_ = launcher.Wait()
+		close(gone)
+	}()
+	defer func() {
+		_ = launcher.Process.Kill()
+		<-gone
+	}()
+	if err := writeHolders(lock, launcher.Process.Pid, 0); err != nil {
+		t.Fatal(err)
+	}
+	if err := lock.Close(); err != nil {
+		t.Fatal(err)
+	}
+	time.AfterFunc(50*time.Millisecond, func() { _ = stdin.Close() })
+	if err := p.end(t.Context(), 0); err != nil {
+		t.Fatal(err)
+	}
+	select {
+	case <-gone:
+	case <-time.After(200 * time.Millisecond):
+		t.Error("the launcher is still there")
+	}
+}

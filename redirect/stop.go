@@ -52,11 +52,20 @@ func stopRunning(ctx context.Context, runDir string, drain time.Duration) error 
 // end ends the place's proxy and launcher, and returns when both are gone. They
 // are killed if they can't be asked, or don't go.
 func (p place) end(ctx context.Context, drain time.Duration) error {
+	// Who can't be found is not waited for.
+	h, _ := readHolders(p)
+	launcher, _ := h.pin(h.launcher)
+	if launcher != nil {
+		defer launcher.release()
+	}
 	err := p.askToEnd(ctx, drain)
+	if err == nil && launcher != nil {
+		return launcher.wait(endTimeout) // its lock was free a moment before
+	}
 	if err == nil || ctx.Err() != nil {
 		return err
 	}
-	h, readErr := readHolders(p)
+	h, readErr := readHolders(p) // it may be another by now
 	if readErr != nil {
 		return errors.Join(err, readErr)
 	}
