@@ -60,13 +60,15 @@ func (n *node) newAsker(generation uint8) *asker {
 	listeners, err := ebpf.LoadPinnedMap(filepath.Join(proxyDir(n.opts.Pins, generation), listenersPin), nil)
 	n.must(err)
 	defer letGo(listeners)
-	for key, address := range map[uint32]string{ListenerUDP4: "127.0.0.1:0", ListenerUDP6: "[::1]:0"} {
+	for first, address := range map[uint32]string{ListenerUDP4: "127.0.0.1:0", ListenerUDP6: "[::1]:0"} {
 		c := a.listen(address)
 		raw, err := c.SyscallConn()
 		n.must(err)
-		var putErr error
-		n.must(raw.Control(func(fd uintptr) { putErr = listeners.Put(key, uint64(fd)) }))
-		n.must(putErr)
+		for lane := range Lanes {
+			var putErr error
+			n.must(raw.Control(func(fd uintptr) { putErr = listeners.Put(first+lane, uint64(fd)) }))
+			n.must(putErr)
+		}
 		go a.serve(c)
 	}
 	a.entry = Proxy{Ifindex: uint32(index), Alive: 1}

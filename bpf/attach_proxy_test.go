@@ -129,7 +129,7 @@ func TestProxyOfAnotherVersion(t *testing.T) {
 	check(t, attach(d))
 	pin := filepath.Join(proxyDir(pins, 3), listenersPin)
 	check(t, os.Remove(pin))
-	older, err := ebpf.NewMap(&ebpf.MapSpec{Name: "listeners", Type: ebpf.SockMap, KeySize: 4, ValueSize: 8, MaxEntries: 2})
+	older, err := ebpf.NewMap(&ebpf.MapSpec{Name: "listeners", Type: ebpf.SockMap, KeySize: 4, ValueSize: 8, MaxEntries: 4})
 	check(t, err)
 	defer letGo(older)
 	check(t, older.Pin(pin))

@@ -3,6 +3,7 @@ package bpf
 import (
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -13,12 +14,18 @@ import (
 )
 
 // Keys of a proxy's listeners: its listening sockets, and the unconnected ones
-// that datagrams of redirected flows come to.
+// that datagrams of redirected flows come to. Of those each family has Lanes, from
+// its key on; all that an address sends comes to one of them, and nobody knows
+// beforehand to which. Listeners is how many keys there are: a table of another
+// size is one of another version.
 const (
 	ListenerTCP4 uint32 = 0
 	ListenerTCP6 uint32 = 1
 	ListenerUDP4 uint32 = 2
-	ListenerUDP6 uint32 = 3
+	ListenerUDP6        = ListenerUDP4 + Lanes
+	Listeners           = ListenerUDP6 + Lanes
+
+	Lanes uint32 = 64
 )
 
 // Pins of a proxy beside the link of from_proxy.
@@ -141,6 +148,9 @@ func loadSteerOf(dir string) (_ *steerObjects, err error) {
 	}
 	if err != nil {
 		return nil, err
+	}
+	if err := spec.Variables["lane_seed"].Set(rand.Uint32()); err != nil {
+		return nil, fmt.Errorf("set up steer: %w", err)
 	}
 	var o steerObjects
 	if err := spec.LoadAndAssign(&o, &ebpf.CollectionOptions{

@@ -18,6 +18,7 @@ import (
 const (
 	steerMapListeners = "listeners"
 	steerProgSteer    = "steer"
+	steerVarLaneSeed  = "lane_seed"
 )
 
 // loadSteer returns the embedded CollectionSpec for steer.
@@ -76,6 +77,7 @@ type steerMapSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type steerVariableSpecs struct {
+	LaneSeed *ebpf.VariableSpec `ebpf:"lane_seed"`
 }
 
 // steerObjects contains all objects after they have been loaded into the kernel.
@@ -111,6 +113,7 @@ func (m *steerMaps) Close() error {
 //
 // It can be passed to loadSteerObjects or ebpf.CollectionSpec.LoadAndAssign.
 type steerVariables struct {
+	LaneSeed *ebpf.Variable `ebpf:"lane_seed"`
 }
 
 // steerPrograms contains all programs after they have been loaded into the kernel.

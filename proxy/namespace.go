@@ -131,6 +131,7 @@ func openListeners(questions *dns.Server, put func(index uint32, fd uintptr) err
 	if !haveIPv6() {
 		addrs = addrs[:1]
 	}
+	datagrams := []uint32{bpf.ListenerUDP4, bpf.ListenerUDP6}
 	for i, a := range addrs {
 		l, err := listenTCP(netip.MustParseAddrPort(a))
 		if err != nil {
@@ -144,8 +145,10 @@ func openListeners(questions *dns.Server, put func(index uint32, fd uintptr) err
 		if err := onSocket(raw, func(fd int) error { return put(bpf.ListenerTCP4+uint32(i), uintptr(fd)) }); err != nil {
 			return ls, fmt.Errorf("put listener on %s into the sockmap: %w", a, err)
 		}
-		if err := questions.Listen(i == 1, func(fd uintptr) error { return put(bpf.ListenerUDP4+uint32(i), fd) }); err != nil {
-			return ls, err
+		for lane := range bpf.Lanes {
+			if err := questions.Listen(i == 1, func(fd uintptr) error { return put(datagrams[i]+lane, fd) }); err != nil {
+				return ls, err
+			}
 		}
 	}
 	return ls, nil

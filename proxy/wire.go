@@ -33,7 +33,7 @@ type wired struct {
 // refuse takes no SYNs and no questions any more: they are dropped, and their
 // repeats meet the next proxy. It may be repeated.
 func (w *wired) refuse() {
-	for i := range bpf.ListenerUDP6 + 1 {
+	for i := range bpf.Listeners {
 		_ = w.steering.Delete(i)
 	}
 }
@@ -198,6 +198,9 @@ func (p *process) wire(m *control.Wiring, files []*os.File) error {
 
 // setUp makes the data side. Listeners come last: nothing reaches it before.
 func (p *process) setUp(m *control.Wiring, maps *tables) (*wired, error) {
+	if n := maps.listeners.MaxEntries(); n != bpf.Listeners {
+		return nil, fmt.Errorf("the table of listeners has room for %d, not %d: the agent is of another version", n, bpf.Listeners)
+	}
 	revisions, err := mapRevisions(maps.revision)
 	if err != nil {
 		return nil, err
