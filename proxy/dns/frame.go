@@ -68,14 +68,10 @@ type input struct {
 	ready   func(fd uintptr) bool
 }
 
-func newInput(c *net.TCPConn, memory *pool[scratch]) (*input, error) {
-	raw, err := c.SyscallConn()
-	if err != nil {
-		return nil, err
-	}
-	in := &input{memory: memory, raw: raw}
+func (in *input) open(c *net.TCPConn) (err error) {
+	in.raw, err = c.SyscallConn()
 	in.ready = in.receive
-	return in, nil
+	return err
 }
 
 // receive reads what is there behind the rest.
@@ -154,11 +150,7 @@ func frame(b []byte) (m []byte, size int) {
 // serve reads one side of a connection until it ends, and has what was read
 // dealt with: take returns how much of it there was to take. deadline is asked
 // before each read, and whether the one before has run out of time.
-func (p *stream) serve(c *net.TCPConn, take func(*scratch, []byte) (int, error), deadline func(began time.Time, timedOut bool) error) error {
-	in, err := newInput(c, &p.relay.scratches)
-	if err != nil {
-		return err
-	}
+func (p *stream) serve(in *input, take func(*scratch, []byte) (int, error), deadline func(began time.Time, timedOut bool) error) error {
 	timedOut := false
 	for {
 		if err := deadline(in.began, timedOut); err != nil {

@@ -14,7 +14,7 @@ type pairs struct {
 	pods  map[netip.Addr]*streamPod
 	over  sync.WaitGroup
 
-	draining, stopping bool
+	draining, yielding, stopping bool
 }
 
 func (p *pairs) init(r *relay) {
@@ -31,7 +31,7 @@ type streamPod struct {
 func (p *pairs) enter(s *stream) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	s.draining = p.draining
+	s.draining, s.yielding = p.draining, p.yielding
 	if s.pod = p.pods[s.conn.Pod]; s.pod == nil {
 		s.pod = &streamPod{}
 	}

@@ -27,6 +27,11 @@ type Conn struct {
 	// valid during the call only. It and Rules are called by one goroutine at a
 	// time, and must not block.
 	Observe func(*Record)
+	// Offer, if not nil, is asked while the Server yields whether somebody else
+	// takes the connection, whenever no question waits on it. nil: nobody does.
+	// Else take is called next, and owns the sockets; nothing else of the Conn is
+	// called any more, Done neither. Both must not block.
+	Offer func() (take func(Idle))
 	// Done, if not nil, is called once, last of all: both sockets are closed.
 	Done func()
 }
@@ -35,7 +40,7 @@ type Conn struct {
 type Pair struct{ stream *stream }
 
 // Abort resets both sides and returns once both sockets are closed. It must
-// not be called from Conn's functions.
+// not be called from Conn's functions. One that was let go of is left alone.
 func (p *Pair) Abort() {
 	p.stream.reset()
 	<-p.stream.done
@@ -49,8 +54,19 @@ func (p *Pair) End() { p.stream.drain() }
 // where the pod has too many.
 func (s *Server) Start(c Conn) *Pair {
 	ctx, cancel := context.WithCancel(context.Background())
-	p := &stream{relay: s.relay, conn: c, cancel: cancel, client: c.Client, done: make(chan struct{})}
+	p := s.newStream(c)
+	p.client, p.cancel = c.Client, cancel
+	return s.start(ctx, p)
+}
+
+func (s *Server) newStream(c Conn) *stream {
+	p := &stream{relay: s.relay, conn: c, cancel: func() {}, done: make(chan struct{})}
 	p.room.L = &p.mu
+	p.input.memory, p.output.memory = &s.relay.scratches, &s.relay.scratches
+	return p
+}
+
+func (s *Server) start(ctx context.Context, p *stream) *Pair {
 	if !s.pairs.enter(p) {
 		p.reset()
 		p.finish()
@@ -58,9 +74,14 @@ func (s *Server) Start(c Conn) *Pair {
 	}
 	go func() {
 		defer s.pairs.over.Done()
-		p.run(ctx)
+		taken := p.run(ctx)
 		s.pairs.leave(p)
-		p.finish()
+		if taken {
+			p.cancel()
+			close(p.done)
+		} else {
+			p.finish()
+		}
 	}()
 	return &Pair{p}
 }
@@ -74,6 +95,7 @@ type stream struct {
 	pod            *streamPod
 	cancel         context.CancelFunc
 	client, server *net.TCPConn
+	input, output  input // of them
 	done           chan struct{}
 
 	mu       sync.Mutex
@@ -84,10 +106,45 @@ type stream struct {
 	draining bool
 	ending   bool // both directions end: input is thrown away
 	aborted  bool
+	// yielding: the connection is offered to somebody else when no question waits,
+	// unless it was declined since the last one; pausing: the client's side has
+	// stopped for that.
+	yielding, declined, pausing bool
 }
 
-// run connects to the server and serves until both sides have ended.
-func (p *stream) run(ctx context.Context) {
+// run connects to the server, if that was not done before, and serves until both
+// sides have ended, or somebody else has the connection.
+func (p *stream) run(ctx context.Context) (taken bool) {
+	if p.server == nil && !p.connect(ctx) {
+		return false
+	}
+	if err := errors.Join(p.input.open(p.client), p.output.open(p.server)); err != nil {
+		p.reset()
+		return false
+	}
+	p.mu.Lock()
+	p.active = time.Now()
+	p.mu.Unlock()
+	for {
+		answers := make(chan struct{})
+		go func() {
+			defer close(answers)
+			if err := p.serve(&p.output, p.answers, p.answerDeadline); !errors.Is(err, errYield) {
+				p.end(err)
+			}
+		}()
+		paused := p.serveQuestions()
+		<-answers
+		if !paused {
+			return false
+		}
+		if p.offer() {
+			return true
+		}
+	}
+}
+
+func (p *stream) connect(ctx context.Context) bool {
 	server, err := p.conn.Dial(ctx)
 	p.mu.Lock()
 	if err != nil || p.aborted {
@@ -96,32 +153,31 @@ func (p *stream) run(ctx context.Context) {
 		}
 		p.mu.Unlock()
 		p.reset()
-		return
+		return false
 	}
-	p.server, p.active = server, time.Now()
+	p.server = server
 	p.mu.Unlock()
-	answers := make(chan struct{})
-	go func() {
-		defer close(answers)
-		p.end(p.serve(p.server, p.answers, p.answerDeadline))
-	}()
-	p.serveQuestions()
-	<-answers
+	return true
 }
 
 // serveQuestions serves the client's side. That the client has ended it is
-// passed on; answers come all the same.
-func (p *stream) serveQuestions() {
-	err := p.serve(p.client, p.questions, p.questionDeadline)
-	if !errors.Is(err, io.EOF) {
+// passed on; answers come all the same. paused: the connection is to be offered.
+func (p *stream) serveQuestions() (paused bool) {
+	err := p.serve(&p.input, p.questions, p.questionDeadline)
+	switch {
+	case errors.Is(err, errYield):
+		p.pause()
+		return true
+	case !errors.Is(err, io.EOF):
 		p.end(err)
-		return
+		return false
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.half = time.Now().Add(p.relay.limits.half)
 	_ = p.server.CloseWrite()
 	_ = p.server.SetReadDeadline(p.answerTime())
+	return false
 }
 
 // end ends both directions for the reason that one of them has ended: in good
@@ -155,7 +211,9 @@ func (p *stream) reset() {
 	}
 	p.aborted, p.ending = true, true
 	p.room.Broadcast()
-	closeReset(p.client)
+	if p.client != nil {
+		closeReset(p.client)
+	}
 	if p.server != nil {
 		closeReset(p.server)
 	}
@@ -175,9 +233,10 @@ func (p *stream) finish() {
 	for _, w := range left {
 		p.tell(w, reason)
 	}
-	_ = p.client.Close()
-	if p.server != nil {
-		_ = p.server.Close()
+	for _, c := range []*net.TCPConn{p.client, p.server} {
+		if c != nil {
+			_ = c.Close()
+		}
 	}
 	if p.conn.Done != nil {
 		p.conn.Done()
@@ -218,6 +277,8 @@ func (p *stream) questionDeadline(began time.Time, timedOut bool) error {
 			return errIdle
 		}
 		return nil // end has set it
+	case p.idle():
+		return errYield
 	case timedOut && !began.IsZero() && now.Sub(began) >= p.relay.limits.message:
 		return os.ErrDeadlineExceeded
 	case timedOut && began.IsZero() && len(p.pending) == 0 && (p.draining || now.Sub(p.active) >= p.relay.limits.idle):
@@ -251,6 +312,10 @@ func (p *stream) answerDeadline(_ time.Time, timedOut bool) error {
 		}
 		return nil
 	}
+	if p.pausing {
+		p.mu.Unlock()
+		return errYield
+	}
 	var late []*streamed
 	now := time.Now()
 	if timedOut {
@@ -264,6 +329,7 @@ func (p *stream) answerDeadline(_ time.Time, timedOut bool) error {
 		}
 		p.pending = kept
 		p.room.Broadcast()
+		p.rouse()
 	}
 	over := !p.half.IsZero() && !now.Before(p.half)
 	err := p.server.SetReadDeadline(p.answerTime())

@@ -77,21 +77,29 @@ func tcpPair(t testing.TB) (accepted, dialed *net.TCPConn) {
 	return a.(*net.TCPConn), d.(*net.TCPConn)
 }
 
-func (g *rig) connect() *streamRig {
+func (g *rig) connect() *streamRig { g.t.Helper(); return g.connectWith(func(*Conn) {}) }
+
+// connectWith begins with a Conn that was changed.
+func (g *rig) connectWith(change func(*Conn)) *streamRig {
 	g.t.Helper()
 	accepted, client := tcpPair(g.t)
 	server, dialed := tcpPair(g.t)
 	g.must(accepted.SetDeadline(time.Time{}))
 	g.must(dialed.SetDeadline(time.Time{}))
 	s := &streamRig{rig: g, client: client, server: server, over: make(chan struct{})}
-	s.pair = g.server.Start(Conn{
-		Client: accepted, Pod: pod4,
-		Dial:    func(context.Context) (*net.TCPConn, error) { return dialed, nil },
+	c := Conn{
+		Client: accepted, Pod: pod4, Dial: dialTo(dialed),
 		Rules:   func() Rules { return *g.rules.Load() },
 		Observe: g.observe,
 		Done:    func() { close(s.over) },
-	})
+	}
+	change(&c)
+	s.pair = g.server.Start(c)
 	return s
+}
+
+func dialTo(c *net.TCPConn) func(context.Context) (*net.TCPConn, error) {
+	return func(context.Context) (*net.TCPConn, error) { return c, nil }
 }
 
 // framed is messages as they are sent.

@@ -129,7 +129,7 @@ func (p *stream) await(q *question, a asked, verdict judgement, now time.Time, f
 	w.kind, w.class = q.kind, q.class
 	w.transfer, w.told = q.kind == typeAXFR || q.kind == typeIXFR, false
 	w.size = uint16(copy(w.wire[:], q.wire))
-	p.pending = append(p.pending, w)
+	p.pending, p.declined = append(p.pending, w), false
 	if len(p.pending) == 1 {
 		return true, p.server.SetReadDeadline(p.answerTime())
 	}
@@ -227,6 +227,7 @@ func (p *stream) match(sc *scratch, m []byte) *streamed {
 		case answers(m, &sc.q, w.asked, w.question()):
 			p.pending = slices.Delete(p.pending, i, i+1)
 			p.room.Signal()
+			p.rouse()
 			return w
 		}
 	}
