@@ -39,6 +39,8 @@ type Engine struct {
 	names     *nameTable
 	pairs     map[pairKey]*pair
 	resolvers *resolvers
+	// apiServerHere: the API server has an address of this node.
+	apiServerHere bool
 
 	policyNumbers *numbering
 	rules         *ruleTable
@@ -188,6 +190,7 @@ func (e *Engine) settle() error {
 		e.touchNodes(key)
 	}
 	note(e.settlePods())
+	e.settleHost()
 	changed, err := e.settlePrefixes()
 	note(err)
 	e.servicesBehind(changed)
@@ -270,7 +273,7 @@ func (e *Engine) settlePods() error {
 		for _, a := range p.src.Addresses {
 			e.claims.touch(a)
 		}
-		local := e.nodeName != "" && p.src.Node == e.nodeName
+		local := e.isLocal(p.src)
 		if p.src.HostNetwork || !local && len(p.src.Addresses) == 0 {
 			continue
 		}

@@ -28,19 +28,21 @@ type end struct {
 	four      bool
 }
 
-// resolve finds out who one end of a question is.
-func (e *Engine) end(name string, destination bool) (end, error) {
+// resolve finds out who one end of a question is. here: as seen from this node,
+// which knows its own addresses, but not those that others have beside what
+// objects say.
+func (e *Engine) end(name string, destination, here bool) (end, error) {
 	kind, rest, ok := strings.Cut(name, ":")
 	if ok {
 		switch kind {
 		case "pod":
 			return e.podEnd(rest)
 		case "ip":
-			return e.addressEnd(rest)
+			return e.addressEnd(rest, here)
 		case "node":
 			return e.nodeEnd(rest)
 		case "entity":
-			return e.entityEnd(rest)
+			return e.entityEnd(rest, here)
 		case "service":
 			if !destination {
 				return end{}, fmt.Errorf("%q: flows don't come from a service", name)
@@ -54,7 +56,7 @@ func (e *Engine) end(name string, destination bool) (end, error) {
 		}
 	}
 	if _, err := netip.ParseAddr(name); err == nil {
-		return e.addressEnd(name)
+		return e.addressEnd(name, here)
 	}
 	return e.podEnd(name)
 }
@@ -94,13 +96,17 @@ func (e *Engine) nodeEnd(name string) (end, error) {
 	return end{name: "node " + name, node: name, isNode: true, apiServer: e.runsAPIServer(name)}, nil
 }
 
-func (e *Engine) addressEnd(text string) (end, error) {
+func (e *Engine) addressEnd(text string, here bool) (end, error) {
 	a, err := netip.ParseAddr(text)
 	if err != nil || a.Zone() != "" {
 		return end{}, fmt.Errorf("%q is not an address", text)
 	}
 	a = a.Unmap()
 	out := end{name: a.String(), six: a.Is6(), four: a.Is4()}
+	if here && e.onHost(a) {
+		out.isNode, out.node, out.name = true, e.nodeName, "node "+e.nodeName
+		return out, nil
+	}
 	if p := e.claims.owner(a); p != nil {
 		of := e.endOf(p)
 		of.six, of.four = out.six, out.four
@@ -116,6 +122,9 @@ func (e *Engine) addressEnd(text string) (end, error) {
 		return out, nil
 	}
 	out.other, _ = e.prefixes.lookup(a)
+	if !here && e.onHost(a) {
+		out.other = e.elsewhere(a)
+	}
 	switch {
 	case out.other == nil: // no Apply yet
 		out.other = newWorldPeer(hostPrefix(a), false)
@@ -130,7 +139,15 @@ func (e *Engine) addressEnd(text string) (end, error) {
 	return out, nil
 }
 
-func (e *Engine) entityEnd(name string) (end, error) {
+// elsewhere is the peer that an address of this node alone is for other nodes.
+func (e *Engine) elsewhere(a netip.Addr) *peer {
+	if e.claims.inPodCIDR(hostPrefix(a)) {
+		return newUnknownPeer()
+	}
+	return newWorldPeer(hostPrefix(a), e.claims.apiServers[a] > 0)
+}
+
+func (e *Engine) entityEnd(name string, here bool) (end, error) {
 	out := end{name: "entity " + name}
 	reserved := func(kind peerKind, id identity.ID, label string) {
 		out.other = newFixedPeer(kind, id, identity.Reserved(label))
@@ -155,7 +172,7 @@ func (e *Engine) entityEnd(name string) (end, error) {
 		out.node = e.nodeName // a pod that is being started, so of this node
 	case api.EntityKubeAPIServer:
 		if at := slices.SortedFunc(maps.Keys(e.claims.apiServers), netip.Addr.Compare); len(at) > 0 {
-			return e.addressEnd(at[0].String())
+			return e.addressEnd(at[0].String(), here)
 		}
 		reserved(entityPeer, identity.KubeAPIServer, identity.ReservedKubeAPIServer)
 	case api.EntityCluster, api.EntityClusterMesh:
@@ -181,19 +198,9 @@ func (e *Engine) seenFrom(o end, node string) *peer {
 		return newHostPeer(e.runsAPIServer(node))
 	}
 	if o.node == node {
-		return newHostPeer(o.apiServer)
+		return newHostPeer(e.runsAPIServer(node))
 	}
 	return newNodePeer(o.apiServer, e.nodeLabels(o.node))
-}
-
-// runsAPIServer tells whether the API server has an address of the node.
-func (e *Engine) runsAPIServer(node string) bool {
-	for a := range e.claims.apiServers {
-		if _, ok := e.claims.nodes[a][node]; ok {
-			return true
-		}
-	}
-	return false
 }
 
 // portNumber finds the port in question. Names are the destination's.

@@ -72,14 +72,14 @@ type (
 
 // Object is a key of what the engine holds: kind is one of Pod, Namespace,
 // Node, Service, EndpointSlice, NetworkPolicy, CiliumNetworkPolicy,
-// CiliumClusterwideNetworkPolicy, CiliumCIDRGroup, and NameSet, which is an
-// asker's.
+// CiliumClusterwideNetworkPolicy, CiliumCIDRGroup, NameSet, which is an
+// asker's, and HostAddresses, which is the node's own.
 type Object struct{ Kind, Namespace, Name string }
 
 // Change is an object's new state. Value is nil (gone), or a *Pod,
-// *Namespace, *Node, *Service, *EndpointSlice, *NameSet, or an *api.Policy or
-// *api.CIDRGroup as the decoder made it, refused ones included (Refused set):
-// the engine closes what they would select.
+// *Namespace, *Node, *Service, *EndpointSlice, *NameSet, *HostAddresses, or an
+// *api.Policy or *api.CIDRGroup as the decoder made it, refused ones included
+// (Refused set): the engine closes what they would select.
 type Change struct {
 	Object Object
 	Value  any
@@ -87,8 +87,9 @@ type Change struct {
 
 // Options of an Engine.
 type Options struct {
-	// NodeName is this node: its addresses are identity host, the others'
-	// remote-node; policies are resolved for its pods.
+	// NodeName is this node: its addresses (those of its Node object and
+	// HostAddresses) are identity host, the others' remote-node; policies are
+	// resolved for its pods.
 	NodeName string
 	// Seeds are the numbers a predecessor gave out.
 	Seeds Seeds

@@ -12,13 +12,20 @@ import (
 // judged as on its own node, whatever Options.NodeName says: by the templates
 // that fill the tables there, searched by Lookup.
 func (e *Engine) Explain(q Question) Answer {
-	from, err := e.end(q.From, false)
+	// Which of both is a pod of another node is not known before.
+	here := func(o end) bool { return o.pod == nil || o.node == e.nodeName }
+	from, err := e.end(q.From, false, true)
 	if err != nil {
 		return failed(q, fmt.Errorf("from: %w", err))
 	}
-	to, err := e.end(q.To, true)
+	to, err := e.end(q.To, true, here(from))
 	if err != nil {
 		return failed(q, fmt.Errorf("to: %w", err))
+	}
+	if !here(to) {
+		if from, err = e.end(q.From, false, false); err != nil {
+			return failed(q, fmt.Errorf("from: %w", err))
+		}
 	}
 	if from.four && to.six || from.six && to.four {
 		return failed(q, fmt.Errorf("from %s to %s: one is IPv4, the other IPv6", q.From, q.To))

@@ -89,8 +89,9 @@ func compareNames(t *testing.T, e *Engine, tb *tables, s *subject, a netip.Addr)
 // without prefixes.
 func naivePeers(e *Engine) map[netip.Addr]*peer {
 	out := map[netip.Addr]*peer{}
+	hostAPI := false
 	for _, text := range []string{"1.2.3.4", "1.2.3.5", "1.2.3.9", "1.2.200.1", "1.200.0.1", "9.9.9.9", "10.0.0.99", "10.0.0.12", "10.200.0.1",
-		"192.168.0.1", "192.168.0.2", "192.168.0.3", "2001:db8::1", "2002::1", "10.0.0.10", "10.0.0.11", "10.0.0.13", "fd00::a", "fd00::b", "fd00::10"} {
+		"192.168.0.1", "192.168.0.2", "192.168.0.3", "2001:db8::1", "2002::1", "10.0.0.10", "10.0.0.11", "10.0.0.13", "fd00::a", "fd00::b", "fd00::10", "10.96.0.1"} {
 		a := netip.MustParseAddr(text)
 		var owner *Pod
 		for _, p := range e.pods {
@@ -113,7 +114,21 @@ func naivePeers(e *Engine) map[netip.Addr]*peer {
 		api := e.slices[Object{KindEndpointSlice, "default", "kubernetes"}]
 		isAPI := api != nil && slices.Contains(api.Addresses, a)
 		_, inRange := e.nodes["n1"]
+		_, here := e.claims.host[a]
+		service := false
+		for _, s := range e.services {
+			service = service || s.src != nil && slices.Contains(s.src.ClusterIPs, a)
+		}
+		here = here && (owner == nil || owner.Node != "n1") && (!service || len(nodes) > 0)
+		_, named := nodes["n1"]
+		if here || owner == nil && named {
+			out[a] = newHostPeer(false)
+			hostAPI = hostAPI || isAPI
+			continue
+		}
 		switch {
+		case service && owner == nil && len(nodes) == 0:
+			continue // its entries are made otherwise
 		case owner != nil:
 			out[a] = e.podPeer(owner)
 		case len(nodes) > 0:
@@ -124,6 +139,11 @@ func naivePeers(e *Engine) map[netip.Addr]*peer {
 			out[a] = newUnknownPeer()
 		default:
 			out[a] = newWorldPeer(hostPrefix(a), false)
+		}
+	}
+	for a, p := range out {
+		if p.kind == hostPeer {
+			out[a] = newHostPeer(hostAPI)
 		}
 	}
 	return out

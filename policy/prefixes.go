@@ -61,6 +61,7 @@ func (t *prefixTable) lookup(a netip.Addr) (who *peer, exact bool) {
 type claims struct {
 	pods       map[netip.Addr][]*pod
 	nodes      map[netip.Addr]map[string]int // by node name, how often
+	host       map[netip.Addr]struct{}       // this node was found to have them
 	services   map[netip.Addr][]*service     // cluster IPs
 	backends   map[netip.Addr]map[*service]struct{}
 	apiServers map[netip.Addr]int
@@ -194,6 +195,9 @@ func (e *Engine) wanted(p netip.Prefix) *peer {
 	c := e.claims
 	if p.IsSingleIP() {
 		a := p.Addr()
+		if e.onHost(a) {
+			return newHostPeer(e.apiServerHere)
+		}
 		if owner := c.owner(a); owner != nil {
 			return owner.peer
 		}
@@ -219,7 +223,7 @@ func (e *Engine) wanted(p netip.Prefix) *peer {
 // nodePeerOf is the peer of an address that these nodes have.
 func (e *Engine) nodePeerOf(names map[string]int, apiServer bool) *peer {
 	if _, ok := names[e.nodeName]; ok && e.nodeName != "" {
-		return newHostPeer(apiServer)
+		return newHostPeer(e.apiServerHere)
 	}
 	name := slices.Min(slices.Collect(maps.Keys(names)))
 	return newNodePeer(apiServer, e.nodeLabels(name))

@@ -223,7 +223,7 @@ func TestTablesSayWhatRulesSay(t *testing.T) {
 						c = r.vary(old)
 					}
 				default:
-					c = r.other(r.IntN(7))
+					c = r.other(r.IntN(8))
 				}
 				if r.some(15) {
 					c.Value = nil

@@ -319,7 +319,7 @@ func (r random) vary(c Change) Change {
 
 // other makes one of the objects that are neither pod nor policy.
 func (r random) other(i int) Change {
-	switch i % 7 {
+	switch i % 8 {
 	case 0:
 		return Change{Object{KindNamespace, "", "red"}, &Namespace{"red", map[string]string{"team": pick(r, "one", "two")}}}
 	case 1:
@@ -333,7 +333,7 @@ func (r random) other(i int) Change {
 		return Change{Object{api.KindCiliumCIDRGroup, "", g.Name}, g}
 	case 4:
 		return Change{Object{KindEndpointSlice, "default", "kubernetes"}, &EndpointSlice{Namespace: "default", Name: "kubernetes",
-			Service: "kubernetes", Ports: []SlicePort{{"https", protoTCP, 6443}}, Addresses: []netip.Addr{netip.MustParseAddr(pick(r, "192.168.0.2", "1.2.3.9"))}}}
+			Service: "kubernetes", Ports: []SlicePort{{"https", protoTCP, 6443}}, Addresses: []netip.Addr{netip.MustParseAddr(pick(r, "192.168.0.1", "192.168.0.2", "192.168.0.3", "1.2.3.9"))}}}
 	case 5:
 		s := &Service{Namespace: "red", Name: pick(r, "s1", "s2"), ClusterIPs: []netip.Addr{netip.AddrFrom4([4]byte{10, 96, 0, byte(1 + r.IntN(2))})},
 			Ports: []ServicePort{{Name: "http", Protocol: protoTCP, Port: 80}, {Name: "alt", Protocol: protoTCP, Port: 8080}}}
@@ -341,6 +341,14 @@ func (r random) other(i int) Change {
 			s.Selector = map[string]string{"app": pick(r, "a", "b")}
 		}
 		return Change{Object{KindService, "red", s.Name}, s}
+	case 6:
+		h := &HostAddresses{}
+		for _, a := range []string{"1.2.3.4", "192.168.0.1", "192.168.0.2", "192.168.0.3", "10.0.0.12", "10.0.0.99", "10.96.0.1", "fd00::a", "fd00::10"} {
+			if r.some(25) {
+				h.Addresses = append(h.Addresses, netip.MustParseAddr(a))
+			}
+		}
+		return Change{Object{Kind: KindHostAddresses}, h}
 	}
 	s := &EndpointSlice{Namespace: "red", Name: pick(r, "e1", "e2"), Service: pick(r, "s1", "s2"),
 		Ports: []SlicePort{{"http", protoTCP, pick[uint16](r, 80, 8080)}, {"alt", protoTCP, 81}}}

@@ -173,6 +173,9 @@ func (sp *ServicePort) in(p *Pod) []uint16 {
 // nodeOf names the node that an address is on or of; "" if that is not known.
 func (e *Engine) nodeOf(a netip.Addr) string {
 	a = a.Unmap()
+	if e.onHost(a) {
+		return e.nodeName
+	}
 	if p := e.claims.owner(a); p != nil {
 		return p.src.Node
 	}

@@ -43,6 +43,8 @@ func (e *Engine) take(c Change) error {
 		return takeAs(c, e.takePolicy)
 	case api.KindCiliumCIDRGroup:
 		return takeAs(c, e.takeGroup)
+	case KindHostAddresses:
+		return takeAs(c, func(_ Object, h *HostAddresses) { e.takeHostAddresses(h) })
 	case KindNameSet:
 		return takeAs(c, func(o Object, set *NameSet) { e.names.ask(o.Name, set) })
 	}
