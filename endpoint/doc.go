@@ -3,7 +3,8 @@
 //	changes --> policy.Engine --Delta--> wanted tables --+
 //	                                                     |  realise
 //	netlink --> Veths --match--> wanted endpoints -------+----------> kernel
-//	                                                     +----------> rule sets in the proxy
+//	              |                                      +----------> rule sets in the proxy
+//	              +-- the node's own addresses --> policy.Engine
 //
 // One goroutine, Manager.Run, computes and writes. It holds what the tables
 // are to say and what they say; every pass writes the difference, so a

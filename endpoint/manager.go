@@ -63,6 +63,9 @@ type Manager struct {
 	// waited for long enough; needs are those.
 	heard bool
 	needs map[string]*policy.NameSet
+	// host are the node's own addresses, once they are known.
+	host      []netip.Addr
+	hostKnown bool
 	// checked is when the kernel was asked last which programs are attached.
 	checked time.Time
 	// applyErr is what of the last changes made no sense.
@@ -296,6 +299,7 @@ func (m *Manager) pass(ctx context.Context) error {
 	if veths != nil {
 		m.r.veths = veths
 	}
+	hostErr := m.followHost()
 	m.r.place()
 	var overtaken map[int]string
 	if attached != nil && veths != nil {
@@ -303,7 +307,9 @@ func (m *Manager) pass(ctx context.Context) error {
 		overtaken, checkErr = m.r.dropOvertaken()
 	}
 	m.updateMTU()
-	err := errors.Join(checkErr, m.r.realise(ctx, m.whole))
+	// Before the node's addresses are known, those of them that a predecessor
+	// wrote must not become the world's.
+	err := errors.Join(checkErr, hostErr, m.r.realise(ctx, m.whole && m.hostKnown))
 	if attached != nil && veths != nil {
 		err = errors.Join(err, m.noteOvertaken(overtaken))
 	}

@@ -19,9 +19,12 @@ type Status struct {
 	TookNs    time.Duration    `json:"tookNs,omitempty"`
 	Revision  uint32           `json:"revision"`
 	Endpoints []EndpointStatus `json:"endpoints"`
-	Tables    []TableStatus    `json:"tables"`
-	Errors    []string         `json:"errors,omitempty"`
-	Lost      LostPrograms     `json:"lostPrograms,omitzero"`
+	// HostAddresses are where the node itself is reached, by what its interfaces
+	// have. Those of its Node object count besides.
+	HostAddresses []netip.Addr  `json:"hostAddresses"`
+	Tables        []TableStatus `json:"tables"`
+	Errors        []string      `json:"errors,omitempty"`
+	Lost          LostPrograms  `json:"lostPrograms,omitzero"`
 	// Overtaken are programs behind those of others.
 	Overtaken OvertakenPrograms `json:"overtakenPrograms,omitzero"`
 }
@@ -80,7 +83,7 @@ func (m *Manager) Status() Status {
 
 // show keeps a status for readers; it is called by Run after each pass.
 func (m *Manager) show(err error, took time.Duration) {
-	s := Status{Started: m.started, TookNs: took, Tables: m.r.tables(), Lost: m.lost, Overtaken: m.overtaken}
+	s := Status{Started: m.started, TookNs: took, HostAddresses: m.host, Tables: m.r.tables(), Lost: m.lost, Overtaken: m.overtaken}
 	if m.started {
 		s.At = time.Now()
 		s.Realised = err == nil && m.r.unattached == 0

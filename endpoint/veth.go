@@ -28,7 +28,8 @@ type Veth struct {
 
 // Veths finds the veths of the network namespace it was opened in and the
 // addresses behind them, by netlink alone: no process of the pod, no file of
-// the container runtime is needed. Scan must not be called concurrently.
+// the container runtime is needed. It knows that namespace's own addresses, too.
+// Scan must not be called concurrently.
 type Veths struct {
 	requests *nl.NetlinkSocket
 	handles  map[int]*nl.SocketHandle
@@ -36,11 +37,13 @@ type Veths struct {
 
 	spaces map[int32]*space // by nsid
 	known  map[int]hostVeth // by ifindex, as of the last Scan
+	host   []netip.Addr     // of this namespace, as of the last HostAddresses
 
-	changed chan struct{}
-	mu      sync.Mutex
-	stale   map[int32]bool // spaces to read again
-	all     bool           // read everything again
+	changed   chan struct{}
+	mu        sync.Mutex
+	stale     map[int32]bool // spaces to read again
+	hostStale bool           // this one's addresses are to be read again
+	all       bool           // read everything again
 }
 
 // space is what was found in one other namespace.
@@ -90,8 +93,8 @@ func OpenVeths() (*Veths, error) {
 		events:   events,
 		spaces:   map[int32]*space{},
 		changed:  make(chan struct{}, 1),
-		stale:    map[int32]bool{},
-		all:      true,
+		stale:    map[int32]bool{}, hostStale: true,
+		all: true,
 	}, nil
 }
 

@@ -35,10 +35,10 @@ func subscribe() (*os.File, error) {
 // Changed has a value when a Scan is worthwhile.
 func (v *Veths) Changed() <-chan struct{} { return v.changed }
 
-// Invalidate makes the next Scan read everything again.
+// Invalidate makes the next Scan and HostAddresses read everything again.
 func (v *Veths) Invalidate() {
 	v.mu.Lock()
-	v.all = true
+	v.all, v.hostStale = true, true
 	v.mu.Unlock()
 	v.wake()
 }
@@ -81,6 +81,8 @@ func (v *Veths) Run(ctx context.Context) error {
 			v.mu.Lock()
 			if foreign {
 				v.stale[nsid] = true
+			} else {
+				v.hostStale = true
 			}
 			v.mu.Unlock()
 			v.wake()
