@@ -21,10 +21,12 @@ type counters struct {
 func newCounters() *counters { return &counters{denied: make(map[string]uint64)} }
 
 // deny counts a request or connection that was not let through.
-func (c *counters) deny(reason string) {
+func (c *counters) deny(reason string) { c.denyMany(reason, 1) }
+
+func (c *counters) denyMany(reason string, n uint64) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.denied[reason]++
+	c.denied[reason] += n
 }
 
 func (c *counters) denials() map[string]uint64 {

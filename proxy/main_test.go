@@ -134,7 +134,7 @@ func newQuestions(t testing.TB, d *dataSide) *dns.Server {
 	t.Helper()
 	s, err := dns.New(dns.Options{
 		Open: d.openAsks, Learner: nobody{}, Log: d.log,
-		Dropped: func(r dns.Reason) { d.counters.deny(r.String()) },
+		Drop: func(r dns.Reason, n uint64) { d.counters.denyMany(r.String(), n) },
 	})
 	if err != nil {
 		t.Fatal(err)

@@ -225,7 +225,7 @@ func (p *process) setUp(m *control.Wiring, maps *tables) (*wired, error) {
 	d.believed = names
 	if d.questions, err = dns.New(dns.Options{
 		Open: d.openAsks, Learner: names, Log: p.log,
-		Dropped: func(r dns.Reason) { p.counters.deny(r.String()) },
+		Drop: func(r dns.Reason, n uint64) { p.counters.denyMany(r.String(), n) },
 	}); err != nil {
 		return nil, err
 	}

@@ -3,6 +3,7 @@ package dns
 import (
 	"context"
 	"encoding/binary"
+	"fmt"
 	"net"
 	"net/netip"
 	"testing"
@@ -24,11 +25,12 @@ func (g *rig) loose(pod netip.Addr) *net.UDPConn {
 	return c
 }
 
-// askMany asks n servers that are none, or ports of one that is silent.
+// askMany asks n servers that are none, or ports of one that is silent; each for
+// another name.
 func (g *rig) askMany(c *net.UDPConn, n int, server func(i int) netip.AddrPort) {
 	g.t.Helper()
-	b := pack(g.t, query("a.x", dns.TypeA))
 	for i := range n {
+		b := pack(g.t, query(fmt.Sprintf("a%d.x", i), dns.TypeA))
 		_, err := c.WriteToUDPAddrPort(b, server(i))
 		g.must(err)
 		if i%50 == 49 {

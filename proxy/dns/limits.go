@@ -5,13 +5,27 @@ import "time"
 // Bounds of questions by UDP, each with its reason.
 const (
 	// maxPending bounds the questions of all pods that wait for an answer: half a
-	// second of a hundred thousand a second, at under 500 bytes each. One pod may
+	// second of a hundred thousand a second, at under 700 bytes each. One pod may
 	// have a quarter: the others must get some.
 	maxPending    = 1 << 16
 	maxPendingPod = maxPending / 4
 	// maxPendingSession bounds those of one pod to one server: the more of them
 	// there are, the better are the odds of whoever guesses ids and ports.
 	maxPendingSession = 4096
+	// maxAskers bounds those of them that wait for one answer, since they asked the
+	// same: so many messages go out at once when it comes. The next makes the
+	// proxy ask once more. maxVariants bounds that, and questions that differ in no
+	// more than case and flags, per name and type: each is another chance for
+	// whoever guesses ids (RFC 5452, section 5).
+	maxAskers   = 256
+	maxVariants = 16
+	// A question that is asked again is sent again, after firstRepeat, twice as
+	// long after that, and so on: the first may have been lost.
+	firstRepeat = 100 * time.Millisecond
+	// maxForeign bounds what comes to a socket and answers nothing, beyond what
+	// does: then somebody seems to guess ids, and questions take another socket.
+	// Twice as many, and those that still wait on it are given up.
+	maxForeign = 64
 	// maxSessions bounds the servers that pods ask, in all and of one pod: a
 	// resolver in a pod asks thousands.
 	maxSessions    = 1 << 16

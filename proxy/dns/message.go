@@ -5,6 +5,7 @@ import "encoding/binary"
 // Layout and numbers of RFC 1035, as far as they are looked at.
 const (
 	headerSize = 12
+	idSize     = 2
 
 	flagsResponse  = 0x80 // in the third byte
 	flagsOpcode    = 0x78

@@ -48,10 +48,14 @@ const (
 	ReasonRevoked         // policy changed while it was under way
 	ReasonAborted         // the proxy ends
 	ReasonAnswerMalformed // the answer can't be read, so it was dropped
+	// ReasonRenewed is also told of each socket that is given up for it, without a Record.
+	ReasonRenewed // its socket got too many answers to nothing that was asked
 	// What is dropped without a Record.
 	ReasonAnswerForeign // an answer to nothing that was asked: late, repeated, or forged
 	ReasonNoSession     // a datagram that no pod's question to a server can be
 	ReasonLearn         // an answer was released though not all of it was learned
+	ReasonRepeated      // a question that was asked before and waits for its answer already
+	ReasonOverrun       // datagrams found no room in the queue where this pod's come
 
 	reasons
 )
@@ -73,9 +77,12 @@ var reasonLabels = [reasons]string{
 	ReasonRevoked:         "dns-revoked",
 	ReasonAborted:         "dns-aborted",
 	ReasonAnswerMalformed: "dns-answer-malformed",
+	ReasonRenewed:         "dns-port-renewed",
 	ReasonAnswerForeign:   "dns-answer-foreign",
 	ReasonNoSession:       "dns-no-session",
 	ReasonLearn:           "dns-not-learned",
+	ReasonRepeated:        "dns-repeated",
+	ReasonOverrun:         "dns-overrun",
 }
 
 // String implements fmt.Stringer.

@@ -39,7 +39,7 @@ type relay struct {
 	a      answer
 	record Record
 
-	listeners []*sock
+	listeners []*lane
 	sessions  map[sessionKey]*session
 	pods      map[uint32]*pod
 	pendings  pendings
@@ -49,7 +49,8 @@ type relay struct {
 	answering ring[replier]
 	broken    []broken
 	waiting   int
-	serial    uint32
+	serial    uint32 // of the last upstream
+	begun     uint32 // sessions
 	swept     time.Time
 
 	// Of connections:
@@ -70,6 +71,9 @@ type broken struct {
 	up     *upstream
 	reason Reason
 }
+
+// Dropped tells of one thing that no Record tells of.
+func (r *relay) Dropped(reason Reason) { r.Drop(reason, 1) }
 
 func newRelay(opts *Options) (*relay, error) {
 	var seed [32]byte
@@ -93,7 +97,7 @@ func newRelay(opts *Options) (*relay, error) {
 	room := socketRoom()
 	r.maxUpstreams = max(min(room*upstreamsInRoom/4, maxUpstreams), 1)
 	r.maxRepliers = max(min(room-room*upstreamsInRoom/4, maxRepliers), 1)
-	r.pendings.all.init()
+	r.pendings.init()
 	r.upstreams.init()
 	r.answering.init()
 	return r, nil
@@ -101,12 +105,12 @@ func newRelay(opts *Options) (*relay, error) {
 
 // listen takes over a socket that datagrams of pods are steered to.
 func (r *relay) listen(fd int) error {
-	s := &sock{fd: fd}
-	s.ready = func(uint32) { r.takeQuestions(s) }
-	if err := r.watch(s); err != nil {
+	l := &lane{sock: sock{fd: fd}}
+	l.ready = func(uint32) { r.takeQuestions(l) }
+	if err := r.watch(&l.sock); err != nil {
 		return err
 	}
-	r.listeners = append(r.listeners, s)
+	r.listeners = append(r.listeners, l)
 	return nil
 }
 
@@ -116,8 +120,8 @@ func (r *relay) run() error {
 	err := r.loop.run(r.turn)
 	r.cancel()
 	r.learning.Wait()
-	for _, s := range r.listeners {
-		r.close(s)
+	for _, l := range r.listeners {
+		r.close(&l.sock)
 	}
 	for _, s := range r.sessions {
 		for up := s.sockets.oldest(); up != nil; up = s.sockets.oldest() {
@@ -141,7 +145,7 @@ func (r *relay) turn() int {
 	if r.now.Sub(r.swept) >= r.limits.sweep {
 		r.sweep()
 	}
-	r.busy.Store(int64(r.pendings.n + r.waiting))
+	r.busy.Store(int64(r.pendings.asking))
 	if r.pendings.n > 0 || len(r.sessions) > 0 || len(r.repliers) > 0 {
 		return max(int(r.limits.sweep/time.Millisecond), 1)
 	}
@@ -195,7 +199,8 @@ func (r *relay) sessionOf(client, server *sockaddr) *session {
 		r.end(oldest)
 		p.n--
 	}
-	s := &session{Session: known, key: key, pod: p, client: client.ip(), server: server.addrPort()}
+	r.begun++
+	s := &session{Session: known, key: key, serial: r.begun, pod: p, client: client.ip(), server: server.addrPort()}
 	s.to = sockaddrOf(netip.AddrPortFrom(s.client, 0))
 	s.sockets.init()
 	p.n++

@@ -236,14 +236,18 @@ func (g *rig) everythingLocal() {
 	g.must(err)
 }
 
+// otherLane is the key of another socket for questions, of pods with an odd
+// address of IPv4.
+const otherLane = 4
+
 // steer gives what no connected socket is for to sockets of a map: by family,
 // UDP's first.
 func (g *rig) steer() *ebpf.Map {
 	g.t.Helper()
-	m, err := ebpf.NewMap(&ebpf.MapSpec{Type: ebpf.SockMap, KeySize: 4, ValueSize: 8, MaxEntries: 4})
+	m, err := ebpf.NewMap(&ebpf.MapSpec{Type: ebpf.SockMap, KeySize: 4, ValueSize: 8, MaxEntries: 5})
 	g.must(err)
 	g.t.Cleanup(func() { m.Close() })
-	const family, protocol = 8, 12 // in struct bpf_sk_lookup
+	const family, protocol, remote = 8, 12, 16 // in struct bpf_sk_lookup
 	prog, err := ebpf.NewProgram(&ebpf.ProgramSpec{
 		Type: ebpf.SkLookup, AttachType: ebpf.AttachSkLookup, License: "GPL",
 		Instructions: asm.Instructions{
@@ -253,8 +257,15 @@ func (g *rig) steer() *ebpf.Map {
 			asm.JEq.Imm(asm.R2, unix.IPPROTO_UDP, "family"),
 			asm.Mov.Imm(asm.R3, 2),
 			asm.LoadMem(asm.R2, asm.R6, family, asm.Word).WithSymbol("family"),
-			asm.JNE.Imm(asm.R2, unix.AF_INET6, "store"),
+			asm.JNE.Imm(asm.R2, unix.AF_INET6, "lane"),
 			asm.Add.Imm(asm.R3, 1),
+			asm.Ja.Label("store"),
+			asm.JNE.Imm(asm.R3, 0, "store").WithSymbol("lane"),
+			asm.LoadMem(asm.R2, asm.R6, remote, asm.Word), // the last byte is the highest
+			asm.RSh.Imm(asm.R2, 24),
+			asm.And.Imm(asm.R2, 1),
+			asm.JEq.Imm(asm.R2, 0, "store"),
+			asm.Mov.Imm(asm.R3, otherLane),
 			asm.StoreMem(asm.RFP, -4, asm.R3, asm.Word).WithSymbol("store"),
 			asm.LoadMapPtr(asm.R1, m.FD()),
 			asm.Mov.Reg(asm.R2, asm.RFP),
@@ -289,15 +300,15 @@ func (g *rig) serve(prepare []func(*rig)) {
 	var err error
 	g.proxy.in(func() {
 		if g.server, err = New(Options{
-			Open: g.open, Learner: g, Dropped: g.drop,
+			Open: g.open, Learner: g, Drop: g.drop,
 			Log: slog.New(slog.NewTextHandler(testWriter{g.t}, &slog.HandlerOptions{Level: slog.LevelDebug})),
 		}); err != nil {
 			return
 		}
 		g.relay = g.server.relay
-		for i, ipv6 := range []bool{false, true} {
+		for key, ipv6 := range map[uint32]bool{0: false, 1: true, otherLane: false} {
 			if err == nil {
-				err = g.server.Listen(ipv6, func(fd uintptr) error { return listeners.Update(uint32(i), uint64(fd), ebpf.UpdateAny) })
+				err = g.server.Listen(ipv6, func(fd uintptr) error { return listeners.Update(key, uint64(fd), ebpf.UpdateAny) })
 			}
 		}
 	})
@@ -408,10 +419,10 @@ func (g *rig) open(pod netip.Addr, server netip.AddrPort) Session {
 	return &rigSession{g, pod, server, g.lives.Load()}
 }
 
-func (g *rig) drop(r Reason) {
+func (g *rig) drop(r Reason, n uint64) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	g.dropped[r]++
+	g.dropped[r] += int(n)
 	g.wake()
 }
 

@@ -27,9 +27,10 @@ type Options struct {
 	// UDP, at the first one; nil: nothing, so they are dropped.
 	Open    func(pod netip.Addr, server netip.AddrPort) Session
 	Learner Learner
-	// Dropped is told of what no Record tells of. Like Open, it must not block.
-	Dropped func(Reason)
-	Log     *slog.Logger
+	// Drop is told of what no Record tells of, so many at a time. Like Open, it
+	// must not block.
+	Drop func(Reason, uint64)
+	Log  *slog.Logger
 }
 
 // Server judges questions and passes on answers: those that come by UDP to the
@@ -54,7 +55,9 @@ func New(o Options) (*Server, error) {
 func (s *Server) SetNXDomain(on bool) { s.relay.nxdomain.Store(on) }
 
 // Listen makes a socket for the questions of pods by UDP, of one family, and has
-// it put where datagrams are steered from. It is to be called before Run.
+// it put where datagrams are steered from. Each has a queue, which is served in
+// turn with the others', so there should be several, and what one address sends
+// should come to one of them. It is to be called before Run.
 func (s *Server) Listen(ipv6 bool, put func(fd uintptr) error) error {
 	family := unix.AF_INET
 	if ipv6 {
@@ -92,7 +95,7 @@ func (s *Server) Run(ctx context.Context) error {
 // Close frees what New made, of a server that is not run.
 func (s *Server) Close() {
 	for _, l := range s.relay.listeners {
-		s.relay.close(l)
+		s.relay.close(&l.sock)
 	}
 	s.relay.free()
 }

@@ -45,6 +45,7 @@ func keyOf(client, server *sockaddr) sessionKey {
 type session struct {
 	Session
 	key     sessionKey
+	serial  uint32
 	pod     *pod
 	client  netip.Addr
 	to      sockaddr // the client's, without a port
@@ -55,6 +56,7 @@ type session struct {
 	pending int
 	seen    time.Time // the last question
 	closed  bool
+	told    bool          // of what can't be read
 	turn    node[session] // of its pod's, by last question
 }
 
@@ -64,8 +66,9 @@ type pod struct {
 	sessions ring[session]
 	n        int
 	pending  int
-	waiting  int // answers to be learned
-	sockets  int // to servers
+	waiting  int       // answers to be learned
+	sockets  int       // to servers
+	told     time.Time // of what can't be read
 }
 
 // upstream is a socket from a pod's address to a server.
@@ -77,7 +80,10 @@ type upstream struct {
 	opened  time.Time
 	used    time.Time
 	asked   int
+	good    int  // answers
+	foreign int  // and what is none
 	retired bool // it waits for answers only
+	suspect bool // somebody seems to guess
 	pending ring[pending]
 	turn    node[upstream] // of all, by last question
 	mate    node[upstream] // of its session's

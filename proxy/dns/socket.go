@@ -35,6 +35,17 @@ func (s *sockaddr) size() uint32 {
 	return unix.SizeofSockaddrInet6
 }
 
+// sameHost tells whether two have the same address, whatever their ports.
+func (s *sockaddr) sameHost(o *sockaddr) bool {
+	if s.family != o.family {
+		return false
+	}
+	if s.family == unix.AF_INET {
+		return s.flow == o.flow
+	}
+	return s.addr == o.addr
+}
+
 func (s *sockaddr) portNumber() uint16 { return binary.BigEndian.Uint16(s.port[:]) }
 
 func (s *sockaddr) ip() netip.Addr {
@@ -54,11 +65,12 @@ func familyOf(a netip.Addr) int {
 }
 
 // What sockets ask the kernel for: room for a burst while the loop is busy. The
-// kernel gives what its limit allows. There are two listeners, but thousands of
-// sockets to servers, any of which may be on the side of a pod that wants to fill
-// the memory that all UDP of the node shares. Sockets that answer pods get nothing.
+// kernel gives what its limit allows. There are many listeners, one of each family
+// for a pod, but thousands of sockets to servers, any of which may be on the side
+// of a pod that wants to fill the memory that all UDP of the node shares. Sockets
+// that answer pods get nothing.
 const (
-	listenerBuffer = 4 << 20
+	listenerBuffer = 2 << 20
 	upstreamBuffer = 1 << 20
 )
 
@@ -100,6 +112,9 @@ func openListener(family int) (fd int, err error) {
 		level, option = unix.SOL_IPV6, unix.IPV6_RECVORIGDSTADDR
 	}
 	if err = unix.SetsockoptInt(fd, level, option, 1); err == nil {
+		err = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RXQ_OVFL, 1)
+	}
+	if err == nil {
 		err = bind(fd, own)
 	}
 	if err != nil {

@@ -27,7 +27,7 @@ func newStreams(t testing.TB, prepare ...func(*rig)) *rig {
 	g.rules.Store(&Rules{Egress: allow()})
 	g.learn(func(context.Context, fqdn.Answer) error { return nil })
 	var err error
-	g.server, err = New(Options{Open: g.open, Learner: g, Dropped: g.drop, Log: slog.New(slog.DiscardHandler)})
+	g.server, err = New(Options{Open: g.open, Learner: g, Drop: g.drop, Log: slog.New(slog.DiscardHandler)})
 	g.must(err)
 	g.relay = g.server.relay
 	for _, f := range prepare {

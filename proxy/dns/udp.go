@@ -2,6 +2,7 @@ package dns
 
 import (
 	"context"
+	"encoding/binary"
 	"errors"
 	"strings"
 	"unsafe"
@@ -10,115 +11,12 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// takeQuestions deals with what pods have sent.
-func (r *relay) takeQuestions(l *sock) {
-	n, errno := r.in.receive(l.fd, true)
-	if errno != 0 {
-		return // nothing there after all
-	}
-	for i := range n {
-		client := &r.in.names[i]
-		server, ok := r.in.destination(i)
-		if !ok || client.family != server.family {
-			r.Dropped(ReasonNoSession)
-			continue
-		}
-		s := r.sessionOf(client, &server)
-		if s == nil || r.question(s, client.port, r.in.message(i)) {
-			continue
-		}
-		// What brought it was judged: the address may be another pod's by now.
-		if s = r.sessionOf(client, &server); s != nil && !r.question(s, client.port, r.in.message(i)) {
-			r.Dropped(ReasonRevoked)
-		}
-	}
-	r.flush()
-}
-
-// question judges a datagram of a pod, and sends it on or answers it; not where
-// the session is over: then it is ended.
-func (r *relay) question(s *session, port [2]byte, m []byte) bool {
-	rules, ok := s.Rules()
-	if !ok {
-		r.end(s)
-		return false
-	}
-	s.seen = r.now
-	s.turn.remove()
-	s.pod.sessions.push(&s.turn, s)
-	if !r.q.read(m) || isResponse(m) {
-		r.record = Record{Verdict: Refused, Reason: ReasonMalformed, ClientPort: portOf(port), Start: r.now}
-		s.Observe(&r.record)
-		return true
-	}
-	verdict, a := rules.judge(m, &r.q), askedOf(m, &r.q)
-	switch {
-	case !verdict.allowed():
-		r.refuse(s, port, m, a, verdict, r.denial())
-	case r.pendings.n+r.waiting >= maxPending || s.pod.pending >= maxPendingPod || s.pending >= maxPendingSession:
-		verdict.reason = ReasonFlood
-		r.refuse(s, port, m, a, verdict, rcodeFailed)
-	default:
-		up, err := r.upstreamOf(s)
-		if err != nil {
-			r.Log.Debug("no socket for questions", "client", s.client, "server", s.server, "error", err)
-			verdict.reason = ReasonMemory
-			if errors.Is(err, errNoRoom) {
-				verdict.reason = ReasonFlood
-			}
-			r.refuse(s, port, m, a, verdict, rcodeFailed)
-			return true
-		}
-		r.ask(up, port, m, a, verdict)
-	}
-	return true
-}
-
-// ask sends a question on, under an id of our own.
-func (r *relay) ask(up *upstream, port [2]byte, m []byte, a asked, verdict judgement) {
-	s, p := up.session, r.pendings.take()
-	p.session, p.up, p.asked, p.port, p.verdict, p.start = s, up, a, port, verdict, r.now
-	p.kind, p.class = r.q.kind, r.q.class
-	p.size = uint16(copy(p.wire[:], r.q.wire))
-	for {
-		if p.id = uint16(r.random.Uint32()); r.pendings.find(up, p.id) == nil {
-			break
-		}
-	}
-	r.pendings.add(p)
-	s.pending++
-	s.pod.pending++
-	up.asked++
-	up.used = r.now
-	up.turn.remove()
-	r.upstreams.push(&up.turn, up)
-	setMessageID(m, p.id)
-	r.room()
-	r.out.queue(&up.sock).message = m
-}
-
-// refuse answers a question in its own place.
-func (r *relay) refuse(s *session, port [2]byte, m []byte, a asked, verdict judgement, code uint8) {
-	r.record = Record{
-		Verdict: verdict.reason.verdict(), Reason: verdict.reason, Direction: verdict.direction,
-		EgressRule: verdict.egressRule, IngressRule: verdict.ingressRule, ClientPort: portOf(port),
-		Question: r.q.wire, Kind: r.q.kind, Class: r.q.class, Start: r.now,
-	}
-	size := len(r.q.wire)
-	m = appendReply(m[:0], a, r.q.wire, code)
-	r.record.Question = m[headerSize : headerSize+size]
-	if r.reply(s, port, m) {
-		r.record.RCode, r.record.Answered = code, true
-	}
-	s.Observe(&r.record)
-}
-
 // takeAnswers deals with what a server has sent to one of our sockets.
 func (r *relay) takeAnswers(up *upstream) {
 	n, errno := r.in.receive(up.fd, false)
 	switch errno {
 	case 0:
-		for i := range n {
+		for i := 0; i < n && up.fd >= 0; i++ {
 			r.answer(up, r.in.message(i))
 		}
 	case unix.EAGAIN:
@@ -133,14 +31,15 @@ func (r *relay) takeAnswers(up *upstream) {
 // is known.
 func (r *relay) answer(up *upstream, m []byte) {
 	if len(m) < headerSize || !isResponse(m) {
-		r.Dropped(ReasonAnswerForeign)
+		r.foreign(up)
 		return
 	}
 	p := r.pendings.find(up, messageID(m))
-	if p == nil || !answers(m, &r.q, p.asked, p.question()) {
-		r.Dropped(ReasonAnswerForeign)
+	if p == nil || !answers(m, &r.q, p.first.asked, p.question()) {
+		r.foreign(up)
 		return
 	}
+	up.good++
 	s := p.session
 	rules, ok := s.Rules()
 	switch {
@@ -152,6 +51,27 @@ func (r *relay) answer(up *upstream, m []byte) {
 	default:
 		r.takeOut(p)
 		r.release(p, m, r.a.chain, r.a.records)
+	}
+}
+
+// foreign counts what came to a socket and answers nothing. Repeated and late
+// answers are no more than good ones; many more come of somebody who guesses ids:
+// that one has found out the port, and must begin anew.
+func (r *relay) foreign(up *upstream) {
+	r.Dropped(ReasonAnswerForeign)
+	up.foreign++
+	switch {
+	case up.foreign-up.good >= 2*maxForeign:
+		r.fail(up, ReasonRenewed, false) // pods ask again, by the other socket
+		r.closeUpstream(up)
+	case up.foreign-up.good >= maxForeign && !up.suspect:
+		up.suspect = true
+		r.Dropped(ReasonRenewed)
+		r.Log.Info("many answers to nothing that was asked: the port is given up", "client", up.session.client, "server", up.session.server, "port", up.port)
+		if s := up.session; s.up == up {
+			s.up = nil
+			r.retire(up)
+		}
 	}
 }
 
@@ -222,40 +142,51 @@ func (r *relay) notLearned(err error) {
 	r.Log.Debug("an answer was not learned", "error", err)
 }
 
-// release passes an answer on to the client; p was taken out before.
+// release passes an answer on to all who asked; p was taken out before. m stays
+// as it is where they are several: each has another id.
 func (r *relay) release(p *pending, m []byte, chain []string, records []fqdn.Record) {
-	s := p.session
-	setMessageID(m, p.asked.id)
-	r.recordOf(p)
-	r.record.RCode, r.record.Chain, r.record.Records = rcode(m), chain, records
-	switch {
-	case s.closed:
-		r.record.Failure = ReasonRevoked
-	case !r.reply(s, p.port, m):
-		r.record.Failure = ReasonMemory
-	default:
-		r.record.Answered = true
+	s, several := p.session, p.n > 1
+	for a := &p.first; a != nil; a = a.next {
+		r.recordOf(p, a)
+		r.record.RCode, r.record.Chain, r.record.Records = rcode(m), chain, records
+		e := (*outgoing)(nil)
+		if !s.closed {
+			e = r.replyTo(s, a.port)
+		}
+		switch {
+		case s.closed:
+			r.record.Failure = ReasonRevoked
+		case e == nil:
+			r.record.Failure = ReasonMemory
+		case several:
+			r.record.Answered = true
+			binary.BigEndian.PutUint16(e.id[:], a.asked.id)
+			e.message, e.split = m[idSize:], true
+		default:
+			r.record.Answered = true
+			setMessageID(m, a.asked.id)
+			e.message = m
+		}
+		r.finish(p)
 	}
-	r.finish(p)
+	r.pendings.release(p)
 }
 
-// giveUp forgets a question; tell: the client is told.
+// giveUp forgets a question; tell: who asked it is told.
 func (r *relay) giveUp(p *pending, reason Reason, tell bool) {
-	s := p.session
 	r.takeOut(p)
-	r.recordOf(p)
-	r.record.Failure = reason
-	if tell {
-		if rp, err := r.replierOf(s); err == nil {
-			r.room()
-			e := r.out.queue(&rp.sock)
-			e.message = appendReply(e.scratch[:0], p.asked, p.question(), rcodeFailed)
-			e.to, e.named = s.to, true
-			e.to.port = p.port
-			r.record.RCode, r.record.Answered = rcodeFailed, true
+	for a := &p.first; a != nil; a = a.next {
+		r.recordOf(p, a)
+		r.record.Failure = reason
+		if tell {
+			if e := r.replyTo(p.session, a.port); e != nil {
+				e.message = appendReply(e.scratch[:0], a.asked, p.question(), rcodeFailed)
+				r.record.RCode, r.record.Answered = rcodeFailed, true
+			}
 		}
+		r.finish(p)
 	}
-	r.finish(p)
+	r.pendings.release(p)
 }
 
 // fail gives all questions up that a socket has asked.
@@ -265,18 +196,19 @@ func (r *relay) fail(up *upstream, reason Reason, tell bool) {
 	}
 }
 
-// reply queues a message to a pod, in the server's name.
-func (r *relay) reply(s *session, port [2]byte, m []byte) bool {
+// replyTo returns room for a message to a pod, in the server's name; nil: there
+// is none. Its message has to be set.
+func (r *relay) replyTo(s *session, port [2]byte) *outgoing {
 	rp, err := r.replierOf(s)
 	if err != nil {
 		r.Log.Debug("no socket for answers", "server", s.server, "error", err)
-		return false
+		return nil
 	}
 	r.room()
 	e := r.out.queue(&rp.sock)
-	e.message, e.to, e.named = m, s.to, true
+	e.to, e.named = s.to, true
 	e.to.port = port
-	return true
+	return e
 }
 
 // room makes sure that something can be queued.
@@ -294,22 +226,21 @@ func (r *relay) takeOut(p *pending) {
 	}
 }
 
-// recordOf begins the record of a question that was sent.
-func (r *relay) recordOf(p *pending) {
+// recordOf begins the record of a question that was sent, for one who asked it.
+func (r *relay) recordOf(p *pending, a *asker) {
 	r.record = Record{
-		Verdict: Allowed, Reason: p.verdict.reason, Direction: p.verdict.direction,
-		EgressRule: p.verdict.egressRule, IngressRule: p.verdict.ingressRule, ClientPort: portOf(p.port),
-		Question: p.question(), Kind: p.kind, Class: p.class, Start: p.start, Latency: r.now.Sub(p.start),
+		Verdict: Allowed, Reason: a.verdict.reason, Direction: a.verdict.direction,
+		EgressRule: a.verdict.egressRule, IngressRule: a.verdict.ingressRule, ClientPort: portOf(a.port),
+		Question: p.question(), Kind: p.kind, Class: p.class, Start: a.start, Latency: r.now.Sub(a.start),
 	}
 }
 
-// finish tells of a question and forgets it.
+// finish tells of one who asked a question that is over.
 func (r *relay) finish(p *pending) {
 	s := p.session
 	s.pending--
 	s.pod.pending--
 	s.Observe(&r.record)
-	r.pendings.release(p)
 }
 
 // denial is how denied questions are answered.

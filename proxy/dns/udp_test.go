@@ -347,7 +347,7 @@ func TestFloods(t *testing.T) {
 	}()
 	const over = 10
 	for i := range maxPendingSession + over {
-		g.send(c, pack(t, query("a.x", dns.TypeA)))
+		g.send(c, pack(t, query(fmt.Sprintf("a%d.x", i), dns.TypeA)))
 		if i%50 == 49 {
 			time.Sleep(time.Millisecond)
 		}

@@ -1,0 +1,99 @@
+package dns
+
+import (
+	"slices"
+	"time"
+)
+
+// lane is a socket that questions of some pods come to. Each has a queue of its
+// own, and is read a batch at a time in turn with all others: a pod that floods
+// one costs pods in others nothing.
+type lane struct {
+	sock
+	// lost counts what found no room in the queue, as of the last datagram that
+	// did, since the beginning; at is when it last rose.
+	lost uint32
+	at   time.Time
+	// from is whose datagram came last, and mixed when another one's did.
+	from  sockaddr
+	mixed time.Time
+	// Whose datagrams a batch has, and how many of them were dealt with.
+	sources []source
+}
+
+type source struct {
+	of sockaddr
+	n  int
+}
+
+// How pods in one lane are kept apart while it overflows: for crowdTime after
+// datagrams were lost, if several send, each has crowdShare of those of a full
+// batch dealt with; the rest is dropped, which is quick, so that there is room
+// for others.
+const (
+	crowdTime  = time.Second
+	crowdShare = batchSize / 8
+)
+
+// crowded notes what of a full batch tells that the lane is too small.
+func (l *lane) crowded(r *relay, n int) bool {
+	if lost := r.in.lost(n - 1); lost != l.lost {
+		r.Drop(ReasonOverrun, uint64(lost-l.lost))
+		l.lost, l.at = lost, r.now
+	}
+	if n < batchSize || r.now.Sub(l.at) >= crowdTime {
+		return false
+	}
+	for i := range n {
+		if from := &r.in.names[i]; !from.sameHost(&l.from) {
+			l.from, l.mixed = *from, r.now
+		}
+	}
+	l.sources = l.sources[:0]
+	return r.now.Sub(l.mixed) < crowdTime
+}
+
+// admit tells whether a datagram is among those that its source may have dealt
+// with.
+func (l *lane) admit(from *sockaddr) bool {
+	i := slices.IndexFunc(l.sources, func(s source) bool { return s.of.sameHost(from) })
+	if i < 0 {
+		l.sources = append(l.sources, source{of: *from, n: 1})
+		return true
+	}
+	l.sources[i].n++
+	return l.sources[i].n <= crowdShare
+}
+
+// takeQuestions deals with what pods have sent.
+func (r *relay) takeQuestions(l *lane) {
+	n, errno := r.in.receive(l.fd, true)
+	if errno != 0 {
+		return // nothing there after all
+	}
+	crowded, dropped := l.crowded(r, n), 0
+	for i := range n {
+		client := &r.in.names[i]
+		if crowded && !l.admit(client) {
+			dropped++
+			continue
+		}
+		server, ok := r.in.destination(i)
+		if !ok || client.family != server.family {
+			r.Dropped(ReasonNoSession)
+			continue
+		}
+		s := r.sessionOf(client, &server)
+		if s == nil || r.question(s, client.port, r.in.message(i)) {
+			continue
+		}
+		// What brought it was judged: the address may be another pod's by now.
+		if s = r.sessionOf(client, &server); s != nil && !r.question(s, client.port, r.in.message(i)) {
+			r.Dropped(ReasonRevoked)
+		}
+	}
+	if dropped > 0 {
+		r.Drop(ReasonOverrun, uint64(dropped))
+	}
+	r.flush()
+}
