@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/netip"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -70,6 +71,9 @@ type Settings struct {
 	// quarter of all learns no more an eighth beyond Addresses, and nobody does a
 	// quarter beyond. The same holds for the memory that the names' text takes.
 	PerName, Addresses int
+	// Deny are addresses that no name is to stand for, besides those that can't be
+	// outside and the metadata services of clouds.
+	Deny []netip.Prefix
 }
 
 const (
@@ -205,15 +209,22 @@ func New(o Options) *Cache {
 	c.resolvers.Store(&map[netip.Addr]struct{}{})
 	c.restore()
 	c.inherit()
+	c.expel()
 	return c
 }
 
-// Set changes the settings. What was learned stays as it is.
+// Set changes the settings. What was learned stays as it is, but for addresses
+// that are denied now.
 func (c *Cache) Set(s Settings) {
 	s = s.normal(c.table.Size())
 	c.mu.Lock()
+	same := slices.Equal(c.settings.Deny, s.Deny)
 	c.settings = s
+	retired := c.retired
 	c.mu.Unlock()
+	if !same && !retired {
+		c.expel()
+	}
 }
 
 // Believed tells whether any answer of this server is to be learned from, as
@@ -256,22 +267,6 @@ type noFlows struct{}
 func (noFlows) Walk(context.Context, func([]netip.Addr)) error { return nil }
 
 func addrOf(ip [16]byte) netip.Addr { return netip.AddrFrom16(ip).Unmap() }
-
-// outside tells whether an address in an answer can be an outside peer's.
-func outside(a netip.Addr) bool {
-	switch {
-	case !a.IsValid(), a.Zone() != "", a.Is4In6():
-		return false // ::ffff:a.b.c.d in an AAAA record: no packet has it
-	case a.IsUnspecified(), a.IsLoopback(), a.IsMulticast(), a.IsLinkLocalUnicast():
-		return false
-	case a.Is4():
-		b := a.As4()
-		return b[0] != 0 && b != [4]byte{255, 255, 255, 255}
-	}
-	b := a.As16()
-	// ::a.b.c.d: another spelling of an IPv4 address, of long ago.
-	return [12]byte(b[:12]) != [12]byte{}
-}
 
 func rowError(do string, ip [16]byte, err error) error {
 	return fmt.Errorf("%s %s in table fqdn: %w", do, addrOf(ip), err)

@@ -24,7 +24,8 @@
 // What an answer says of pods, nodes and services is written like the rest, and
 // means nothing: the kernel asks this table only about addresses that ipcache
 // knows as outside. Addresses that no outside peer can have are left out: also
-// link-local ones, so metadata services need a rule by CIDR.
+// link-local ones and the other metadata services of clouds, which need a rule by
+// CIDR, and what Settings.Deny names.
 //
 // # How long
 //

@@ -18,8 +18,8 @@ import (
 // as many of these selectors as there is one for. Whoever must not wait calls it
 // with a ctx that has ended: where it would have to, it fails with ctx's error,
 // and has to be called again before the answer is released. Before the first SetNames it
-// writes nothing. Addresses that can't be outside peers are counted and left
-// out; a pod's, a node's or a service's is written, and the kernel does not ask
+// writes nothing. Addresses that can't be outside peers, and denied ones, are
+// counted and left out; a pod's, a node's or a service's is written, and the kernel does not ask
 // for it. Where nothing is new it takes a microsecond or two and allocates
 // nothing.
 func (c *Cache) Learn(ctx context.Context, a Answer) error {
@@ -52,7 +52,7 @@ func (c *Cache) Learn(ctx context.Context, a Answer) error {
 func (c *Cache) enter(a *Answer, now uint32) (full uint64, err error) {
 	some := false
 	for i := range a.Records {
-		if outside(a.Records[i].Addr) {
+		if c.outside(a.Records[i].Addr) {
 			some = true
 		} else {
 			c.counts.Refused++
@@ -82,7 +82,7 @@ func (c *Cache) enterName(text string, records []Record, pod, now uint32) (full 
 	}
 	for i := range records {
 		r := &records[i]
-		if !outside(r.Addr) {
+		if !c.outside(r.Addr) {
 			continue
 		}
 		expires := now + c.seconds(r.TTL)
@@ -154,7 +154,7 @@ func (c *Cache) seconds(ttl time.Duration) uint32 {
 // is waited for; zero: none is.
 func (c *Cache) settleAll(records []Record, now uint32, patient bool) (until time.Time, err error) {
 	for i := range records {
-		if !outside(records[i].Addr) {
+		if !c.outside(records[i].Addr) {
 			continue
 		}
 		at, ok := c.findAddr(records[i].Addr.As16())

@@ -72,7 +72,7 @@ func (c *Cache) loadName(r *record, touched []uint32) []uint32 {
 		owner = c.pods.number(r.pods[len(r.pods)-1])
 	}
 	for _, p := range r.pairs {
-		if !outside(p.addr) {
+		if !c.outside(p.addr) {
 			continue
 		}
 		if !c.room(known, owner) {

@@ -121,7 +121,7 @@ func (c *Cache) settle(at, now uint32, patient bool) (until time.Time, err error
 // settleInherited takes away what a predecessor left where nobody has that
 // identity any more. While it stays, so does the combination it is for.
 func (c *Cache) settleInherited(at uint32, a *address, now uint32) error {
-	if set, ok := c.u.ofID[identity.ID(a.written)]; ok && a.written != 0 {
+	if set, ok := c.u.ofID[identity.ID(a.written)]; ok && a.written != 0 && c.outside(addrOf(a.ip)) {
 		if a.epoch != c.u.epoch {
 			a.epoch, a.set = c.u.epoch, 0
 		}

@@ -27,18 +27,26 @@ type names struct {
 }
 
 // newNames begins with what predecessors left in the checkpoints and the table.
-func newNames(log *slog.Logger, maps *tables, s *control.DNSSettings) *names {
+func newNames(log *slog.Logger, maps *tables, s fqdn.Settings) *names {
 	return &names{Cache: fqdn.New(fqdn.Options{
-		Settings: settingsOf(s), Table: fqdn.NewTable(maps.fqdn), Flows: fqdn.NewFlows(maps.conntrack),
+		Settings: s, Table: fqdn.NewTable(maps.fqdn), Flows: fqdn.NewFlows(maps.conntrack),
 		Checkpoints: [2]fqdn.File{maps.checkpoint[0], maps.checkpoint[1]}, Log: log,
 	})}
 }
 
-func settingsOf(s *control.DNSSettings) fqdn.Settings {
-	return fqdn.Settings{
+func settingsOf(s *control.DNSSettings) (fqdn.Settings, error) {
+	out := fqdn.Settings{
 		MinTTL: time.Duration(s.GetMinTtl()), MaxTTL: time.Duration(s.GetMaxTtl()),
 		PerName: int(s.GetPerName()), Addresses: int(s.GetAddresses()),
 	}
+	for _, text := range s.GetDeny() {
+		p, err := netip.ParsePrefix(text)
+		if err != nil {
+			return out, fmt.Errorf("addresses that no name may stand for: %w", err)
+		}
+		out.Deny = append(out.Deny, p.Masked())
+	}
+	return out, nil
 }
 
 // set carries out a SetNames.

@@ -220,3 +220,19 @@ func TestNamesBeforeWiring(t *testing.T) {
 		}
 	}
 }
+
+// What the agent denies arrives, and what can't be read is not passed over.
+func TestDeniedAddresses(t *testing.T) {
+	s, err := settingsOf(&control.DNSSettings{Deny: []string{"192.0.2.0/24", "2001:db8::1/128"}})
+	if err != nil || len(s.Deny) != 2 || s.Deny[0] != netip.MustParsePrefix("192.0.2.0/24") {
+		t.Errorf("%v, %v", s.Deny, err)
+	}
+	for _, text := range []string{"", "192.0.2.1", "192.0.2.0/33"} {
+		if _, err := settingsOf(&control.DNSSettings{Deny: []string{text}}); err == nil {
+			t.Errorf("%q is taken", text)
+		}
+	}
+	if s, err := settingsOf(nil); err != nil || len(s.Deny) > 0 {
+		t.Errorf("without settings: %v, %v", s, err)
+	}
+}

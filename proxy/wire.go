@@ -177,8 +177,12 @@ func (p *process) wire(m *control.Wiring, files []*os.File) error {
 		if ids != w.maps {
 			return fmt.Errorf("tables %v: %w with %v", ids, errStale, w.maps)
 		}
+		settings, err := settingsOf(m.Dns)
+		if err != nil {
+			return err
+		}
 		w.dns.Store(m.Dns)
-		w.names.Set(settingsOf(m.Dns))
+		w.names.Set(settings)
 		w.data.questions.SetNXDomain(m.Dns.GetNxdomain())
 		return configureNamespace(m.Gateway, int(m.Mtu))
 	}
@@ -201,6 +205,10 @@ func (p *process) setUp(m *control.Wiring, maps *tables) (*wired, error) {
 	if n := maps.listeners.MaxEntries(); n != bpf.Listeners {
 		return nil, fmt.Errorf("the table of listeners has room for %d, not %d: the agent is of another version", n, bpf.Listeners)
 	}
+	settings, err := settingsOf(m.Dns)
+	if err != nil {
+		return nil, err
+	}
 	revisions, err := mapRevisions(maps.revision)
 	if err != nil {
 		return nil, err
@@ -221,7 +229,7 @@ func (p *process) setUp(m *control.Wiring, maps *tables) (*wired, error) {
 		max: most, share: max(most/podShare, 1), congestion: congestion, dial: dialAs,
 		checkSocket: checkSocket, pairs: newPairTable(),
 	}
-	names := newNames(p.log, maps, m.Dns)
+	names := newNames(p.log, maps, settings)
 	d.believed = names
 	if d.questions, err = dns.New(dns.Options{
 		Open: d.openAsks, Learner: names, Log: p.log,

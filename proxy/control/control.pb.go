@@ -790,6 +790,7 @@ type DNSSettings struct {
 	PerName       uint32                 `protobuf:"varint,3,opt,name=per_name,json=perName,proto3" json:"per_name,omitempty"` // addresses of one name at most
 	Addresses     uint32                 `protobuf:"varint,4,opt,name=addresses,proto3" json:"addresses,omitempty"`            // in all at most
 	Nxdomain      bool                   `protobuf:"varint,5,opt,name=nxdomain,proto3" json:"nxdomain,omitempty"`              // denied questions are answered NXDOMAIN, not REFUSED
+	Deny          []string               `protobuf:"bytes,6,rep,name=deny,proto3" json:"deny,omitempty"`                       // prefixes of addresses that no name may stand for
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -857,6 +858,13 @@ func (x *DNSSettings) GetNxdomain() bool {
 		return x.Nxdomain
 	}
 	return false
+}
+
+func (x *DNSSettings) GetDeny() []string {
+	if x != nil {
+		return x.Deny
+	}
+	return nil
 }
 
 type ListNamesRequest struct {
@@ -2744,13 +2752,14 @@ const file_control_proto_rawDesc = "" +
 	"\x10SetNamesResponse\"\x16\n" +
 	"\x14WatchNameSetsRequest\"6\n" +
 	"\bNameSets\x12*\n" +
-	"\x04sets\x18\x01 \x03(\v2\x16.weir.proxy.v1.NameSetR\x04sets\"\x94\x01\n" +
+	"\x04sets\x18\x01 \x03(\v2\x16.weir.proxy.v1.NameSetR\x04sets\"\xa8\x01\n" +
 	"\vDNSSettings\x12\x17\n" +
 	"\amin_ttl\x18\x01 \x01(\x03R\x06minTtl\x12\x17\n" +
 	"\amax_ttl\x18\x02 \x01(\x03R\x06maxTtl\x12\x19\n" +
 	"\bper_name\x18\x03 \x01(\rR\aperName\x12\x1c\n" +
 	"\taddresses\x18\x04 \x01(\rR\taddresses\x12\x1a\n" +
-	"\bnxdomain\x18\x05 \x01(\bR\bnxdomain\"(\n" +
+	"\bnxdomain\x18\x05 \x01(\bR\bnxdomain\x12\x12\n" +
+	"\x04deny\x18\x06 \x03(\tR\x04deny\"(\n" +
 	"\x10ListNamesRequest\x12\x14\n" +
 	"\x05match\x18\x01 \x01(\tR\x05match\"6\n" +
 	"\tNameBatch\x12)\n" +
