@@ -20,8 +20,10 @@ type dnsOptions struct {
 	minTTL, maxTTL time.Duration
 	perName        int
 	denied         string
+	deny           []string
 
 	believed []netip.Addr // servers, parsed
+	denyCIDR []string     // deny, normal and with a length
 	files    []string     // that name the node's own resolvers
 }
 
@@ -31,6 +33,7 @@ func (o *dnsOptions) addFlags(cmd *cobra.Command) {
 	f.DurationVar(&o.minTTL, "fqdn-min-ttl", time.Minute, "an address stands for its name at least so long after an answer")
 	f.DurationVar(&o.maxTTL, "fqdn-max-ttl", 24*time.Hour, "and at most so long, unless a connection to it is open")
 	f.IntVar(&o.perName, "fqdn-max-addresses-per-name", 1000, "how many addresses a name can have; the longest unused go")
+	f.StringSliceVar(&o.deny, "fqdn-deny-cidr", nil, "no name stands for an address in this `CIDR`, whatever servers say; besides those of pods, nodes, services, and the metadata services of clouds (repeatable)")
 	f.StringVar(&o.denied, "dns-denied", "refused", "what a denied question is answered with: refused, or nxdomain (musl, as in Alpine, ends its search list at the first)")
 }
 
@@ -43,6 +46,17 @@ func (o *dnsOptions) check() error {
 			continue
 		}
 		o.believed = append(o.believed, a)
+	}
+	for _, s := range o.deny {
+		p, err := netip.ParsePrefix(s)
+		if a, aerr := netip.ParseAddr(s); aerr == nil && a.Zone() == "" {
+			p, err = netip.PrefixFrom(a, a.BitLen()), nil
+		}
+		if err != nil || p.Addr().Is4In6() {
+			errs = append(errs, fmt.Errorf("fqdn-deny-cidr %q is no CIDR", s))
+			continue
+		}
+		o.denyCIDR = append(o.denyCIDR, p.Masked().String())
 	}
 	if o.minTTL <= 0 || o.maxTTL < o.minTTL {
 		errs = append(errs, fmt.Errorf("fqdn-min-ttl %v and fqdn-max-ttl %v: must be above 0, and the second not below the first", o.minTTL, o.maxTTL))
@@ -59,7 +73,7 @@ func (o *dnsOptions) check() error {
 // settings are for the proxy.
 func (o *dnsOptions) settings() *control.DNSSettings {
 	return &control.DNSSettings{
-		MinTtl: int64(o.minTTL), MaxTtl: int64(o.maxTTL), PerName: uint32(o.perName), Nxdomain: o.denied == "nxdomain",
+		MinTtl: int64(o.minTTL), MaxTtl: int64(o.maxTTL), PerName: uint32(o.perName), Nxdomain: o.denied == "nxdomain", Deny: o.denyCIDR,
 	}
 }
 

@@ -48,6 +48,21 @@ func golden(t *testing.T, name, got string) {
 	}
 }
 
+func TestHostLine(t *testing.T) {
+	var addrs []netip.Addr
+	for i := range 20 {
+		addrs = append(addrs, netip.AddrFrom4([4]byte{10, 0, 0, byte(i)}))
+	}
+	addrs = append(addrs, netip.MustParseAddr("fe80::1"))
+	line := hostLine(addrs)
+	if !strings.HasPrefix(line, "10.0.0.0, 10.0.0.1, ") || !strings.HasSuffix(line, ", 10.0.0.15, 4 more, 1 link-local") {
+		t.Error(line)
+	}
+	if line := hostLine(addrs[20:]); line != "1 link-local" {
+		t.Error(line)
+	}
+}
+
 func TestStatusText(t *testing.T) {
 	at := time.Date(2026, 1, 2, 3, 4, 5, 0, time.Local)
 	ip := netip.MustParseAddr
@@ -74,7 +89,8 @@ func TestStatusText(t *testing.T) {
 			Overtaken: endpoint.OvertakenPrograms{
 				Count: 3, At: at, Interface: "veth2", By: "x", Now: []string{`veth2: filter "x" of priority 1`},
 			},
-			Tables: []endpoint.TableStatus{{Name: "endpoints", Entries: 1}, {Name: "policy", Entries: 30, Pending: 2, Error: "full"}},
+			HostAddresses: []netip.Addr{ip("192.0.2.11"), ip("2001:db8::11"), ip("fe80::1"), ip("fe80::2")},
+			Tables:        []endpoint.TableStatus{{Name: "endpoints", Entries: 1}, {Name: "policy", Entries: 30, Pending: 2, Error: "full"}},
 		},
 		Proxy: proxyStatus{Error: "no proxy is running", Tampered: redirect.Tampered{Overtaken: 1, Now: "weir1: x"}},
 		Kernel: []flow.KernelCount{

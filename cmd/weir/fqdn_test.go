@@ -154,15 +154,15 @@ func TestDNSFlags(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if s := o.settings(); s.MinTtl != int64(time.Minute) || s.MaxTtl != int64(24*time.Hour) || s.PerName != 1000 || s.Nxdomain {
+	if s := o.settings(); s.MinTtl != int64(time.Minute) || s.MaxTtl != int64(24*time.Hour) || s.PerName != 1000 || s.Nxdomain || len(s.Deny) > 0 {
 		t.Errorf("by default: %v", s)
 	}
 	o, err = parse("--dns-server", "192.0.2.1", "--dns-server=2001:db8::1", "--fqdn-min-ttl", "5s", "--fqdn-max-ttl", "1h",
-		"--fqdn-max-addresses-per-name", "7", "--dns-denied", "nxdomain")
+		"--fqdn-max-addresses-per-name", "7", "--dns-denied", "nxdomain", "--fqdn-deny-cidr", "10.1.2.3/8,2001:db8::7", "--fqdn-deny-cidr", "192.0.2.0/24")
 	if err != nil {
 		t.Fatal(err)
 	}
-	if s := o.settings(); s.MinTtl != int64(5*time.Second) || s.MaxTtl != int64(time.Hour) || s.PerName != 7 || !s.Nxdomain {
+	if s := o.settings(); s.MinTtl != int64(5*time.Second) || s.MaxTtl != int64(time.Hour) || s.PerName != 7 || !s.Nxdomain || !slices.Equal(s.Deny, []string{"10.0.0.0/8", "2001:db8::7/128", "192.0.2.0/24"}) {
 		t.Errorf("%v", s)
 	}
 	dir := t.TempDir()
@@ -195,6 +195,7 @@ func TestDNSFlags(t *testing.T) {
 	for _, args := range [][]string{
 		{"--dns-server", "example.test"}, {"--dns-server", "fe80::1%eth0"}, {"--fqdn-min-ttl", "0s"}, {"--fqdn-min-ttl", "2h", "--fqdn-max-ttl", "1h"},
 		{"--fqdn-max-addresses-per-name", "0"}, {"--dns-denied", "drop"},
+		{"--fqdn-deny-cidr", "10.0.0.0/33"}, {"--fqdn-deny-cidr", "example.test"}, {"--fqdn-deny-cidr", "::ffff:10.0.0.0/104"}, {"--fqdn-deny-cidr", "fe80::1%eth0"},
 	} {
 		if _, err := parse(args...); err == nil {
 			t.Errorf("%v is taken", args)

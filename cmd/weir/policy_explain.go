@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net/netip"
 	"os"
 	"strings"
 
@@ -55,6 +56,7 @@ Exit status of one question: 0 allowed or l7, 1 denied, 2 no answer.`
 // explainFlags are the flags of `weir policy explain`.
 type explainFlags struct {
 	objects, node, batch, output string
+	nodeAddresses                []string
 	question                     policy.Question
 	icmpType                     int
 	method, path, host           string
@@ -93,6 +95,7 @@ func newPolicyExplainCommand() *cobra.Command {
 	fl.StringVar(&f.dns.Type, "dns-type", "A", "type of a DNS question")
 	fl.StringArrayVar(&f.question.Names, "name", nil, "DNS name that the address --to stands for (repeatable)")
 	fl.StringVar(&f.node, "node-name", "", "node that pods without one, and entity:host, belong to")
+	fl.StringSliceVar(&f.nodeAddresses, "node-address", nil, "address that node --node-name has on some interface, besides what its object says; weir status shows them (repeatable)")
 	fl.StringVar(&f.batch, "batch", "", "file of questions, one JSON object a line; - for standard input")
 	fl.StringVarP(&f.output, "output", "o", "text", "text or json")
 	return cmd
@@ -105,6 +108,8 @@ func (f *explainFlags) run(cmd *cobra.Command) error {
 		return errors.New("--objects is missing: the directory of the cluster's objects")
 	case f.output != "text" && f.output != "json":
 		return fmt.Errorf("output %q is neither text nor json", f.output)
+	case len(f.nodeAddresses) > 0 && f.node == "":
+		return errors.New("--node-address is about the node of --node-name: give that, too")
 	case f.batch != "" && single:
 		return errors.New("--batch takes its questions from the file: leave --from and --to out")
 	case f.batch == "" && (f.question.From == "" || f.question.To == ""):
@@ -152,6 +157,15 @@ func (f *explainFlags) load(ctx context.Context, warnings io.Writer) (*policy.En
 	if err != nil {
 		return nil, err
 	}
+	host := &policy.HostAddresses{}
+	for _, text := range f.nodeAddresses {
+		a, err := netip.ParseAddr(text)
+		if err != nil || a.Zone() != "" {
+			return nil, fmt.Errorf("--node-address %q is no address", text)
+		}
+		host.Addresses = append(host.Addresses, a)
+	}
+	changes = append(changes, policy.Change{Object: policy.Object{Kind: policy.KindHostAddresses}, Value: host})
 	if _, err := engine.Apply(changes); err != nil {
 		return nil, fmt.Errorf("apply objects: %w", err)
 	}

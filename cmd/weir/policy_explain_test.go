@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -294,5 +295,35 @@ spec:
 	t.Logf("%d answers in %v", n, took)
 	if took > time.Minute { // seconds where the machine has nothing else to do
 		t.Errorf("took %v", took)
+	}
+}
+
+// TestPolicyExplainNodeAddress: what the node has besides what its object says.
+func TestPolicyExplainNodeAddress(t *testing.T) {
+	dir := explainDir(t, explainObjects+`---
+apiVersion: cilium.io/v2
+kind: CiliumNetworkPolicy
+metadata: {name: api, namespace: shop}
+spec:
+  endpointSelector: {matchLabels: {app: api}}
+  egress: [{toCIDR: [0.0.0.0/0]}]
+`)
+	ask := []string{"explain", "--objects", dir, "--from", "shop/api", "--to", "172.17.0.1", "--port", "80"}
+	for _, c := range []struct {
+		args   []string
+		status int
+		want   string
+	}{
+		{nil, 0, "allowed"},
+		{[]string{"--node-name", "n1"}, 0, "allowed"},
+		{[]string{"--node-name", "n1", "--node-address", "172.17.0.1"}, 1, "denied"},
+		{[]string{"--node-name", "n2", "--node-address", "172.17.0.1"}, 0, "allowed"},
+		{[]string{"--node-name", "n1", "--node-address", "172.17.0"}, 2, ""},
+		{[]string{"--node-address", "172.17.0.1"}, 2, ""},
+	} {
+		out, status := runPolicy(t, "", slices.Concat(ask, c.args)...)
+		if status != c.status || !strings.Contains(strings.ToLower(out), c.want) {
+			t.Errorf("%v: status %d, %s", c.args, status, out)
+		}
 	}
 }

@@ -3,6 +3,7 @@ package main
 import (
 	"fmt"
 	"io"
+	"net/netip"
 	"strings"
 	"text/tabwriter"
 	"time"
@@ -35,6 +36,9 @@ func (s *agentStatus) print(out io.Writer) error {
 	w.printf("\nproxy    %s\n", s.Proxy.line())
 	w.keep(s.Proxy.others(w))
 	w.printf("tables   %s\n", tablesLine(s.Policy.Tables))
+	if len(s.Policy.HostAddresses) > 0 {
+		w.printf("host     %s\n", hostLine(s.Policy.HostAddresses))
+	}
 	if n := s.Lost.Limited + s.Lost.Full + s.Lost.Readers + s.Lost.Proxy; n > 0 {
 		w.printf("records  %d lost: %d over the limit on drops, %d for a full ring, %d by slow readers, %d by the proxy\n",
 			n, s.Lost.Limited, s.Lost.Full, s.Lost.Readers, s.Lost.Proxy)
@@ -111,6 +115,34 @@ func (p proxyStatus) others(out io.Writer) error {
 		w.printf("         generation %d: %s, taken over\n", h.Generation, plural(int(h.Connections), "connection", "connections"))
 	}
 	return w.err
+}
+
+// hostShown is how many of the node's addresses are named; there may be one for
+// each service (kube-proxy with IPVS).
+const hostShown = 16
+
+// hostLine names where the node itself is reached, and counts what is on each
+// pod's interface anew.
+func hostLine(addrs []netip.Addr) string {
+	var parts []string
+	local, more := 0, 0
+	for _, a := range addrs {
+		switch {
+		case a.Is6() && a.IsLinkLocalUnicast():
+			local++
+		case len(parts) == hostShown:
+			more++
+		default:
+			parts = append(parts, a.String())
+		}
+	}
+	if more > 0 {
+		parts = append(parts, fmt.Sprintf("%d more", more))
+	}
+	if local > 0 {
+		parts = append(parts, fmt.Sprintf("%d link-local", local))
+	}
+	return strings.Join(parts, ", ")
 }
 
 func tablesLine(tables []endpoint.TableStatus) string {
