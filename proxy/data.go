@@ -157,11 +157,10 @@ func (d *dataSide) start(p *pair, c *net.TCPConn, client, server netip.AddrPort)
 		}
 		return up, err
 	}
-	if isQuestions(p.sets, &p.entry) {
-		p.serving = d.questions.Start(dns.Conn{
-			Client: c, Pod: client.Addr(), Dial: conn.Dial, Rules: p.currentQuestions,
-			Observe: func(r *dns.Record) { d.observeQuestion(p.tuple, &p.entry, "TCP", r) }, Done: conn.Done,
-		})
+	if p.asks = isQuestions(p.sets, &p.entry); p.asks {
+		asks := d.askingConn(p)
+		asks.Client, asks.Dial = c, conn.Dial
+		p.serving = d.questions.Start(asks)
 	} else {
 		p.serving = d.server.Start(conn)
 	}
@@ -173,13 +172,32 @@ func (d *dataSide) conn(p *pair) http.Conn {
 	return http.Conn{
 		Rules:   p.current,
 		Observe: func(r *http.Record) { d.observe(p, r) },
-		Done: func() {
-			d.pairs.drop(p)
-			d.forget(p)
-			close(p.done)
-		},
-		Offer: func() func(http.Idle) { return d.offer(p) },
+		Done:    func() { d.gone(p) },
+		Offer:   func() func(http.Idle) { return d.offer(p) },
 	}
+}
+
+// askingConn is conn of one for questions.
+func (d *dataSide) askingConn(p *pair) dns.Conn {
+	return dns.Conn{
+		Pod: p.tuple.Source().Addr(), Rules: p.currentQuestions,
+		Observe: func(r *dns.Record) { d.observeQuestion(p.tuple, &p.entry, "TCP", r) },
+		Done:    func() { d.gone(p) },
+		Offer: func() func(dns.Idle) {
+			take := d.offer(p)
+			if take == nil {
+				return nil
+			}
+			return func(i dns.Idle) { take(http.Idle{Client: i.Client, Server: i.Server, Input: i.Input}) }
+		},
+	}
+}
+
+// gone forgets a pair whose sockets are closed.
+func (d *dataSide) gone(p *pair) {
+	d.pairs.drop(p)
+	d.forget(p)
+	close(p.done)
 }
 
 // forget removes the pair's entry in conns.
@@ -232,14 +250,28 @@ func (d *dataSide) handOver() {
 	}
 	d.draining.Store(false)
 	d.supersededAt.Store(d.walks.Load())
-	d.server.Yield()
-	d.questions.Drain()
+	d.yield()
 }
+
+// yield offers to the successor what it may have.
+func (d *dataSide) yield() {
+	d.server.Yield()
+	d.questions.Yield()
+}
+
+// busyPatience is how long the questions' loop may not come round before it is
+// taken to be busy.
+const busyPatience = 500 * time.Millisecond
 
 // over tells whether there is nothing left to end or to hand over. Where there
 // is a successor, clients may be connecting yet.
 func (d *dataSide) over() bool {
-	if d.pairs.len() > 0 || d.questions.Pending() > 0 {
+	if d.pairs.len() > 0 {
+		return false
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), busyPatience)
+	defer cancel()
+	if d.questions.Busy(ctx) {
 		return false
 	}
 	if !d.superseded.Load() {
@@ -268,8 +300,9 @@ func (d *dataSide) end() {
 	all.Wait()
 	if h := d.heir.Load(); h != nil {
 		h.close(false)
-		for end := time.Now().Add(heirFlush); h.waiting() > 0 && time.Now().Before(end); {
-			time.Sleep(time.Millisecond)
+		select {
+		case <-h.done:
+		case <-time.After(heirFlush):
 		}
 	}
 }

@@ -58,6 +58,10 @@ const successorPatience = 3 * time.Second
 // yet where the machine is busy.
 const lingering = time.Second
 
+// tellEvery is how often the successor is told what was learned since: a row of
+// the table that it can't explain is kept for longer.
+const tellEvery = 15 * time.Second
+
 // drainEvery is how often it is looked whether a drain is over.
 const drainEvery = 20 * time.Millisecond
 
@@ -68,18 +72,19 @@ const drainEvery = 20 * time.Millisecond
 func (p *process) depart(ctx context.Context, w *wired) {
 	tick := time.NewTicker(drainEvery)
 	defer tick.Stop()
-	told := ctx.Done()
+	asked := ctx.Done()
 	retire := sync.OnceFunc(func() {
 		// The successor writes the table from now on, and the checkpoints.
 		p.group.Go(func() error {
 			if err := w.names.Retire(); err != nil {
 				p.log.Error("leave what was learned to the successor", "error", err)
 			}
+			w.data.tellAgain()
 			return nil
 		})
 	})
 	until, _, _ := p.departure.plan()
-	var succeeded time.Time
+	var succeeded, told time.Time
 	hope := time.Now().Add(min(successorPatience, time.Until(until)/2))
 	for p.ctx.Err() == nil {
 		until, successor, restart := p.departure.plan()
@@ -89,7 +94,11 @@ func (p *process) depart(ctx context.Context, w *wired) {
 			w.data.handOver()
 			retire()
 			if succeeded.IsZero() {
-				succeeded = time.Now()
+				succeeded, told = time.Now(), time.Now()
+			}
+			if time.Since(told) >= tellEvery { // what answers to old questions said
+				told = time.Now()
+				w.data.tellAgain()
 			}
 			over = w.data.over() && time.Since(succeeded) >= lingering
 		case restart || time.Now().After(hope) || !p.agent.connected():
@@ -101,8 +110,8 @@ func (p *process) depart(ctx context.Context, w *wired) {
 			break
 		}
 		select {
-		case <-told:
-			told = nil
+		case <-asked:
+			asked = nil
 			p.departure.ask(leave{timeout: p.opts.Drain})
 		case <-p.ctx.Done():
 		case <-tick.C:

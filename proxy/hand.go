@@ -1,10 +1,13 @@
 package proxy
 
 import (
+	"errors"
 	"sync"
 
 	"github.com/weirnet/weir/bpf"
 	"github.com/weirnet/weir/proxy/control"
+	"github.com/weirnet/weir/proxy/dns"
+	"github.com/weirnet/weir/proxy/http"
 )
 
 // handed is a connection that went to a successor: who has its entry in conns
@@ -157,4 +160,37 @@ func (d *dataSide) endGeneration(g uint8) {
 			}()
 		}
 	}
+}
+
+// goOn serves a connection that was let go of, for questions or not. The sockets
+// are closed if that can't be.
+func (d *dataSide) goOn(tuple bpf.Tuple, entry bpf.Conn, idle http.Idle, asks bool) error {
+	p := d.newPair(tuple, entry)
+	p.asks = asks
+	// It had its room where it comes from.
+	old, ok := d.pairs.put(p, d.max, d.max)
+	if !ok {
+		closeReset(idle.Client)
+		closeReset(idle.Server)
+		d.counters.deny(denyFull)
+		d.forget(p)
+		return errors.New("no room for another connection")
+	}
+	start := func() {
+		if asks {
+			p.serving = d.questions.Adopt(d.askingConn(p), dns.Idle{Client: idle.Client, Server: idle.Server, Input: idle.Input})
+		} else {
+			p.serving = d.server.Adopt(d.conn(p), idle)
+		}
+		close(p.served)
+	}
+	if old == nil {
+		start()
+		return nil
+	}
+	go func() {
+		old.abort()
+		start()
+	}()
+	return nil
 }

@@ -14,6 +14,7 @@ import (
 	"net/netip"
 	"os"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -336,20 +337,28 @@ func TestSuccessorDies(t *testing.T) {
 
 // keeper is a nameKeeper that exports given bytes and keeps what it imports.
 type keeper struct {
-	out  []byte
-	in   bytes.Buffer
-	fail error
+	out     []byte
+	in      bytes.Buffer
+	fail    error // of the first Import
+	failed  atomic.Bool
+	answers atomic.Uint64
+	exports atomic.Int32
 }
 
-func (k *keeper) Export(w io.Writer) error { _, err := w.Write(k.out); return err }
+func (k *keeper) Export(w io.Writer) error {
+	_, err := w.Write(k.out)
+	k.exports.Add(1)
+	return err
+}
 func (k *keeper) Import(r io.Reader) error {
-	if k.fail != nil {
+	if k.fail != nil && !k.failed.Swap(true) {
 		return k.fail
 	}
 	_, err := io.Copy(&k.in, r)
 	return err
 }
-func (k *keeper) Retire() error { return nil }
+func (k *keeper) Retire() error   { return nil }
+func (k *keeper) Answers() uint64 { return k.answers.Load() }
 
 // TestHandOverLearned: what was learned comes before connections do, and one
 // who does not want it holds nothing up.
@@ -372,6 +381,52 @@ func TestHandOverLearned(t *testing.T) {
 	s.bridge(from, &keeper{fail: errors.New("no names today")})
 	s.old.handOver()
 	s.wait("the hand-over all the same", func() bool { return s.new.pairs.len() == 1 })
+}
+
+// TestHandOverLearnedLate: what was learned after the first export goes over, too,
+// when that is asked for and when the predecessor ends.
+func TestHandOverLearnedLate(t *testing.T) {
+	s := newSuccession(t)
+	from, to := &keeper{out: []byte("first")}, &keeper{}
+	h, r := s.bridge(from, to)
+	exported := func(n int32) {
+		t.Helper()
+		s.wait("an export", func() bool { return from.exports.Load() == n })
+	}
+	exported(1)
+	s.old.tellAgain() // nothing is new
+	from.answers.Add(1)
+	s.old.tellAgain()
+	exported(2)
+	s.connect(1)
+	s.old.handOver()
+	s.wait("the hand-over", func() bool { return s.new.pairs.len() == 1 })
+	from.answers.Add(1)
+	s.old.end()
+	if from.exports.Load() != 3 {
+		t.Errorf("it is over, and exported %d times", from.exports.Load())
+	}
+	s.wait("the end", func() bool { return !s.new.held()[0].Receiving })
+	<-r.imported
+	if got := to.in.String(); got != "firstfirstfirst" {
+		t.Errorf("the successor got %q", got)
+	}
+	if n := h.waiting(); n != 0 {
+		t.Errorf("%d wait", n)
+	}
+
+	// One export that can't be read does not spoil the next.
+	s = newSuccession(t)
+	to = &keeper{fail: errors.New("no names today")}
+	_, r = s.bridge(from, to)
+	from.answers.Add(1)
+	s.old.tellAgain()
+	s.old.end()
+	s.wait("the end", func() bool { return !s.new.estate.expects(r, 3) })
+	<-r.imported
+	if got := to.in.String(); got != "first" {
+		t.Errorf("the successor got %q", got)
+	}
 }
 
 // TestHandOverOfAnOldPort: a client that began anew with its port keeps the new

@@ -12,7 +12,6 @@ import (
 	"golang.org/x/sys/unix"
 	"google.golang.org/protobuf/proto"
 
-	"github.com/weirnet/weir/bpf"
 	"github.com/weirnet/weir/proxy/control"
 	"github.com/weirnet/weir/proxy/http"
 )
@@ -21,12 +20,11 @@ const (
 	// heirRoom bounds the connections that wait to be sent to a successor: those
 	// that find no room are served on, and offered again.
 	heirRoom = 1024
-	// heirFlush is how long what waits to be sent may take when the process ends.
-	heirFlush = 2 * time.Second
+	// heirFlush is how long what waits to be sent may take when the process ends,
+	// and what was learned last.
+	heirFlush = 5 * time.Second
 	// heirPatience is how long a successor may not read.
 	heirPatience = 10 * time.Second
-	// learnedPart is how much of what was learned goes in one message.
-	learnedPart = 32 << 10
 )
 
 // heir is the connection to a successor. What goes there goes for good: nothing
@@ -35,7 +33,11 @@ type heir struct {
 	conn  *net.UnixConn
 	queue chan parcel
 	leave chan struct{} // closed when nothing more is taken
+	again chan struct{} // what was learned since is to be told
+	done  chan struct{} // closed when nothing is sent any more
 
+	// told is how many answers were learned when that was told; of serveHeir alone.
+	told      uint64
 	announced [256]bool // generations that the successor knows of; of serveHeir alone
 
 	mu        sync.Mutex
@@ -52,7 +54,10 @@ type parcel struct {
 }
 
 func newHeir(c *net.UnixConn, room int) *heir {
-	return &heir{conn: c, queue: make(chan parcel, room), leave: make(chan struct{})}
+	return &heir{
+		conn: c, queue: make(chan parcel, room), leave: make(chan struct{}),
+		again: make(chan struct{}, 1), done: make(chan struct{}),
+	}
 }
 
 // reserve promises a place in the queue, if there is one.
@@ -90,13 +95,13 @@ func (h *heir) close(elsewhere bool) {
 	}
 }
 
-// end says what the end of the connection means.
-func (h *heir) end() error {
+// end says what was learned at the end, or what else the end means.
+func (h *heir) end(names nameKeeper) error {
 	h.mu.Lock()
 	elsewhere := h.elsewhere
 	h.mu.Unlock()
 	if !elsewhere {
-		return nil
+		return h.tell(names)
 	}
 	return h.write(&control.HandOver{What: &control.HandOver_Elsewhere{Elsewhere: &control.Elsewhere{}}})
 }
@@ -136,7 +141,7 @@ func (h *heir) send(p parcel) error {
 		Source: src.Addr().AsSlice(), SourcePort: uint32(src.Port()),
 		Destination: dst.Addr().AsSlice(), DestinationPort: uint32(dst.Port()),
 		Id: p.pair.entry.Id, Generation: uint32(p.pair.generation),
-		Input: p.idle.Input, Opening: p.idle.Opening,
+		Input: p.idle.Input, Opening: p.idle.Opening, Questions: p.pair.asks,
 	}}}, p.idle.Client, p.idle.Server)
 	if err == nil {
 		_ = unix.Close(p.idle.Client) // the successor has them
@@ -145,32 +150,12 @@ func (h *heir) send(p parcel) error {
 	return err
 }
 
-// learnedWriter sends what is exported in parts.
-type learnedWriter struct{ *heir }
-
-func (w learnedWriter) Write(b []byte) (n int, err error) {
-	for n < len(b) {
-		part := b[n:min(len(b), n+learnedPart)]
-		m := &control.HandOver{What: &control.HandOver_Learned{Learned: &control.Learned{Part: part}}}
-		if err := w.write(m); err != nil {
-			return n, err
-		}
-		n += len(part)
-	}
-	return n, nil
-}
-
 // introduce tells the successor what it may expect, and what was learned.
 func (h *heir) introduce(boot string, generations []uint32, names nameKeeper) error {
 	if err := h.announce(boot, generations); err != nil {
 		return err
 	}
-	if names != nil {
-		if err := names.Export(learnedWriter{h}); err != nil {
-			return err
-		}
-	}
-	return h.write(&control.HandOver{What: &control.HandOver_LearnedAll{LearnedAll: &control.LearnedAll{}}})
+	return h.tellAll(names)
 }
 
 // announce tells the successor what connections may be of.
@@ -188,6 +173,7 @@ var errHeirGone = errors.New("it has ended")
 // serveHeir sends to the successor until that has ended, or another one has its
 // place. What could not be sent is served here again.
 func (d *dataSide) serveHeir(h *heir, boot string, names nameKeeper) {
+	defer close(h.done)
 	defer func() { _ = h.conn.Close() }() // all was sent, or can't be
 	gone := make(chan struct{})
 	go func() {
@@ -200,13 +186,17 @@ func (d *dataSide) serveHeir(h *heir, boot string, names nameKeeper) {
 		select {
 		case p := <-h.queue:
 			err = d.pass(h, p)
+		case <-h.again:
+			if err = d.passAll(h); err == nil {
+				err = h.tell(names)
+			}
 		case <-leave:
 			leave = nil
 		case <-gone:
 			err = errHeirGone
 		}
 		if leave == nil && h.waiting() == 0 && err == nil {
-			if err := h.end(); err != nil {
+			if err := h.end(names); err != nil {
 				d.log.Error("take leave of a successor", "error", err)
 			}
 			return
@@ -234,7 +224,20 @@ func (d *dataSide) pass(h *heir, p parcel) error {
 		d.takeBack(p)
 	}
 	if h.release() {
-		d.server.Yield()
+		d.yield()
+	}
+	return err
+}
+
+// passAll sends what waits to be sent: somebody may use it any moment.
+func (d *dataSide) passAll(h *heir) (err error) {
+	for err == nil {
+		select {
+		case p := <-h.queue:
+			err = d.pass(h, p)
+		default:
+			return nil
+		}
 	}
 	return err
 }
@@ -246,7 +249,7 @@ func (d *dataSide) handTo(c *net.UnixConn) *heir {
 		before.close(true)
 	}
 	if d.superseded.Load() {
-		d.server.Yield()
+		d.yield()
 	}
 	return h
 }
@@ -270,37 +273,9 @@ func (d *dataSide) offer(p *pair) func(http.Idle) {
 
 // takeBack serves a connection again that could not be handed over.
 func (d *dataSide) takeBack(p parcel) {
-	if err := d.goOn(p.pair.tuple, p.pair.entry, p.idle); err != nil {
+	if err := d.goOn(p.pair.tuple, p.pair.entry, p.idle, p.pair.asks); err != nil {
 		d.log.Info("a connection is lost on its way to the successor", "tuple", p.pair.tuple, "error", err)
 	}
-}
-
-// goOn serves a connection that was let go of. The sockets are closed if that
-// can't be.
-func (d *dataSide) goOn(tuple bpf.Tuple, entry bpf.Conn, idle http.Idle) error {
-	p := d.newPair(tuple, entry)
-	// It had its room where it comes from.
-	old, ok := d.pairs.put(p, d.max, d.max)
-	if !ok {
-		closeReset(idle.Client)
-		closeReset(idle.Server)
-		d.counters.deny(denyFull)
-		d.forget(p)
-		return errors.New("no room for another connection")
-	}
-	start := func() {
-		p.serving = d.server.Adopt(d.conn(p), idle)
-		close(p.served)
-	}
-	if old == nil {
-		start()
-		return nil
-	}
-	go func() {
-		old.abort()
-		start()
-	}()
-	return nil
 }
 
 func closeReset(fd int) {

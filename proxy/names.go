@@ -6,13 +6,14 @@ import (
 	"fmt"
 	"log/slog"
 	"maps"
-	"net/netip"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/weirnet/weir/fqdn"
 	"github.com/weirnet/weir/identity"
+	"github.com/weirnet/weir/policy"
 	"github.com/weirnet/weir/policy/dnsrules"
 	"github.com/weirnet/weir/proxy/control"
 )
@@ -20,10 +21,11 @@ import (
 // names is what names stand for, and what the agent said of them.
 type names struct {
 	*fqdn.Cache
+	answers atomic.Uint64
 
 	mu         sync.Mutex // held while the agent's word is carried out
 	identities map[identity.ID][]dnsrules.Selector
-	resolvers  []netip.Addr
+	resolvers  []policy.Server
 }
 
 // newNames begins with what predecessors left in the checkpoints and the table.
@@ -33,6 +35,16 @@ func newNames(log *slog.Logger, maps *tables, s fqdn.Settings) *names {
 		Checkpoints: [2]fqdn.File{maps.checkpoint[0], maps.checkpoint[1]}, Log: log,
 	})}
 }
+
+// Learn is fqdn.Cache's, and counts.
+func (n *names) Learn(ctx context.Context, a fqdn.Answer) error {
+	err := n.Cache.Learn(ctx, a)
+	n.answers.Add(1)
+	return err
+}
+
+// Answers implements nameKeeper.
+func (n *names) Answers() uint64 { return n.answers.Load() }
 
 func settingsOf(s *control.DNSSettings) (fqdn.Settings, error) {
 	out := fqdn.Settings{
@@ -54,7 +66,7 @@ func (n *names) set(r *control.SetNamesRequest) error {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	identities := make(map[identity.ID][]dnsrules.Selector, len(r.Identities))
-	var resolvers []netip.Addr
+	var resolvers []policy.Server
 	if r.Partial {
 		maps.Copy(identities, n.identities)
 		resolvers = slices.Clone(n.resolvers)
@@ -65,12 +77,12 @@ func (n *names) set(r *control.SetNamesRequest) error {
 		}
 		identities[identity.ID(i.Id)] = selectorsFrom(i.Set)
 	}
-	for _, b := range r.Resolvers {
-		a, ok := netip.AddrFromSlice(b)
-		if !ok {
-			return fmt.Errorf("a resolver's address has %d bytes", len(b))
+	for _, m := range r.Resolvers {
+		server, err := control.ServerFrom(m)
+		if err != nil {
+			return fmt.Errorf("a resolver: %w", err)
 		}
-		resolvers = append(resolvers, a)
+		resolvers = append(resolvers, server)
 	}
 	n.identities, n.resolvers = identities, resolvers
 	return n.SetNames(identities, resolvers)
@@ -153,7 +165,7 @@ func (s *service) ListNames(r *control.ListNamesRequest, stream control.Proxy_Li
 }
 
 func nameOf(n *fqdn.Name) *control.Name {
-	m := &control.Name{Name: n.Name, Selectors: selectorsOf(n.Selectors)}
+	m := &control.Name{Name: n.Name, Namespace: n.Namespace, Selectors: selectorsOf(n.Selectors)}
 	for _, p := range n.Pods {
 		m.Pods = append(m.Pods, p.AsSlice())
 	}

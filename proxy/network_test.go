@@ -44,12 +44,15 @@ func tcpPair(t testing.TB) (accepted, dialed *net.TCPConn) {
 func serve(t testing.TB, d *dataSide) {
 	t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
-	done := make(chan error, 1)
+	done := make(chan error, 2)
 	go func() { done <- d.server.Run(ctx) }()
+	go func() { done <- d.questions.Run(ctx) }()
 	t.Cleanup(func() {
 		cancel()
-		if err := <-done; err != nil && !errors.Is(err, context.Canceled) {
-			t.Error(err)
+		for range 2 {
+			if err := <-done; err != nil && !errors.Is(err, context.Canceled) {
+				t.Error(err)
+			}
 		}
 	})
 }

@@ -26,6 +26,7 @@ type pair struct {
 	tuple      bpf.Tuple
 	veth       uint32 // of the pod it speaks for
 	generation uint8  // whose namespace its sockets are in
+	asks       bool   // it is one for questions
 
 	// What rules yields, and what it was made of. Only the goroutine that
 	// serves the connection touches these once it is started.

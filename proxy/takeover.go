@@ -16,22 +16,17 @@ import (
 	"github.com/weirnet/weir/proxy/http"
 )
 
-// nameKeeper is what was learned of names: a fqdn.Cache.
-type nameKeeper interface {
-	Export(io.Writer) error
-	Import(io.Reader) error
-	Retire() error
-}
-
 // receiver takes over what a predecessor has. Nothing it says is believed:
 // what it could say wrongly is compared with the kernel's table and with the
 // sockets themselves.
 type receiver struct {
 	*dataSide
-	conn    *net.UnixConn
-	learned *io.PipeWriter
-	ready   chan struct{} // closed when what was learned is in
-	said    sync.Once
+	conn     *net.UnixConn
+	names    nameKeeper
+	learned  *io.PipeWriter // of the export that comes; nil: none does
+	imported chan struct{}  // closed when the latest is in; nil: there was none
+	ready    chan struct{}  // closed when the first is in, or there is none
+	said     sync.Once
 }
 
 // Bounds of a predecessor's message.
@@ -42,20 +37,7 @@ const (
 
 // takeOver begins to take over what comes on c. It lasts until run returns.
 func (d *dataSide) takeOver(c *net.UnixConn, names nameKeeper) *receiver {
-	r := &receiver{dataSide: d, conn: c, ready: make(chan struct{})}
-	if names == nil {
-		return r
-	}
-	var from *io.PipeReader
-	from, r.learned = io.Pipe()
-	go func() {
-		defer close(r.ready)
-		if err := names.Import(from); err != nil {
-			d.log.Error("not all that a predecessor learned was taken over", "error", err)
-		}
-		_, _ = io.Copy(io.Discard, from) // whoever writes must not wait
-	}()
-	return r
+	return &receiver{dataSide: d, conn: c, names: names, ready: make(chan struct{})}
 }
 
 // run returns when the predecessor has nothing more to hand over, or has died.
@@ -87,17 +69,6 @@ func (r *receiver) run() {
 	r.inherit(r)
 }
 
-// endLearned tells that nothing comes any more that was learned.
-func (r *receiver) endLearned() {
-	r.said.Do(func() {
-		if r.learned == nil {
-			close(r.ready)
-			return
-		}
-		_ = r.learned.Close() // then what was said is taken in
-	})
-}
-
 // take deals with a message; the descriptors are its own.
 func (r *receiver) take(b []byte, fds []int) error {
 	m := &control.HandOver{}
@@ -117,9 +88,7 @@ func (r *receiver) take(b []byte, fds []int) error {
 		}
 		r.expect(r, generations)
 	case *control.HandOver_Learned:
-		if r.learned != nil {
-			_, _ = r.learned.Write(what.Learned.Part) // fails if there is no one who reads
-		}
+		r.learn(what.Learned.Part)
 	case *control.HandOver_LearnedAll:
 		r.endLearned()
 	case *control.HandOver_Elsewhere:
@@ -161,7 +130,8 @@ func (r *receiver) adopt(m *control.Connection, fds []int) error {
 		return fmt.Errorf("take over a connection: %w", err)
 	}
 	r.counters.takenOver.Add(1)
-	if err := r.goOn(tuple, entry, http.Idle{Client: fds[0], Server: fds[1], Input: m.Input, Opening: m.Opening}); err != nil {
+	idle := http.Idle{Client: fds[0], Server: fds[1], Input: m.Input, Opening: m.Opening}
+	if err := r.goOn(tuple, entry, idle, m.Questions); err != nil {
 		return fmt.Errorf("take over %v: %w", tuple, err)
 	}
 	return nil

@@ -2394,7 +2394,7 @@ type HandOver_Learned struct {
 }
 
 type HandOver_LearnedAll struct {
-	LearnedAll *LearnedAll `protobuf:"bytes,3,opt,name=learned_all,json=learnedAll,proto3,oneof"` // no more of it comes at once
+	LearnedAll *LearnedAll `protobuf:"bytes,3,opt,name=learned_all,json=learnedAll,proto3,oneof"` // the end of an export
 }
 
 type HandOver_Connection struct {
@@ -2507,7 +2507,8 @@ func (*Elsewhere) Descriptor() ([]byte, []int) {
 	return file_control_proto_rawDescGZIP(), []int{35}
 }
 
-// Learned is the next part of what fqdn.Cache exports.
+// Learned is the next part of what fqdn.Cache exports. Behind LearnedAll another
+// export may begin, with what was learned since.
 type Learned struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Part          []byte                 `protobuf:"bytes,1,opt,name=part,proto3" json:"part,omitempty"`
@@ -2601,7 +2602,9 @@ type Connection struct {
 	// Input was read from the client and not dealt with.
 	Input []byte `protobuf:"bytes,7,opt,name=input,proto3" json:"input,omitempty"`
 	// Opening is the head of the request that an upgraded connection began with.
-	Opening       []byte `protobuf:"bytes,8,opt,name=opening,proto3" json:"opening,omitempty"`
+	Opening []byte `protobuf:"bytes,8,opt,name=opening,proto3" json:"opening,omitempty"`
+	// Questions: it is one for DNS questions, on which none waits for an answer.
+	Questions     bool `protobuf:"varint,9,opt,name=questions,proto3" json:"questions,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2690,6 +2693,13 @@ func (x *Connection) GetOpening() []byte {
 		return x.Opening
 	}
 	return nil
+}
+
+func (x *Connection) GetQuestions() bool {
+	if x != nil {
+		return x.Questions
+	}
+	return false
 }
 
 var File_control_proto protoreflect.FileDescriptor
@@ -2900,7 +2910,7 @@ const file_control_proto_rawDesc = "" +
 	"\aLearned\x12\x12\n" +
 	"\x04part\x18\x01 \x01(\fR\x04part\"\f\n" +
 	"\n" +
-	"LearnedAll\"\xf2\x01\n" +
+	"LearnedAll\"\x90\x02\n" +
 	"\n" +
 	"Connection\x12\x16\n" +
 	"\x06source\x18\x01 \x01(\fR\x06source\x12 \n" +
@@ -2913,7 +2923,8 @@ const file_control_proto_rawDesc = "" +
 	"generation\x18\x06 \x01(\rR\n" +
 	"generation\x12\x14\n" +
 	"\x05input\x18\a \x01(\fR\x05input\x12\x18\n" +
-	"\aopening\x18\b \x01(\fR\aopening2\xf4\x04\n" +
+	"\aopening\x18\b \x01(\fR\aopening\x12\x1c\n" +
+	"\tquestions\x18\t \x01(\bR\tquestions2\xf4\x04\n" +
 	"\x05Proxy\x12T\n" +
 	"\vSetRuleSets\x12!.weir.proxy.v1.SetRuleSetsRequest\x1a\".weir.proxy.v1.SetRuleSetsResponse\x12K\n" +
 	"\bSetNames\x12\x1e.weir.proxy.v1.SetNamesRequest\x1a\x1f.weir.proxy.v1.SetNamesResponse\x12O\n" +
