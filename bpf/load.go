@@ -78,6 +78,7 @@ type Datapath struct {
 	state          *State // mapped
 	mapped         []byte
 	revision       revisionCopy
+	services       *Services  // or nil, see With
 	mu             sync.Mutex // attachments
 }
 

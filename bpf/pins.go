@@ -22,10 +22,15 @@ import (
 //	proxies/GENERATION/listeners the sockmap of one proxy
 //	proxies/GENERATION/steer     its sk_lookup link
 //	proxies/GENERATION/from_proxy its tcx link
+//	services/NAME@LAYOUT         the tables of services
+//	services/links/PROGRAM       links of a cgroup
 const (
 	mapsDir    = "maps"
 	linksDir   = "links"
 	proxiesDir = "proxies"
+
+	servicesDir     = "services"
+	serviceLinksDir = "services/links"
 )
 
 // meaning is part of every table's layout: raise it when the same bytes come to
@@ -96,11 +101,15 @@ func layout(spec *ebpf.MapSpec) (string, error) {
 
 // mapPath is where the table of this spec is pinned.
 func mapPath(pins string, spec *ebpf.MapSpec) (string, error) {
+	return mapPathIn(pins, mapsDir, spec)
+}
+
+func mapPathIn(pins, dir string, spec *ebpf.MapSpec) (string, error) {
 	l, err := layout(spec)
 	if err != nil {
 		return "", err
 	}
-	return filepath.Join(pins, mapsDir, spec.Name+"@"+l), nil
+	return filepath.Join(pins, dir, spec.Name+"@"+l), nil
 }
 
 // adoptMap opens the pinned table of this layout, or makes and pins it
@@ -110,6 +119,10 @@ func adoptMap(pins string, spec *ebpf.MapSpec) (_ *ebpf.Map, made bool, err erro
 	if err != nil {
 		return nil, false, err
 	}
+	return adoptMapAt(path, spec)
+}
+
+func adoptMapAt(path string, spec *ebpf.MapSpec) (_ *ebpf.Map, made bool, err error) {
 	m, err := ebpf.LoadPinnedMap(path, nil)
 	if err == nil {
 		if err := spec.Compatible(m); err != nil {
@@ -135,7 +148,10 @@ func adoptMap(pins string, spec *ebpf.MapSpec) (_ *ebpf.Map, made bool, err erro
 // staleMaps lists the pinned tables of other layouts: programs of another
 // version may still judge by them.
 func staleMaps(pins string, current map[string]string) ([]string, error) {
-	dir := filepath.Join(pins, mapsDir)
+	return staleMapsIn(filepath.Join(pins, mapsDir), current)
+}
+
+func staleMapsIn(dir string, current map[string]string) ([]string, error) {
 	entries, err := os.ReadDir(dir)
 	if err != nil {
 		return nil, fmt.Errorf("list pinned tables: %w", err)
@@ -146,7 +162,7 @@ func staleMaps(pins string, current map[string]string) ([]string, error) {
 	}
 	var stale []string
 	for _, e := range entries {
-		if path := filepath.Join(dir, e.Name()); !ours[path] {
+		if path := filepath.Join(dir, e.Name()); !e.IsDir() && !ours[path] {
 			stale = append(stale, path)
 		}
 	}

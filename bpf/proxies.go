@@ -56,6 +56,12 @@ func (d *Datapath) AttachProxy(generation uint8, ifindex int, netns *os.File) er
 	if err := attachSteer(filepath.Join(dir, steerPin), steer.Steer, netns); err != nil {
 		return fmt.Errorf("proxy %d: %w", generation, err)
 	}
+	if d.services != nil {
+		if err := d.services.LeaveAlone(generation, netns); err != nil {
+			// It matters only where the cgroup of services is that of proxies, too.
+			d.log.Warn("what the proxy connects to may be translated", "error", err)
+		}
+	}
 	return d.attach(d.proxyHook(), ifindex, filepath.Join(dir, progFromProxy))
 }
 

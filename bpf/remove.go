@@ -14,6 +14,7 @@ import (
 // error.
 func Remove(pins string) error {
 	var failed []error
+	failed = append(failed, RemoveServices(pins))
 	for _, dir := range []string{linksDir, proxiesDir} {
 		failed = append(failed, removeLinks(filepath.Join(pins, dir)))
 	}

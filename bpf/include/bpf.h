@@ -58,6 +58,7 @@ enum {
 	ENOENT = 2,
 	EEXIST = 17,
 	EINVAL = 22,
+	ECONNREFUSED = 111,
 };
 enum {
 	TC_ACT_UNSPEC = -1,
@@ -76,7 +77,27 @@ enum {
 	PACKET_HOST = 0,       /* skb_change_type */
 };
 
-struct bpf_sock;
+struct bpf_sock {
+	__u32 bound_dev_if;
+	__u32 family;
+	__u32 type;
+	__u32 protocol;
+	__u32 mark;
+	__u32 priority;
+	__u32 src_ip4;
+	__u32 src_ip6[4];
+	__u32 src_port;
+	__be16 dst_port;
+	__u16 pad;
+	__u32 dst_ip4;
+	__u32 dst_ip6[4];
+	__u32 state;
+	__s32 rx_queue_mapping;
+};
+_Static_assert(offsetof(struct bpf_sock, state) == 72, "bpf_sock is kernel ABI");
+enum {
+	TCP_ESTABLISHED = 1, /* bpf_sock.state, also of connected UDP sockets */
+};
 
 struct __sk_buff {
 	__u32 len;
@@ -128,6 +149,20 @@ struct bpf_sk_lookup {
 	__u32 ingress_ifindex;
 };
 
+struct bpf_sock_addr {
+	__u32 user_family;
+	__u32 user_ip4;
+	__u32 user_ip6[4];
+	__u32 user_port; /* network byte order */
+	__u32 family;
+	__u32 type;
+	__u32 protocol;
+	__u32 msg_src_ip4;
+	__u32 msg_src_ip6[4];
+	struct bpf_sock *sk;
+};
+_Static_assert(offsetof(struct bpf_sock_addr, sk) == 64, "bpf_sock_addr is kernel ABI");
+
 /* Helpers, by their ABI number. */
 #define HELPER(number) (void *)number
 static void *(*bpf_map_lookup_elem)(void *map, const void *key) = HELPER(1);
@@ -135,6 +170,7 @@ static long (*bpf_map_update_elem)(void *map, const void *key, const void *value
 				   __u64 flags) = HELPER(2);
 static long (*bpf_map_delete_elem)(void *map, const void *key) = HELPER(3);
 static __u64 (*bpf_ktime_get_ns)(void) = HELPER(5);
+static __u32 (*bpf_get_prandom_u32)(void) = HELPER(7);
 static long (*bpf_skb_store_bytes)(struct __sk_buff *skb, __u32 offset, const void *from, __u32 len,
 				   __u64 flags) = HELPER(9);
 static long (*bpf_l4_csum_replace)(struct __sk_buff *skb, __u32 offset, __u64 from, __u64 to,
@@ -143,11 +179,14 @@ static long (*bpf_clone_redirect)(struct __sk_buff *skb, __u32 ifindex, __u64 fl
 static long (*bpf_redirect)(__u32 ifindex, __u64 flags) = HELPER(23);
 static long (*bpf_skb_load_bytes)(const void *skb, __u32 offset, void *to, __u32 len) = HELPER(26);
 static long (*bpf_skb_change_type)(struct __sk_buff *skb, __u32 type) = HELPER(32);
+static __u64 (*bpf_get_socket_cookie)(void *ctx) = HELPER(46);
 static long (*bpf_sk_release)(void *sock) = HELPER(86);
+static __u64 (*bpf_get_netns_cookie)(void *ctx) = HELPER(122);
 static long (*bpf_sk_assign)(void *ctx, void *sk, __u64 flags) = HELPER(124);
 static void *(*bpf_ringbuf_reserve)(void *ringbuf, __u64 size, __u64 flags) = HELPER(131);
 static void (*bpf_ringbuf_submit)(void *data, __u64 flags) = HELPER(132);
 static __u64 (*bpf_ringbuf_query)(void *ringbuf, __u64 flags) = HELPER(134);
 static long (*bpf_redirect_peer)(__u32 ifindex, __u64 flags) = HELPER(155);
 static __u64 (*bpf_ktime_get_coarse_ns)(void) = HELPER(160);
+static int (*bpf_set_retval)(int retval) = HELPER(187);
 #undef HELPER
