@@ -136,6 +136,13 @@ func (ns *Netns) Close() error {
 	return DeleteNetns(ns.Name)
 }
 
+// Release lets go of the namespace, which stays until DeleteNetns; no method
+// may be called after it.
+func (ns *Netns) Release() {
+	ns.nl.Close()
+	ns.file.Close()
+}
+
 // Path is the file that stands for the namespace (nsenter --net=PATH).
 func (ns *Netns) Path() string { return filepath.Join(netnsDir, ns.Name) }
 

@@ -1,3 +1,5 @@
+// What a cluster is made of, to be built from the Go module proxy: see
+// test/cluster/build.go. It has no packages of its own.
 module github.com/weirnet/weir/test/cluster/kubernetes
 
 go 1.26.0
