@@ -11,6 +11,9 @@
 //	forward a:30080 shop/web:80          a port of the node leads to a pod; "masquerade" may follow
 //	world api 198.18.0.80 2001:db8:2::80
 //	                                     these addresses of the outside are a place
+//	link docker0 172.17.0.1 fd00:17::1 on=b
+//	                                     a node gets an interface with these addresses, of which its
+//	                                     object does not tell: a place; "link docker0 gone" ends it
 //	service ns/svc IP4 IP6 ns/pod.. k=v  a cluster IP, for port 53 of these pods, with labels
 //	dns unbound ns/pod names.zone        a real server of names at a place (or named, dnsmasq);
 //	                                     forward=PLACE asks that one on

@@ -37,7 +37,13 @@ func (s *story) explain(p *probe) error {
 	if len(want) == 0 {
 		return nil
 	}
-	cmd := exec.Command(program, "policy", "explain", "--objects", s.objects.Dir, "--batch", "-")
+	args := []string{"policy", "explain", "--objects", s.objects.Dir, "--batch", "-"}
+	if from := s.places[p.from]; from.pod != nil {
+		for _, a := range s.beside[from.pod.Node().Name] {
+			args = append(args, "--node-name", from.pod.Node().Name, "--node-address", a.String())
+		}
+	}
+	cmd := exec.Command(program, args...)
 	cmd.Stdin = bytes.NewReader(questions.Bytes())
 	var stderr bytes.Buffer
 	cmd.Stderr = &stderr

@@ -59,8 +59,10 @@ type story struct {
 	noExplain bool
 	noEcho53  bool                    // real DNS servers have the port
 	taught    map[netip.Addr][]string // names, by what pods were told of them
-	started   map[string]bool         // by node
-	args      []string                // of every agent
+	// beside: addresses that a node has and its object does not name.
+	beside  map[string][]netip.Addr
+	started map[string]bool // by node
+	args    []string        // of every agent
 
 	mu      sync.Mutex
 	records []flow.Record
@@ -88,7 +90,7 @@ func tell(t *testing.T, file string, args ...string) *story {
 	a := parseArchive(string(text))
 	s := &story{
 		t: t, args: args, files: a.files, places: map[string]*place{}, started: map[string]bool{},
-		forwards: map[netip.AddrPort]netip.AddrPort{}, masqueraded: map[netip.AddrPort]bool{}, taught: map[netip.Addr][]string{}, objects: node.Objects{Dir: t.TempDir()},
+		beside: map[string][]netip.Addr{}, forwards: map[netip.AddrPort]netip.AddrPort{}, masqueraded: map[netip.AddrPort]bool{}, taught: map[netip.Addr][]string{}, objects: node.Objects{Dir: t.TempDir()},
 	}
 	s.files["many.zone"], s.files["big.zone"] = manyNames(), bigNames()
 	s.make(a.text)
@@ -206,6 +208,11 @@ func (s *story) do(w []string) error {
 			return err
 		}
 		return s.addWorld(rest[0], rest[1:])
+	case "link":
+		if err := need(2); err != nil {
+			return err
+		}
+		return s.addLink(rest[0], rest[1:], flags)
 	case "service":
 		if err := need(4); err != nil {
 			return err

@@ -214,6 +214,35 @@ func (s *story) addWorld(name string, addrs []string) error {
 	return nil
 }
 
+// addLink gives a node addresses on an interface of their own, or takes that away.
+func (s *story) addLink(name string, addrs []string, flags map[string]string) error {
+	n, err := s.node(flags["on"])
+	if err != nil {
+		return err
+	}
+	if addrs[0] == "gone" {
+		delete(s.beside, n.Name)
+		_, err := n.Host.Run(context.Background(), "", "ip", "link", "del", name)
+		return err
+	}
+	if _, err := n.Host.Run(context.Background(), "", "ip", "link", "add", name, "up", "type", "bridge"); err != nil {
+		return err
+	}
+	p := &place{Netns: n.Host}
+	for _, text := range addrs {
+		a, err := netip.ParseAddr(text)
+		if err != nil {
+			return err
+		}
+		if err := n.Host.AddAddress(name, a); err != nil {
+			return err
+		}
+		p.addrs = append(p.addrs, a)
+	}
+	s.places[name], s.beside[n.Name] = p, p.addrs
+	return nil
+}
+
 // addService gives pods addresses that nobody has, on every node.
 func (s *story) addService(key string, addrs, pods []string, flags map[string]string) error {
 	namespace, name, ok := strings.Cut(key, "/")
