@@ -39,6 +39,11 @@ test: build ## Every test, on this kernel (root or sudo)
 	@./deploy/debian $(NEED_TEST)
 	WEIR_BIN=$(CURDIR)/$(BIN)/weir $(GO) test $(EXEC) -timeout 20m ./...
 
+.PHONY: test-kube
+test-kube: ## What needs a Kubernetes API server (etcd from Debian, kube-apiserver as make cluster builds it)
+	@./deploy/debian etcd-server
+	WEIR_TEST_KUBE=1 $(GO) test -timeout 10m ./deploy/crds/... ./kube/...
+
 .PHONY: race
 race: ## The pure and the concurrent packages under the race detector
 	@./deploy/debian $(NEED_RACE)

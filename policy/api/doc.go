@@ -9,4 +9,7 @@
 // schema or agent refuses, or the API server for a NetworkPolicy; what an API
 // server would prune without a word; and what Weir can't enforce. All that is
 // wrong with an object is found at once.
+//
+// +groupName=cilium.io
+// +versionName=v2
 package api

@@ -169,9 +169,7 @@ func (doc *Document) CIDRGroup() *CIDRGroup {
 	if doc.APIVersion != "cilium.io/v2" && doc.APIVersion != "cilium.io/v2alpha1" {
 		d.errorf("apiVersion", "%q is not supported: cilium.io/v2", doc.APIVersion)
 	}
-	var spec struct {
-		ExternalCIDRs []CIDR `json:"externalCIDRs"`
-	}
+	var spec CIDRGroupSpec
 	if body["spec"] == nil {
 		d.errorf("spec", "is missing")
 	} else {

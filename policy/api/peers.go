@@ -18,6 +18,7 @@ const (
 )
 
 // Operator is what a label requirement asks.
+// +kubebuilder:validation:Enum=In;NotIn;Exists;DoesNotExist
 type Operator string
 
 // The operators of matchExpressions.
@@ -31,15 +32,28 @@ const (
 // EndpointSelector selects by labels; without any requirement, everything in
 // its scope. Keys are as written, source included ("k8s:app", "app").
 type EndpointSelector struct {
-	MatchLabels      map[string]string  `json:"matchLabels,omitempty"`
+	// Labels and their values; all of them must fit. A key may begin with where
+	// the label comes from: "k8s:app".
+	// +optional
+	MatchLabels map[string]string `json:"matchLabels,omitempty"`
+	// Further conditions; all of them must hold.
+	// +optional
 	MatchExpressions []LabelRequirement `json:"matchExpressions,omitempty"`
 }
 
 // LabelRequirement is one item of matchExpressions, as written.
 type LabelRequirement struct {
-	Key      string   `json:"key"`
+	// The label's key; it may begin with where the label comes from: "k8s:app".
+	// +kubebuilder:validation:MinLength=1
+	Key string `json:"key"`
+	// In, NotIn: whether the label has one of the values. Exists, DoesNotExist:
+	// whether there is such a label.
 	Operator Operator `json:"operator"`
-	Values   []string `json:"values,omitempty"`
+	// What In and NotIn compare with; empty for the others.
+	// +optional
+	// +kubebuilder:validation:items:MaxLength=63
+	// +kubebuilder:validation:items:Pattern=`^(([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9])?$`
+	Values []string `json:"values,omitempty"`
 }
 
 // Requirement is one condition of a selector, with the key's source split off.
@@ -91,15 +105,24 @@ func sortedKeys[V any](m map[string]V) []string {
 }
 
 // CIDR is a prefix in text: "10.0.0.0/8". Host bits may be set, and do not count.
+// +kubebuilder:validation:Format=cidr
 type CIDR string
 
 // CIDRRule is a prefix, or the prefixes of groups, less exceptions. Exactly
 // one of CIDR, CIDRGroupRef and CIDRGroupSelector is set.
 type CIDRRule struct {
-	CIDR              CIDR              `json:"cidr,omitempty"`
-	CIDRGroupRef      string            `json:"cidrGroupRef,omitempty"`
+	// A prefix: "10.0.0.0/8", "2001:db8::/32". Host bits may be set, and do not count.
+	// +optional
+	CIDR CIDR `json:"cidr,omitempty"`
+	// The prefixes of the CiliumCIDRGroup of this name.
+	// +optional
+	CIDRGroupRef string `json:"cidrGroupRef,omitempty"`
+	// The prefixes of all CiliumCIDRGroups with these labels.
+	// +optional
 	CIDRGroupSelector *EndpointSelector `json:"cidrGroupSelector,omitempty"`
-	Except            []CIDR            `json:"except,omitzero"`
+	// Addresses that are not meant; another rule may speak of them.
+	// +optional
+	Except []CIDR `json:"except,omitzero"`
 }
 
 // CIDRGroup is a CiliumCIDRGroup: named prefixes outside the cluster.
@@ -119,6 +142,7 @@ type CIDRGroup struct {
 }
 
 // Entity names a class of peers.
+// +kubebuilder:validation:Enum=all;world;cluster;cluster-mesh;host;init;ingress;unmanaged;remote-node;health;none;kube-apiserver
 type Entity string
 
 // All entities of Cilium. World-ipv4 and world-ipv6 exist in selectors and

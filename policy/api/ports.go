@@ -7,6 +7,7 @@ import (
 )
 
 // Protocol is the protocol of a port; empty: ProtocolAny.
+// +kubebuilder:validation:Enum=TCP;UDP;SCTP;ANY;VRRP;IGMP;GRE;IPIP;IPV6;ESP;AH
 type Protocol string
 
 // The protocols a port may have. Any stands for TCP, UDP and SCTP. Those
@@ -65,8 +66,17 @@ func (p Protocol) HasPorts() bool {
 
 // PortProtocol is a port by number or name, or a range of ports.
 type PortProtocol struct {
-	Port     string   `json:"port,omitempty"`
-	EndPort  int32    `json:"endPort,omitempty"`
+	// A number or a name, as text: "443", "https"; "0" stands for all ports.
+	// +required
+	// +kubebuilder:validation:Pattern=`^([0-9][0-9_]*|[a-zA-Z0-9]+(-[a-zA-Z0-9]+)*)$`
+	Port string `json:"port,omitempty"`
+	// The last port of a range that begins with port.
+	// +optional
+	// +kubebuilder:validation:Minimum=0
+	// +kubebuilder:validation:Maximum=65535
+	EndPort int32 `json:"endPort,omitempty"`
+	// TCP, UDP, SCTP, ANY (these three, if not written), or a protocol without ports.
+	// +optional
 	Protocol Protocol `json:"protocol,omitempty"`
 }
 
