@@ -4,9 +4,11 @@ import "github.com/prometheus/client_golang/prometheus"
 
 // Collector exports what was read: objects by kind, policies by state, and
 // what is wrong.
-func (d *Dir) Collector() prometheus.Collector {
+func (d *Dir) Collector() prometheus.Collector { return newCollector(d.Report) }
+
+func newCollector(report func() Report) *collector {
 	return &collector{
-		dir:      d,
+		report:   report,
 		objects:  prometheus.NewDesc("weir_objects", "Objects read, by kind.", []string{"kind"}, nil),
 		policies: prometheus.NewDesc("weir_policies", "Policy objects, by state: enforced, or refused (what they select is closed).", []string{"state"}, nil),
 		problems: prometheus.NewDesc("weir_object_problems", "What is wrong with the objects: broken-file, broken-object, duplicate, refused, suspicious.", []string{"kind"}, nil),
@@ -15,7 +17,7 @@ func (d *Dir) Collector() prometheus.Collector {
 }
 
 type collector struct {
-	dir                                   *Dir
+	report                                func() Report
 	objects, policies, problems, complete *prometheus.Desc
 }
 
@@ -29,7 +31,7 @@ func (c *collector) Collect(ch chan<- prometheus.Metric) {
 	gauge := func(d *prometheus.Desc, v int, labels ...string) {
 		ch <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, float64(v), labels...)
 	}
-	r := c.dir.Report()
+	r := c.report()
 	for kind, n := range r.Kinds {
 		gauge(c.objects, n, kind)
 	}

@@ -9,6 +9,7 @@ import (
 
 // Report tells what a source holds.
 type Report struct {
+	// Path is the directory, or the address of the API server.
 	Path  string `json:"path"`
 	Files int    `json:"files"`
 	// Kinds counts the objects by kind.
@@ -20,6 +21,8 @@ type Report struct {
 	Problems []Problem `json:"problems,omitempty"`
 	// Complete: nothing is missing that no earlier valid state stands in for.
 	Complete bool `json:"complete"`
+	// Watches, of an API server, tell how each kind is followed.
+	Watches []Watch `json:"watches,omitempty"`
 }
 
 // Problem is one thing that is wrong with what was read.
@@ -50,10 +53,13 @@ func (p Problem) String() string {
 	if p.Line > 0 {
 		s += fmt.Sprintf(":%d", p.Line)
 	}
-	if p.Object != "" {
-		s += ": " + p.Object
+	for _, part := range []string{p.Object, p.Message} {
+		if s != "" && part != "" {
+			s += ": "
+		}
+		s += part
 	}
-	return s + ": " + p.Message
+	return s
 }
 
 // Name is the object as kubectl users say it: "Pod shop/web".
@@ -94,6 +100,27 @@ func (t *tree) report(path string) Report {
 	}
 	r.Problems = append(r.Problems, t.clashes...)
 	return r
+}
+
+// From says where the objects are from: "3 files in objects", or "from
+// https://10.96.0.1:443, synced".
+func (r Report) From() string {
+	if len(r.Watches) == 0 {
+		if r.Files == 1 {
+			return "1 file in " + r.Path
+		}
+		return fmt.Sprintf("%d files in %s", r.Files, r.Path)
+	}
+	state := "synced"
+	for _, w := range r.Watches {
+		switch {
+		case !w.Known && !w.Missing:
+			return "from " + r.Path + ", NOT READ YET"
+		case !w.Since.IsZero():
+			state = "NOT UP TO DATE"
+		}
+	}
+	return "from " + r.Path + ", " + state
 }
 
 // Policies counts the policy objects, refused ones and groups of addresses

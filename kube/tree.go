@@ -2,7 +2,6 @@ package kube
 
 import (
 	"bytes"
-	"cmp"
 	"crypto/sha256"
 	"errors"
 	"fmt"
@@ -237,10 +236,7 @@ func (t *tree) changes() []policy.Change {
 			out = append(out, policy.Change{Object: key})
 		}
 	}
-	slices.SortFunc(out, func(a, b policy.Change) int {
-		return cmp.Or(cmp.Compare(a.Object.Kind, b.Object.Kind),
-			cmp.Compare(a.Object.Namespace, b.Object.Namespace), cmp.Compare(a.Object.Name, b.Object.Name))
-	})
+	sortChanges(out)
 	return out
 }
 

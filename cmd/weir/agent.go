@@ -8,7 +8,6 @@ import (
 	"net"
 	"os"
 	"os/signal"
-	"path/filepath"
 	"sync/atomic"
 	"syscall"
 	"time"
@@ -21,7 +20,6 @@ import (
 	"github.com/weirnet/weir/bpf"
 	"github.com/weirnet/weir/endpoint"
 	"github.com/weirnet/weir/flow"
-	"github.com/weirnet/weir/kube"
 	"github.com/weirnet/weir/policy"
 	"github.com/weirnet/weir/redirect"
 )
@@ -30,10 +28,11 @@ const agentLong = `Agent enforces the policies on the pods of this node: it read
 what each pod may do, and writes that into the kernel, where it stays in force
 when the agent stops or dies. It starts the proxy for L7 rules where none runs.
 
-Objects are Kubernetes YAML or JSON below a directory, which is followed: pods
-(with status.podIP), namespaces, nodes, services, endpoint slices and policies.
-Pods of this node are those with its name in spec.nodeName; their interfaces
-are found by their addresses.
+Objects are those of the API server, or Kubernetes YAML or JSON below a directory;
+both are followed: pods (with status.podIP), namespaces, nodes, services, endpoint
+slices and policies. Pods of this node are those with its name in spec.nodeName;
+their interfaces are found by their addresses. While the API server is away,
+everything stays in force as it was.
 
 All it owns on this machine hangs on the name of its state: the directory
 /run/weir/NAME with the sockets and the pinned eBPF maps and programs, and the
@@ -44,6 +43,7 @@ all of it.`
 type agentOptions struct {
 	state       state
 	objects     string
+	kubeconfig  string
 	node        string
 	metricsAddr string
 	logFormat   string
@@ -58,11 +58,12 @@ type agentOptions struct {
 func newAgentCommand() *cobra.Command {
 	var o agentOptions
 	cmd := &cobra.Command{
-		Use:     "agent --objects DIR",
-		Short:   "Enforce policies on the pods of this node",
-		Long:    agentLong,
-		Example: `  weir agent --objects /etc/weir/objects --node-name node-1`,
-		Args:    cobra.NoArgs,
+		Use:   "agent [--objects DIR | --kubeconfig FILE]",
+		Short: "Enforce policies on the pods of this node",
+		Long:  agentLong,
+		Example: `  weir agent --objects /etc/weir/objects --node-name node-1
+  weir agent --kubeconfig /etc/weir/kubeconfig`,
+		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if err := o.check(); err != nil {
 				return err
@@ -77,7 +78,8 @@ func newAgentCommand() *cobra.Command {
 	}
 	f := cmd.Flags()
 	stateFlag(cmd, &o.state)
-	f.StringVar(&o.objects, "objects", "", "`directory` of objects (required)")
+	f.StringVar(&o.objects, "objects", "", "`directory` of objects, instead of an API server's")
+	f.StringVar(&o.kubeconfig, "kubeconfig", "", "`file` that says how to connect to the API server (default: as the service account of the pod this runs in)")
 	f.StringVar(&o.node, "node-name", "", "name of this node in the objects (default: the host's name)")
 	f.StringVar(&o.metricsAddr, "metrics-addr", "127.0.0.1:9964", "serve /metrics and /healthz here; empty: on the socket only")
 	f.StringVar(&o.logFormat, "log-format", "text", "text or json")
@@ -90,13 +92,8 @@ func newAgentCommand() *cobra.Command {
 }
 
 func (o *agentOptions) check() error {
-	if o.objects == "" {
-		return errors.New("--objects is needed")
-	}
-	if info, err := os.Stat(o.objects); err != nil {
-		return fmt.Errorf("directory of objects: %w", err)
-	} else if !info.IsDir() {
-		return fmt.Errorf("directory of objects: %s is no directory", o.objects)
+	if err := o.checkSource(); err != nil {
+		return err
 	}
 	if o.node == "" {
 		name, err := os.Hostname()
@@ -169,7 +166,10 @@ func (o *agentOptions) run(ctx context.Context) error {
 		return err
 	}
 	defer veths.Close()
-	source := kube.NewDir(o.objects, filepath.Join(o.state.dir(), "objects"), log)
+	source, err := o.source(log)
+	if err != nil {
+		return err
+	}
 	var manager *endpoint.Manager
 	proxies := redirect.NewManager(redirect.Options{
 		State: string(o.state), RunDir: o.state.dir(), Datapath: datapath, Log: log,
@@ -227,7 +227,7 @@ func (o *agentOptions) run(ctx context.Context) error {
 			group.Go(func() error { return server.serve(ctx, port, server.public()) })
 		}
 	}
-	log.Info("agent started", "node", o.node, "state", string(o.state), "objects", o.objects, "version", version)
+	log.Info("agent started", "node", o.node, "state", string(o.state), "objects", source.Report().Path, "version", version)
 	err = group.Wait()
 	log.Info("agent stopped; everything stays enforced", "error", err)
 	return err

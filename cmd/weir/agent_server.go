@@ -50,10 +50,19 @@ type lostStatus struct {
 	Proxy   uint64 `json:"proxy"`
 }
 
+// source is where the agent's objects come from.
+type source interface {
+	Run(ctx context.Context, sink kube.Sink) error
+	// Sync returns when all there is now was taken by the sink.
+	Sync(ctx context.Context) error
+	Report() kube.Report
+	Collector() prometheus.Collector
+}
+
 // agentServer answers on the agent's socket and port.
 type agentServer struct {
 	agent    agentStatus // what does not change
-	source   *kube.Dir
+	source   source
 	manager  *endpoint.Manager
 	kernel   func() (flow.KernelCounts, error)
 	proxy    func() proxyStatus
@@ -145,6 +154,13 @@ func (s *agentServer) status() agentStatus {
 			}
 		}
 	}
+	for _, w := range st.Objects.Watches {
+		// A server that is away for a while takes nothing out of force; a right
+		// that is missing stays so until somebody is told.
+		if w.Denied || !w.Known && !w.Missing {
+			st.Reasons = append(st.Reasons, w.String())
+		}
+	}
 	st.Reasons = append(st.Reasons, st.Policy.Errors...)
 	if st.Policy.Started && !st.Policy.Realised && len(st.Policy.Errors) == 0 {
 		st.Reasons = append(st.Reasons, "the kernel does not hold everything yet")
@@ -183,7 +199,7 @@ func (s *agentServer) serveStatus(w http.ResponseWriter, r *http.Request) {
 func (s *agentServer) wait(ctx context.Context) error {
 	if err := s.source.Sync(ctx); err != nil {
 		if ctx.Err() != nil {
-			return errors.New("the objects could not be read in time")
+			return fmt.Errorf("the objects could not be read in time: %w", err)
 		}
 		return err
 	}

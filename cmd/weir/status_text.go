@@ -25,9 +25,12 @@ func (s *agentStatus) print(out io.Writer) error {
 	for _, r := range s.Reasons {
 		w.printf("  ! %s\n", r)
 	}
-	w.printf("\nobjects  %s in %s: %s", plural(s.Objects.Files, "file", "files"), s.Objects.Path, strings.Join(sortedKinds(s.Objects.Kinds), ", "))
+	w.printf("\nobjects  %s: %s", s.Objects.From(), strings.Join(sortedKinds(s.Objects.Kinds), ", "))
 	if s.Objects.Ignored > 0 {
 		w.printf(", %d of kinds that mean nothing here", s.Objects.Ignored)
+	}
+	for _, lag := range s.Objects.Lags() {
+		w.printf("\n         %s", lag)
 	}
 	w.printf("\npolicy   %d enforced, %d refused; revision %d", s.Objects.Policies()-s.Objects.Refused, s.Objects.Refused, s.Policy.Revision)
 	if !s.Policy.At.IsZero() {
