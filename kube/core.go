@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
@@ -127,14 +128,29 @@ func service(key policy.Object, o *corev1.Service) (any, error) {
 	cluster = append(cluster, o.Spec.ClusterIP)
 	cluster = slices.DeleteFunc(cluster, func(ip string) bool { return ip == corev1.ClusterIPNone })
 	external := slices.Clone(o.Spec.ExternalIPs)
+	var proxied []string
 	for _, in := range o.Status.LoadBalancer.Ingress {
 		external = append(external, in.IP)
+		if in.IPMode != nil && *in.IPMode == corev1.LoadBalancerIPModeProxy {
+			proxied = append(proxied, in.IP)
+		}
 	}
-	var errs [2]error
+	var errs [3]error
 	s.ClusterIPs, errs[0] = addresses("spec.clusterIPs", cluster)
 	s.ExternalIPs, errs[1] = addresses("spec.externalIPs", external)
+	s.ProxiedIPs, errs[2] = addresses("status.loadBalancer.ingress", proxied)
 	if err := errors.Join(errs[:]...); err != nil {
 		return nil, err
+	}
+	if o.Spec.SessionAffinity == corev1.ServiceAffinityClientIP {
+		s.Affinity = affinityTime(o.Spec.SessionAffinityConfig)
+	}
+	if local := o.Spec.InternalTrafficPolicy; local != nil && *local == corev1.ServiceInternalTrafficPolicyLocal {
+		s.InternalLocal = true
+	}
+	_, s.OtherProxy = o.Labels[otherProxyLabel]
+	if o.Spec.Type == corev1.ServiceTypeExternalName {
+		s.ClusterIPs = nil // a name, whatever else is written there
 	}
 	for i, p := range o.Spec.Ports {
 		n, err := portNumber(p.Port)
@@ -162,13 +178,37 @@ func service(key policy.Object, o *corev1.Service) (any, error) {
 	return s, nil
 }
 
+// otherProxyLabel tells kube-proxy to leave a service to somebody else.
+const otherProxyLabel = "service.kubernetes.io/service-proxy-name"
+
+// affinityTime is how long clients stay with a backend: three hours if nothing
+// is said, as the API fills in.
+func affinityTime(c *corev1.SessionAffinityConfig) time.Duration {
+	if c == nil || c.ClientIP == nil || c.ClientIP.TimeoutSeconds == nil || *c.ClientIP.TimeoutSeconds <= 0 {
+		return time.Duration(corev1.DefaultClientIPServiceAffinitySeconds) * time.Second
+	}
+	return time.Duration(*c.ClientIP.TimeoutSeconds) * time.Second
+}
+
 func endpointSlice(key policy.Object, o *discoveryv1.EndpointSlice) (any, error) {
 	s := &policy.EndpointSlice{Namespace: key.Namespace, Name: key.Name, Service: o.Labels[discoveryv1.LabelServiceName]}
 	if o.AddressType != discoveryv1.AddressTypeFQDN {
 		var ips []string
 		for _, e := range o.Endpoints {
-			if serves(e.Conditions) {
-				ips = append(ips, e.Addresses...)
+			if !serves(e.Conditions) {
+				continue
+			}
+			ips = append(ips, e.Addresses...)
+			at, err := addresses("endpoints", e.Addresses)
+			if err != nil {
+				return nil, err
+			}
+			node := ""
+			if e.NodeName != nil {
+				node = *e.NodeName
+			}
+			for _, a := range at {
+				s.Backends = append(s.Backends, policy.SliceBackend{Addr: a, Node: node, Terminating: !ready(e.Conditions)})
 			}
 		}
 		var err error
@@ -199,13 +239,15 @@ func endpointSlice(key policy.Object, o *discoveryv1.EndpointSlice) (any, error)
 	return s, nil
 }
 
-// serves tells whether an endpoint gets traffic: ready, or still serving
-// while it terminates. What is not said counts as yes.
+// ready tells whether an endpoint takes whoever comes. What is not said counts
+// as yes. Whether it serves doesn't matter: with publishNotReadyAddresses an
+// endpoint is ready that does not.
+func ready(c discoveryv1.EndpointConditions) bool { return c.Ready == nil || *c.Ready }
+
+// serves tells whether an endpoint may get traffic: ready, or still serving
+// while it terminates.
 func serves(c discoveryv1.EndpointConditions) bool {
-	if c.Serving != nil {
-		return *c.Serving
-	}
-	return c.Ready == nil || *c.Ready
+	return ready(c) || c.Serving != nil && *c.Serving && c.Terminating != nil && *c.Terminating
 }
 
 // addresses parses without empty ones and repeats.

@@ -4,6 +4,7 @@ import (
 	"net/netip"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-cmp/cmp/cmpopts"
@@ -83,6 +84,23 @@ status: {loadBalancer: {ingress: [{ip: 203.0.113.1}, {hostname: lb.example}]}}
 `, &policy.Service{Namespace: "shop", Name: "s", Labels: map[string]string{"a": "b"}, Selector: map[string]string{"app": "web"},
 			ClusterIPs: ips("10.96.0.1", "fd00:96::1"), ExternalIPs: ips("198.51.100.1", "203.0.113.1"),
 			Ports: []policy.ServicePort{{Name: "http", Protocol: 6, Port: 80, NodePort: 30080}, {Protocol: 17, Port: 53}}}},
+		{"how a service is served", `
+apiVersion: v1
+kind: Service
+metadata: {name: s, labels: {service.kubernetes.io/service-proxy-name: other}}
+spec:
+  clusterIP: 10.96.0.1
+  sessionAffinity: ClientIP
+  sessionAffinityConfig: {clientIP: {timeoutSeconds: 7}}
+  internalTrafficPolicy: Local
+status: {loadBalancer: {ingress: [{ip: 203.0.113.1, ipMode: VIP}, {ip: 203.0.113.2, ipMode: Proxy}]}}
+`, &policy.Service{Namespace: "default", Name: "s", Labels: map[string]string{"service.kubernetes.io/service-proxy-name": "other"},
+			ClusterIPs: ips("10.96.0.1"), ExternalIPs: ips("203.0.113.1", "203.0.113.2"), ProxiedIPs: ips("203.0.113.2"),
+			Affinity: 7 * time.Second, InternalLocal: true, OtherProxy: true}},
+		{"service with affinity and no more said", "apiVersion: v1\nkind: Service\nmetadata: {name: s}\nspec: {sessionAffinity: ClientIP}\n",
+			&policy.Service{Namespace: "default", Name: "s", Affinity: 3 * time.Hour}},
+		{"service that is a name", "apiVersion: v1\nkind: Service\nmetadata: {name: s}\nspec: {type: ExternalName, externalName: a.test, clusterIP: 10.96.0.1}\n",
+			&policy.Service{Namespace: "default", Name: "s"}},
 		{"headless service", "apiVersion: v1\nkind: Service\nmetadata: {name: s}\nspec: {clusterIP: None, clusterIPs: [None]}\n", &policy.Service{Namespace: "default", Name: "s"}},
 		{"endpoint slice", `
 apiVersion: discovery.k8s.io/v1
@@ -95,8 +113,14 @@ endpoints:
 - {addresses: [10.0.0.2], conditions: {ready: false}}
 - {addresses: [10.0.0.3], conditions: {ready: false, serving: true, terminating: true}}
 - {addresses: [10.0.0.4], conditions: {ready: true, serving: false}}
-- {addresses: [10.0.0.5]}
-`, &policy.EndpointSlice{Namespace: "shop", Name: "s-1", Service: "s", Addresses: ips("10.0.0.1", "10.0.0.3", "10.0.0.5"),
+- {addresses: [10.0.0.5], nodeName: n1}
+- {addresses: [10.0.0.6], conditions: {ready: false, serving: false, terminating: true}}
+- {addresses: [10.0.0.7], conditions: {ready: false, serving: true}}
+`, &policy.EndpointSlice{Namespace: "shop", Name: "s-1", Service: "s", Addresses: ips("10.0.0.1", "10.0.0.3", "10.0.0.4", "10.0.0.5"),
+			Backends: []policy.SliceBackend{
+				{Addr: ips("10.0.0.1")[0]}, {Addr: ips("10.0.0.3")[0], Terminating: true}, {Addr: ips("10.0.0.4")[0]},
+				{Addr: ips("10.0.0.5")[0], Node: "n1"},
+			},
 			Ports: []policy.SlicePort{{Name: "http", Protocol: 6, Port: 8080}, {Name: "all", Protocol: 6}, {Protocol: 17, Port: 53}}}},
 		{"endpoint slice of names", "apiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata: {name: s}\naddressType: FQDN\nendpoints: [{addresses: [a.example]}]\n",
 			&policy.EndpointSlice{Namespace: "default", Name: "s"}},

@@ -39,6 +39,7 @@ type Engine struct {
 	names     *nameTable
 	pairs     map[pairKey]*pair
 	resolvers *resolvers
+	frontends *frontends
 	// apiServerHere: the API server has an address of this node.
 	apiServerHere bool
 
@@ -93,7 +94,7 @@ func NewEngine(o Options) (*Engine, error) {
 		policies: map[Object]*policyObject{}, scoped: map[string][]*policyObject{}, groups: map[string]*cidrGroup{}, nodeKeys: map[string]int{},
 		claims: newClaims(), prefixes: newPrefixTable(), endpoints: map[netip.Addr]*Endpoint{},
 		peers: newPeerTable(ids), selectors: newSelectorTable(), ruleSets: newRuleSetTable(newNumbering(1, o.Seeds.RuleSets)),
-		subjects: map[identity.Digest]*subject{}, names: newNameTable(), pairs: map[pairKey]*pair{}, resolvers: newResolvers(o),
+		subjects: map[identity.Digest]*subject{}, names: newNameTable(), pairs: map[pairKey]*pair{}, resolvers: newResolvers(o), frontends: newFrontends(),
 		policyNumbers: newNumbering(1, o.Seeds.Policies), rules: newRuleTable(newNumbering(1, o.Seeds.Rules)),
 		dirty: newDirty(), askedOf: map[identity.Digest]*subject{},
 	}, nil
@@ -191,6 +192,7 @@ func (e *Engine) settle() error {
 	}
 	note(e.settlePods())
 	e.settleHost()
+	e.settleNodeAddresses()
 	changed, err := e.settlePrefixes()
 	note(err)
 	e.servicesBehind(changed)

@@ -4,6 +4,7 @@ import (
 	"net/netip"
 
 	"github.com/weirnet/weir/identity"
+	"time"
 	"github.com/weirnet/weir/policy/dnsrules"
 )
 
@@ -45,7 +46,18 @@ type (
 		Selector        map[string]string
 		ClusterIPs      []netip.Addr
 		ExternalIPs     []netip.Addr // and load-balancer addresses
-		Ports           []ServicePort
+		// ProxiedIPs are those of them that the load balancer answers itself
+		// (ipMode Proxy): nobody on the way may take its place.
+		ProxiedIPs []netip.Addr
+		Ports      []ServicePort
+		// Affinity is that of clients to backends (sessionAffinity ClientIP); 0: none.
+		Affinity time.Duration
+		// InternalLocal: by its cluster IPs only backends on the client's node are
+		// reached (internalTrafficPolicy Local).
+		InternalLocal bool
+		// OtherProxy: it is not kube-proxy that serves it
+		// (service.kubernetes.io/service-proxy-name).
+		OtherProxy bool
 	}
 	ServicePort struct {
 		Name     string
@@ -64,6 +76,13 @@ type (
 		Addresses       []netip.Addr // of endpoints that serve (ready, or serving while terminating)
 	}
 	SlicePort struct {
+		Backends        []SliceBackend
+	}
+	// SliceBackend is one of Addresses, with what matters for who is sent there.
+	SliceBackend struct {
+		Addr        netip.Addr
+		Node        string
+		Terminating bool // and serving, but not ready
 		Name     string
 		Protocol uint8
 		Port     uint16
@@ -138,10 +157,15 @@ type Delta struct {
 	// new one is told after the policy entries are written; one that goes,
 	// before they are deleted.
 	Pairs map[Pair]identity.ID
-	// Resolvers, if not nil, are all addresses of the cluster's DNS service
-	// after this batch, cluster IPs and backends, ordered: their answers are
-	// believed.
-	Resolvers []netip.Addr
+	// Resolvers, if not nil, are where the cluster's DNS service answers after
+	// this batch, cluster IPs and backends, ordered: what they say is believed,
+	// and counts for all policies.
+	Resolvers []Server
+	// Services tells where pods' connections to services go; nil: the frontend is
+	// gone.
+	Services map[Frontend]*Backends
+	// NodeAddresses serve node ports (true), or don't any more.
+	NodeAddresses map[netip.Addr]bool
 	// Numbers that must be remembered before anything uses them, and those
 	// that can be forgotten after everything else was applied.
 	Numbers Seeds

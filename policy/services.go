@@ -16,7 +16,9 @@ type service struct {
 	peer    *peer // its cluster IPs; nil if it has none
 	slices  map[Object]*EndpointSlice
 	targets []target // one for each of its ports
-	outside bool     // some backend's identity is that of a prefix, not of its address
+	// frontends it claims, and where they lead.
+	frontends map[Frontend]*Backends
+	outside   bool // some backend's identity is that of a prefix, not of its address
 }
 
 // target is where a port of a service leads.

@@ -19,6 +19,8 @@ type tables struct {
 	ruleSets  map[uint32]*RuleSet
 	names     map[identity.ID]*NameSet
 	pairs     map[Pair]identity.ID
+	services  map[Frontend]*Backends
+	nodeAddrs map[netip.Addr]bool
 	numbers   Seeds
 	// entries are those of policies, brought along by what Deltas say was edited.
 	entries map[uint32]map[Key]Entry
@@ -26,7 +28,7 @@ type tables struct {
 
 func newTables() *tables {
 	return &tables{map[netip.Prefix]Peer{}, map[uint32]*Resolved{}, map[netip.Addr]*Endpoint{}, map[uint32]*RuleSet{},
-		map[identity.ID]*NameSet{}, map[Pair]identity.ID{},
+		map[identity.ID]*NameSet{}, map[Pair]identity.ID{}, map[Frontend]*Backends{}, map[netip.Addr]bool{},
 		Seeds{map[uint32]identity.Digest{}, map[uint32]identity.Digest{}, map[uint32]identity.Digest{}, map[uint32]identity.Digest{}},
 		map[uint32]map[Key]Entry{}}
 }
@@ -61,6 +63,20 @@ func (tb *tables) apply(t testing.TB, d Delta) {
 	put(tb.policies, d.Policies)
 	put(tb.endpoints, d.Endpoints)
 	put(tb.ruleSets, d.RuleSets)
+	for f, b := range d.Services {
+		if b.equal(tb.services[f]) {
+			t.Errorf("%v is told again as it was", f)
+		}
+	}
+	put(tb.services, d.Services)
+	for a, serves := range d.NodeAddresses {
+		if serves == tb.nodeAddrs[a] {
+			t.Errorf("node address %v is told again", a)
+		}
+		if tb.nodeAddrs[a] = serves; !serves {
+			delete(tb.nodeAddrs, a)
+		}
+	}
 	for id, set := range d.Names {
 		if set == nil && tb.names[id] == nil {
 			t.Errorf("names %d are gone, but were not told", id)
