@@ -2,9 +2,9 @@ package policy
 
 import (
 	"net/netip"
+	"time"
 
 	"github.com/weirnet/weir/identity"
-	"time"
 	"github.com/weirnet/weir/policy/dnsrules"
 )
 
@@ -74,8 +74,6 @@ type (
 		Service         string // kubernetes.io/service-name
 		Ports           []SlicePort
 		Addresses       []netip.Addr // of endpoints that serve (ready, or serving while terminating)
-	}
-	SlicePort struct {
 		Backends        []SliceBackend
 	}
 	// SliceBackend is one of Addresses, with what matters for who is sent there.
@@ -83,6 +81,8 @@ type (
 		Addr        netip.Addr
 		Node        string
 		Terminating bool // and serving, but not ready
+	}
+	SlicePort struct {
 		Name     string
 		Protocol uint8
 		Port     uint16
@@ -157,10 +157,10 @@ type Delta struct {
 	// new one is told after the policy entries are written; one that goes,
 	// before they are deleted.
 	Pairs map[Pair]identity.ID
-	// Resolvers, if not nil, are where the cluster's DNS service answers after
-	// this batch, cluster IPs and backends, ordered: what they say is believed,
-	// and counts for all policies.
-	Resolvers []Server
+	// Resolvers, if not nil, are all addresses of the cluster's DNS service
+	// after this batch, cluster IPs and backends, ordered: their answers are
+	// believed.
+	Resolvers []netip.Addr
 	// Services tells where pods' connections to services go; nil: the frontend is
 	// gone.
 	Services map[Frontend]*Backends
