@@ -123,6 +123,7 @@ func (s *service) Status(ctx context.Context, _ *control.StatusRequest) (*contro
 		Boot: p.boot, Version: p.opts.Version, Uptime: uint64(time.Since(p.started)),
 		ConnectionsTotal: p.counters.connections.Load(),
 		Requests:         p.counters.requests.Load(),
+		Questions:        p.counters.questions.Load(),
 		Denied:           p.counters.denials(),
 		RecordsDropped:   p.records.lost(),
 		Rss:              residentSize(p.opts.Statm),

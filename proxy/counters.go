@@ -10,6 +10,7 @@ import (
 type counters struct {
 	connections atomic.Uint64
 	requests    atomic.Uint64
+	questions   atomic.Uint64 // of them
 	swept       atomic.Uint64
 	handed      atomic.Uint64 // to a successor
 	takenOver   atomic.Uint64 // from predecessors

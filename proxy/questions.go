@@ -223,6 +223,7 @@ func (t *sessionTable) has(tuple bpf.Tuple) bool {
 func (d *dataSide) observeQuestion(t bpf.Tuple, e *bpf.Conn, protocol string, r *dns.Record) {
 	if r.Verdict != dns.Failed {
 		d.counters.requests.Add(1)
+		d.counters.questions.Add(1)
 	}
 	if r.Failure != dns.ReasonNone {
 		d.counters.deny(r.Failure.String())

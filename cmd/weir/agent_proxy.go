@@ -21,6 +21,7 @@ type proxyStatus struct {
 	MaxConns    uint64            `json:"connectionsMax,omitempty"`
 	Total       uint64            `json:"connectionsTotal"`
 	Requests    uint64            `json:"requests"`
+	Questions   uint64            `json:"questions"` // those of the requests that are DNS
 	Denied      map[string]uint64 `json:"denied,omitempty"`
 	RuleSets    uint64            `json:"ruleSets"`
 	RSS         uint64            `json:"rssBytes,omitempty"`
@@ -80,7 +81,7 @@ func newProxyWatch(m *redirect.Manager) *proxyWatch {
 		manager:  m,
 		up:       desc("weir_proxy_up", "1 if a proxy is wired and answers."),
 		conns:    desc("weir_proxy_connections", "Connections through the proxy."),
-		requests: desc("weir_proxy_requests_total", "Requests the proxy has read since it started."),
+		requests: desc("weir_proxy_requests_total", "Requests the proxy has read since it started, by protocol.", "protocol"),
 		denied:   desc("weir_proxy_denied_total", "Requests and connections the proxy refused since it started, by reason.", "reason"),
 		lost:     desc("weir_proxy_lost_records_total", "Records of requests that could not be kept until the agent took them."),
 		upstream: desc("weir_proxy_upstream_failed_total", "Connections to servers that failed, as told to the client by a reset."),
@@ -105,7 +106,7 @@ func (w *proxyWatch) status() proxyStatus {
 	st := proxyStatus{
 		Up: true, Generation: s.Generation, Version: s.Version, UptimeNs: time.Duration(s.Uptime),
 		Connections: s.Connections, MaxConns: s.ConnectionsMax, Total: s.ConnectionsTotal,
-		Requests: s.Requests, Denied: s.Denied, RuleSets: s.RuleSets, RSS: s.Rss,
+		Requests: s.Requests, Questions: s.Questions, Denied: s.Denied, RuleSets: s.RuleSets, RSS: s.Rss,
 		RecordsLost: s.RecordsDropped, Upstream: s.UpstreamFailed, Notes: s.Notes,
 		Tampered: w.manager.Tampered(), Place: place,
 		Names: s.Names, Addresses: s.Addresses, NamesCounts: s.NamesCounts,
@@ -153,7 +154,8 @@ func (w *proxyWatch) Collect(ch chan<- prometheus.Metric) {
 	for what, n := range s.NamesCounts {
 		counter(w.namesCounts, n, what)
 	}
-	counter(w.requests, s.Requests)
+	counter(w.requests, s.Requests-min(s.Requests, s.Questions), "http")
+	counter(w.requests, s.Questions, "dns")
 	counter(w.lost, s.RecordsLost)
 	counter(w.upstream, s.Upstream)
 	for reason, n := range s.Denied {

@@ -1823,7 +1823,7 @@ type StatusResponse struct {
 	Connections      uint64                 `protobuf:"varint,5,opt,name=connections,proto3" json:"connections,omitempty"`
 	ConnectionsTotal uint64                 `protobuf:"varint,7,opt,name=connections_total,json=connectionsTotal,proto3" json:"connections_total,omitempty"`
 	ConnectionsMax   uint64                 `protobuf:"varint,8,opt,name=connections_max,json=connectionsMax,proto3" json:"connections_max,omitempty"`
-	Requests         uint64                 `protobuf:"varint,9,opt,name=requests,proto3" json:"requests,omitempty"`
+	Requests         uint64                 `protobuf:"varint,9,opt,name=requests,proto3" json:"requests,omitempty"` // HTTP and DNS, by UDP and TCP
 	// Denied requests and connections, by reason.
 	Denied          map[string]uint64 `protobuf:"bytes,10,rep,name=denied,proto3" json:"denied,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"varint,2,opt,name=value"`
 	RecordsDropped  uint64            `protobuf:"varint,11,opt,name=records_dropped,json=recordsDropped,proto3" json:"records_dropped,omitempty"`
@@ -1845,6 +1845,7 @@ type StatusResponse struct {
 	Addresses  uint64 `protobuf:"varint,23,opt,name=addresses,proto3" json:"addresses,omitempty"` // that they stand for
 	// What became of addresses in answers otherwise, see fqdn.Counts.
 	NamesCounts   map[string]uint64 `protobuf:"bytes,24,rep,name=names_counts,json=namesCounts,proto3" json:"names_counts,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"varint,2,opt,name=value"`
+	Questions     uint64            `protobuf:"varint,25,opt,name=questions,proto3" json:"questions,omitempty"` // those of the requests that are DNS
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2038,6 +2039,13 @@ func (x *StatusResponse) GetNamesCounts() map[string]uint64 {
 		return x.NamesCounts
 	}
 	return nil
+}
+
+func (x *StatusResponse) GetQuestions() uint64 {
+	if x != nil {
+		return x.Questions
+	}
+	return 0
 }
 
 // Held are a generation's connections that another process than its own has.
@@ -2841,7 +2849,7 @@ const file_control_proto_rawDesc = "" +
 	"\taddresses\x18\x05 \x03(\fR\taddresses\x12\x14\n" +
 	"\x05chain\x18\x06 \x03(\tR\x05chain\x12\x1a\n" +
 	"\banswered\x18\a \x01(\bR\banswered\"\x0f\n" +
-	"\rStatusRequest\"\xae\a\n" +
+	"\rStatusRequest\"\xcc\a\n" +
 	"\x0eStatusResponse\x12\x1e\n" +
 	"\n" +
 	"generation\x18\x01 \x01(\rR\n" +
@@ -2870,7 +2878,8 @@ const file_control_proto_rawDesc = "" +
 	"drainUntil\x12\x14\n" +
 	"\x05names\x18\x16 \x01(\x04R\x05names\x12\x1c\n" +
 	"\taddresses\x18\x17 \x01(\x04R\taddresses\x12Q\n" +
-	"\fnames_counts\x18\x18 \x03(\v2..weir.proxy.v1.StatusResponse.NamesCountsEntryR\vnamesCounts\x1a9\n" +
+	"\fnames_counts\x18\x18 \x03(\v2..weir.proxy.v1.StatusResponse.NamesCountsEntryR\vnamesCounts\x12\x1c\n" +
+	"\tquestions\x18\x19 \x01(\x04R\tquestions\x1a9\n" +
 	"\vDeniedEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\x04R\x05value:\x028\x01\x1a>\n" +

@@ -54,7 +54,6 @@ func (r *relay) pass(s *session, port [2]byte, m []byte, verdict judgement) Reas
 	e := r.pendings.equalityOf(s, m, &r.q)
 	a := asker{asked: askedOf(m, &r.q), port: port, verdict: verdict, start: r.now}
 	if p := r.pendings.repeated(s, e, port, a.asked.id); p != nil {
-		r.Dropped(ReasonRepeated)
 		r.again(p, m)
 		return ReasonNone
 	}

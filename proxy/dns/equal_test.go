@@ -174,7 +174,6 @@ func TestLostQuestionsAreSentAgain(t *testing.T) {
 		}
 	}
 	g.records(2)
-	g.waitDropped(ReasonRepeated, 6)
 	g.send(c, q) // it is over: a new one
 	if m, _ := s.next(); m.Id == first.Id {
 		t.Error("with the same id by chance?")

@@ -6,6 +6,7 @@ import (
 	"io"
 	"net"
 	"os"
+	"slices"
 	"sync"
 	"syscall"
 	"time"
@@ -76,25 +77,59 @@ func (in *input) open(c *net.TCPConn) (err error) {
 
 // receive reads what is there behind the rest.
 func (in *input) receive(fd uintptr) bool {
-	sc := in.memory.take()
-	kept := copy(sc.in[:], in.rest)
-	for {
-		n, _, errno := syscall.RawSyscall6(unix.SYS_RECVFROM, fd, uintptr(unsafe.Pointer(&sc.in[kept])), uintptr(len(sc.in)-kept), unix.MSG_DONTWAIT, 0, 0)
-		switch errno {
-		case unix.EINTR:
-			continue
-		case unix.EAGAIN:
-			in.memory.release(sc)
+	whole := false
+	for missing := in.missing(); missing > 0; missing = in.missing() {
+		// What comes in small pieces is not copied for each.
+		in.rest = slices.Grow(in.rest, min(missing, growRest))
+		end := len(in.rest)
+		n, errno := receive(fd, in.rest[end:min(cap(in.rest), end+missing)])
+		switch {
+		case errno == unix.EAGAIN:
 			return false
-		case 0:
-			in.scratch, in.n, in.errno = sc, kept+int(n), 0
-			if n == 0 {
-				in.n = 0
-			}
+		case errno != 0 || n == 0:
+			in.scratch, in.n, in.errno = in.memory.take(), 0, errno
 			return true
 		}
-		in.scratch, in.n, in.errno = sc, 0, errno
-		return true
+		in.rest, whole = in.rest[:end+n], true
+	}
+	sc := in.memory.take()
+	in.scratch, in.n, in.errno = sc, copy(sc.in[:], in.rest), 0
+	if whole {
+		return true // more may not be there
+	}
+	n, errno := receive(fd, sc.in[in.n:])
+	switch {
+	case errno == unix.EAGAIN:
+		in.scratch = nil
+		in.memory.release(sc)
+		return false
+	case errno != 0 || n == 0:
+		in.n, in.errno = 0, errno
+	default:
+		in.n += n
+	}
+	return true
+}
+
+// missing is how much of the message that the rest begins is still to come; 0
+// where that is not known.
+func (in *input) missing() int {
+	if len(in.rest) < lengthSize {
+		return 0
+	}
+	return lengthSize + int(binary.BigEndian.Uint16(in.rest)) - len(in.rest)
+}
+
+// growRest bounds how much memory is taken for what has not come yet.
+const growRest = 1 << 10
+
+// receive reads what is there, without waiting.
+func receive(fd uintptr, b []byte) (int, syscall.Errno) {
+	for {
+		n, _, errno := syscall.RawSyscall6(unix.SYS_RECVFROM, fd, uintptr(unsafe.Pointer(unsafe.SliceData(b))), uintptr(len(b)), unix.MSG_DONTWAIT, 0, 0)
+		if errno != unix.EINTR {
+			return int(n), errno
+		}
 	}
 }
 

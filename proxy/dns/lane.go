@@ -27,12 +27,13 @@ type source struct {
 }
 
 // How pods in one lane are kept apart while it overflows: for crowdTime after
-// datagrams were lost, if several send, each has crowdShare of those of a full
-// batch dealt with; the rest is dropped, which is quick, so that there is room
-// for others.
+// datagrams were lost, if several send, crowdBatches are read in a row, of which
+// each has crowdShare dealt with; the rest is dropped, which is quick, so that
+// there is room for others.
 const (
-	crowdTime  = time.Second
-	crowdShare = batchSize / 8
+	crowdTime    = time.Second
+	crowdBatches = 8
+	crowdShare   = 16
 )
 
 // crowded notes what of a full batch tells that the lane is too small.
@@ -46,10 +47,12 @@ func (l *lane) crowded(r *relay, n int) bool {
 	}
 	for i := range n {
 		if from := &r.in.names[i]; !from.sameHost(&l.from) {
-			l.from, l.mixed = *from, r.now
+			if l.from.family != 0 {
+				l.mixed = r.now
+			}
+			l.from = *from
 		}
 	}
-	l.sources = l.sources[:0]
 	return r.now.Sub(l.mixed) < crowdTime
 }
 
@@ -67,9 +70,19 @@ func (l *lane) admit(from *sockaddr) bool {
 
 // takeQuestions deals with what pods have sent.
 func (r *relay) takeQuestions(l *lane) {
+	l.sources = l.sources[:0]
+	for range crowdBatches {
+		if !r.takeBatch(l) {
+			return
+		}
+	}
+}
+
+// takeBatch reads a batch, and tells whether the lane is crowded.
+func (r *relay) takeBatch(l *lane) (crowded bool) {
 	n, errno := r.in.receive(l.fd, true)
 	if errno != 0 {
-		return // nothing there after all
+		return false // nothing there after all
 	}
 	crowded, dropped := l.crowded(r, n), 0
 	for i := range n {
@@ -96,4 +109,5 @@ func (r *relay) takeQuestions(l *lane) {
 		r.Drop(ReasonOverrun, uint64(dropped))
 	}
 	r.flush()
+	return crowded
 }

@@ -54,7 +54,6 @@ const (
 	ReasonAnswerForeign // an answer to nothing that was asked: late, repeated, or forged
 	ReasonNoSession     // a datagram that no pod's question to a server can be
 	ReasonLearn         // an answer was released though not all of it was learned
-	ReasonRepeated      // a question that was asked before and waits for its answer already
 	ReasonOverrun       // datagrams found no room in the queue where this pod's come
 
 	reasons
@@ -81,7 +80,6 @@ var reasonLabels = [reasons]string{
 	ReasonAnswerForeign:   "dns-answer-foreign",
 	ReasonNoSession:       "dns-no-session",
 	ReasonLearn:           "dns-not-learned",
-	ReasonRepeated:        "dns-repeated",
 	ReasonOverrun:         "dns-overrun",
 }
 
