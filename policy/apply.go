@@ -200,6 +200,7 @@ func (e *Engine) settle() error {
 	for s := range e.dirty.services {
 		s.peer = e.peers.held(newServicePeer(s.object))
 		e.lookBehind(s)
+		e.settleFrontends(s)
 		if s.src == nil && len(s.slices) == 0 {
 			delete(e.services, s.object)
 		}
