@@ -32,7 +32,8 @@
 //	             messages: both sockets, the input that was read and not dealt
 //	             with, the number of its row in conns. The idle ones go at once, the
 //	             others when their message ends; upgraded ones when nothing is on
-//	             its way. Questions by TCP stay, until the client pauses
+//	             its way, and those for questions when none waits for an answer.
+//	             What it learns yet goes over, too, until its end
 //	5 end        when it has no connection left, none that is just being made, no
 //	             question without an answer; or when its time is up (Options.Drain)
 //	6 clean      what was handed over goes on in the old namespace: a socket works

@@ -46,7 +46,7 @@ func (s *story) addResolver() *resolver {
 		if err != nil {
 			s.t.Fatal(err)
 		}
-		for _, server := range []*dns.Server{{PacketConn: packets, Handler: r}, {Listener: streams, Handler: r}} {
+		for _, server := range []*dns.Server{{PacketConn: packets, Handler: r}, {Listener: streams, Handler: r, MaxTCPQueries: -1}} {
 			go func() { _ = server.ActivateAndServe() }()
 			s.t.Cleanup(func() { _ = server.Shutdown() })
 		}
@@ -63,11 +63,16 @@ func (r *resolver) ServeDNS(w dns.ResponseWriter, q *dns.Msg) {
 	from, _, _ := net.SplitHostPort(w.RemoteAddr().String())
 	r.asked[name], _ = netip.ParseAddr(from)
 	r.mu.Unlock()
+	if strings.HasPrefix(name, "slow.") {
+		time.Sleep(1500 * time.Millisecond)
+	}
 	text := ""
 	var number int
 	switch _, err := fmt.Sscanf(name, "n%d.many.test.", &number); {
 	case err == nil && q.Question[0].Qtype == dns.TypeA:
 		text = fmt.Sprintf("%s 0 A 198.18.%d.%d", name, number>>8, number&255)
+	case name == "slow.many.test." && q.Question[0].Qtype == dns.TypeA:
+		text = name + " 3600 A 198.18.255.1"
 	case name == "api.example.test." && q.Question[0].Qtype == dns.TypeA:
 		m.Answer = append(m.Answer, rr(name+" 5 CNAME edge.elsewhere.test."))
 		text = "edge.elsewhere.test. 5 A 198.51.100.2"

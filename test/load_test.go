@@ -25,6 +25,7 @@ type load struct {
 	count atomic.Int64
 
 	mu     sync.Mutex
+	counts map[string]int
 	errors []error
 	closed []func() // when all has stopped
 }
@@ -33,11 +34,16 @@ type load struct {
 func (l *load) repeat(ctx context.Context, name string, pause time.Duration, f func() error) {
 	l.done.Go(func() {
 		for ctx.Err() == nil {
-			if err := f(); err != nil {
-				l.mu.Lock()
+			err := f()
+			l.mu.Lock()
+			if err != nil {
 				l.errors = append(l.errors, fmt.Errorf("%s: %w", name, err))
-				l.mu.Unlock()
 			}
+			if l.counts == nil {
+				l.counts = map[string]int{}
+			}
+			l.counts[name]++
+			l.mu.Unlock()
 			l.count.Add(1)
 			time.Sleep(pause)
 		}

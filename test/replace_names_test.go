@@ -30,6 +30,12 @@ func (s *story) questions(from *place, servers []netip.Addr) *load {
 		l.repeat(ctx, "a socket that stays", 3*time.Millisecond, func() error {
 			return answered(stays.ask("other.example.test.", dns.TypeA))
 		})
+		for name, pause := range map[string]time.Duration{"a busy connection": 2 * time.Millisecond, "an idle connection": 300 * time.Millisecond} {
+			stays := s.stub(from, "tcp", server)
+			l.repeat(ctx, name+" for questions", pause, func() error {
+				return answered(stays.ask("other.example.test.", dns.TypeA))
+			})
+		}
 		for _, network := range []string{"udp", "tcp"} {
 			l.repeat(ctx, "a new socket, "+network, 5*time.Millisecond, func() error {
 				m, err := from.askDNS(context.Background(), network, netip.AddrPortFrom(server, 53), dns.TypeA, "other.example.test.", patience)

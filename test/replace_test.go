@@ -139,7 +139,7 @@ func (s *story) stopped(l *load) {
 		}
 		s.t.Error(err)
 	}
-	s.t.Logf("%d requests and flows", l.count.Load())
+	s.t.Logf("%d done, %d failed: %v", l.count.Load(), len(l.errors), l.counts)
 }
 
 // TestProxyReplaced replaces the proxy under load, twice in a row, in the middle
