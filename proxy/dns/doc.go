@@ -22,6 +22,22 @@
 // socket that has the server's address. One goroutine serves all of UDP, with
 // many datagrams in one system call; nothing is allocated per question.
 //
+// Datagrams come to many sockets of each family, by the pod's address (the kernel's
+// program steer, seeded at random): lanes, each with a queue of its own, of each of
+// which a batch is taken in turn. So a pod that sends faster than is served costs
+// those nothing that have another lane. In a lane that overflows, and where
+// several send, each has a part of what is read dealt with, and the rest is dropped
+// and counted: others in it lose less, and what finds no room in its queue all the
+// same is counted, too.
+//
+// Questions of a session that are equal but for the id are asked once (RFC 5452,
+// section 5), and the answer goes to all who asked, so that more of them are no
+// better odds for whoever guesses. One that comes again after a while, from whom
+// it may be, is sent again by the same port and id: it may have been lost. Those that differ in no more than case,
+// flags or EDNS are each asked, since their answers differ, but so many at a time.
+// Where more answers are wrong than right by some the socket is given up for
+// another. The numbers, and all other bounds, are in limits.go.
+//
 // By TCP each connection of a client has one to the server, and a goroutine for
 // each direction. Questions are judged one by one, whatever order they are
 // answered in; a denied one is answered in its place among the others.
@@ -30,10 +46,12 @@
 //   - A denied question is answered REFUSED (NXDOMAIN by option), with the
 //     question as it was asked, and never reaches the server.
 //   - A message that can't be read is dropped and counted, also by TCP, where the
-//     next one stands behind it.
+//     next one stands behind it. The log tells of it once per session or
+//     connection, and of a pod at most once a second.
 //   - A server that isn't there (ICMP says so) makes SERVFAIL at once, and so do
 //     an answer that can't be read, and a pod that has too many questions
-//     unanswered. One that is silent makes nothing: clients ask again themselves.
+//     unanswered, or too many ways of one. One that is silent makes nothing:
+//     clients ask again themselves.
 //   - Answers to nothing that was asked (late, repeated, forged) are dropped and
 //     counted.
 //   - An answer waits until what it says is in the kernel. Where that needs an

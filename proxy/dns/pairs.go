@@ -25,6 +25,7 @@ func (p *pairs) init(r *relay) {
 type streamPod struct {
 	streams  int          // of whoever holds pairs.mu
 	streamed atomic.Int64 // questions that wait
+	told     atomic.Int64 // when it was told of what can't be read; nanoseconds
 }
 
 // enter adds a connection, if there may be another one.

@@ -97,6 +97,7 @@ type stream struct {
 	client, server *net.TCPConn
 	input, output  input // of them
 	done           chan struct{}
+	told           bool // of what can't be read
 
 	mu       sync.Mutex
 	room     sync.Cond // fewer questions wait, or it ends

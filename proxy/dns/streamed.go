@@ -85,6 +85,7 @@ func (p *stream) observe(r *Record) {
 func (p *stream) question(sc *scratch, m []byte, flush func() error) (pass bool, err error) {
 	q, rec, now := &sc.q, &sc.record, time.Now()
 	if !q.read(m) || isResponse(m) {
+		p.malformed(now)
 		*rec = Record{Verdict: Refused, Reason: ReasonMalformed, Start: now}
 		p.observe(rec)
 		return false, nil
@@ -104,6 +105,16 @@ func (p *stream) question(sc *scratch, m []byte, flush func() error) (pass bool,
 	}
 	p.observe(rec)
 	return false, p.write(p.client, out)
+}
+
+// malformed tells of a message that can't be read, once per connection.
+func (p *stream) malformed(now time.Time) {
+	last := p.pod.told.Load()
+	if p.told || now.UnixNano()-last < int64(tellEvery) || !p.pod.told.CompareAndSwap(last, now.UnixNano()) {
+		return
+	}
+	p.told = true
+	p.relay.Log.Warn(messageMalformed, "client", p.conn.Pod, "server", p.client.LocalAddr(), "protocol", "TCP")
 }
 
 // await enters a question among those that wait, once there is room.
