@@ -73,11 +73,12 @@ func Build(ctx context.Context, cache string, progress io.Writer) error {
 	if err := b.module(ctx, "coredns", []target{{"build", ".", "coredns"}}); err != nil {
 		return err
 	}
-	// These are small, and change with this module.
-	for _, t := range []target{{"build", "./pause", "pause"}, {"build", "./machine/init", "init"}} {
-		if err := b.build(ctx, b.source, "-s -w", t); err != nil {
-			return err
-		}
+	if err := b.module(ctx, "pause", []target{{"build", ".", "pause"}}); err != nil {
+		return err
+	}
+	// It changes with this module, and is small.
+	if err := b.build(ctx, b.source, "-s -w", target{"build", "./machine/init", "init"}); err != nil {
+		return err
 	}
 	return b.images()
 }
@@ -89,8 +90,8 @@ type builder struct {
 	progress      io.Writer
 }
 
-// module builds what a module beside this package has, unless a stamp says
-// that the same was built of the same before.
+// module builds programs in a directory beside this package, unless a stamp
+// says that the same was built of the same files before.
 func (b *builder) module(ctx context.Context, name string, targets []target) error {
 	dir := filepath.Join(b.source, name)
 	flags := "-s -w"
@@ -121,7 +122,7 @@ func (b *builder) module(ctx context.Context, name string, targets []target) err
 			continue
 		}
 		began := time.Now()
-		fmt.Fprintf(b.progress, "build %-24s (%d of %d)", t.name, i+1, len(targets))
+		fmt.Fprintf(b.progress, "build %-24s %d of %d", t.name, i+1, len(targets))
 		if err := b.build(ctx, dir, flags, t); err != nil {
 			fmt.Fprintln(b.progress)
 			return err

@@ -28,15 +28,14 @@ type Suite struct {
 func (c *Cluster) Conformance(ctx context.Context, s Suite) *exec.Cmd {
 	args := []string{
 		"netns", "exec", c.netns("control"), c.Program("ginkgo"),
-		fmt.Sprintf("--procs=%d", cmp.Or(s.Parallel, 1)),
 		"--timeout=" + cmp.Or(s.Timeout, 2*time.Hour).String(),
 		"--focus=" + s.Focus, "--skip=" + s.Skip,
 		"--no-color", "--poll-progress-after=0", "--silence-skips",
-		// One result a line is what is wanted of specs that pass.
-		"--succinct",
 	}
 	if s.DryRun {
 		args = append(args, "--dry-run", "-v")
+	} else {
+		args = append(args, fmt.Sprintf("--procs=%d", cmp.Or(s.Parallel, 1)))
 	}
 	if s.Report != "" {
 		args = append(args, "--junit-report="+s.Report)

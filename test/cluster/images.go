@@ -5,7 +5,6 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -16,7 +15,9 @@ import (
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/google/go-containerregistry/pkg/v1/empty"
 	"github.com/google/go-containerregistry/pkg/v1/mutate"
+	"github.com/google/go-containerregistry/pkg/v1/static"
 	"github.com/google/go-containerregistry/pkg/v1/tarball"
+	"github.com/google/go-containerregistry/pkg/v1/types"
 )
 
 // imagesArchive holds every image that the cluster itself needs.
@@ -79,12 +80,8 @@ func (b *builder) image(i image) (v1.Image, error) {
 	if err != nil {
 		return nil, err
 	}
-	l, err := tarball.LayerFromOpener(func() (io.ReadCloser, error) {
-		return io.NopCloser(bytes.NewReader(archive)), nil
-	})
-	if err != nil {
-		return nil, err
-	}
+	// It is unpacked at each start: nothing is gained by compressing it.
+	l := static.NewLayer(archive, types.DockerUncompressedLayer)
 	img, err := mutate.AppendLayers(empty.Image, l)
 	if err != nil {
 		return nil, err

@@ -50,7 +50,7 @@ func (c *Cluster) makeNetwork(ctx context.Context) (*network, error) {
 	}
 	b.WriteString("addr add 198.51.100.2/32 dev lo\nroute add local 198.18.0.0/15 dev lo\n")
 	if c.DualStack {
-		b.WriteString("-6 addr add 2001:db8:1::2/128 dev lo\n-6 route add local 2001:db8:2::/48 dev lo\n")
+		b.WriteString("addr add 2001:db8:1::2/128 dev lo\nroute add local 2001:db8:2::/48 dev lo\n")
 	}
 	if _, err := n.lan.Run(ctx, b.String(), "ip", "-batch", "-"); err != nil {
 		return nil, fmt.Errorf("set up the bridge: %w", err)
