@@ -18,12 +18,13 @@ GOLANGCI := $(GO) run github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.
 NEED_GENERATE := clang-14 llvm-14 clang-format-14 protobuf-compiler
 NEED_TEST     := iproute2 nftables nginx-light procps unbound dnsmasq-base bind9 bind9-dnsutils dnsperf curl musl-tools gcc
 NEED_RACE     := $(NEED_TEST) gcc libc6-dev
+NEED_CLUSTER  := etcd-server containerd runc containernetworking-plugins iptables nftables iproute2
 NEED_DEMO     := iproute2 nftables nginx-light dnsmasq-base curl procps
 NEED_BENCH    := $(NEED_TEST) curl haproxy wrk python3-pip unbound dnsmasq-base dnsperf
 
 .PHONY: help
 help: ## This list
-	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  \033[1m%-10s\033[0m %s\n", $$1, $$2}' $(MAKEFILE_LIST) | { [ -t 1 ] && cat || sed 's/\x1b\[[0-9;]*m//g'; }
+	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  \033[1m%-12s\033[0m %s\n", $$1, $$2}' $(MAKEFILE_LIST) | { [ -t 1 ] && cat || sed 's/\x1b\[[0-9;]*m//g'; }
 
 .PHONY: build
 build: ## Build ./bin/weir (Go only: generated eBPF objects are committed)
@@ -74,6 +75,26 @@ image: ## Container image FROM scratch as an archive in dist/, made without Dock
 	mkdir -p dist
 	CGO_ENABLED=0 GOOS=linux GOARCH=$(ARCH) $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o dist/weir-$(ARCH) ./cmd/weir
 	$(GO) run ./deploy/image -binary dist/weir-$(ARCH) -arch $(ARCH) -tag weir:$(VERSION) -o dist/weir-$(ARCH).tar
+
+CLUSTER = $(SUDO) $(BIN)/cluster
+
+.PHONY: $(BIN)/cluster
+$(BIN)/cluster:
+	CGO_ENABLED=0 $(GO) build -o $@ ./test/cluster/cmd
+
+.PHONY: cluster
+cluster: $(BIN)/cluster ## A real Kubernetes cluster in namespaces (CLUSTERFLAGS="--nodes 2 --cni bridge --dual-stack")
+	@./deploy/debian $(NEED_CLUSTER)
+	$(BIN)/cluster build
+	$(CLUSTER) up $(CLUSTERFLAGS)
+
+.PHONY: cluster-down
+cluster-down: $(BIN)/cluster ## End that cluster and remove all of it
+	$(CLUSTER) down
+
+.PHONY: conformance
+conformance: $(BIN)/cluster ## Kubernetes' own NetworkPolicy tests against that cluster (CONFORMANCEFLAGS="--focus ...")
+	$(CLUSTER) conformance $(CONFORMANCEFLAGS)
 
 .PHONY: check
 check: ## What CI runs: generated files current, lint, build, test, fuzz smoke

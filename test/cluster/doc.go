@@ -29,4 +29,6 @@
 //
 // Images come from archives (Load); there is no registry, and so
 // imagePullPolicy must be Never or IfNotPresent.
+//
+// The test of this package runs with WEIR_TEST_CLUSTER=1 only.
 package cluster

@@ -84,6 +84,9 @@ func (f *flags) up() *cobra.Command {
 			}
 			config.Name = f.name
 			c, err := cluster.Up(cmd.Context(), config, cache, cmd.OutOrStdout())
+			if errors.Is(err, cluster.ErrOther) {
+				return fmt.Errorf("%w: bring it down first, or give this one a --name", err)
+			}
 			if err != nil {
 				return err
 			}
