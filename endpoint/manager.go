@@ -23,7 +23,7 @@ type Options struct {
 	Names Names
 	// Resolvers are servers whose answers are believed besides the cluster's. It
 	// is called often. nil: none are.
-	Resolvers func() []netip.Addr
+	Resolvers func() []policy.Server
 	Veths     *Veths
 	// MTU is told the largest of the pods' veths, whenever it changes.
 	MTU func(int) error

@@ -19,7 +19,7 @@ import (
 // or at once when none runs. Unless whole is set, the proxy keeps what it has
 // besides.
 type Names interface {
-	SetNames(ctx context.Context, sets map[identity.ID]*policy.NameSet, resolvers []netip.Addr, whole bool) error
+	SetNames(ctx context.Context, sets map[identity.ID]*policy.NameSet, resolvers []policy.Server, whole bool) error
 }
 
 // hearing is how long the first pass leaves alone what a predecessor wrote, for
@@ -33,8 +33,8 @@ type nameSets struct {
 	want  map[identity.ID]*policy.NameSet
 	// cluster are the cluster's own resolvers, others the rest, asked for at each
 	// pass.
-	cluster []netip.Addr
-	others  func() []netip.Addr
+	cluster []policy.Server
+	others  func() []policy.Server
 	sent    sentNames // and taken
 	caller
 }
@@ -42,7 +42,7 @@ type nameSets struct {
 // sentNames is what was sent.
 type sentNames struct {
 	sets      map[identity.ID]*policy.NameSet
-	resolvers []netip.Addr
+	resolvers []policy.Server
 	whole     bool
 	any       bool // something was
 }
@@ -53,7 +53,7 @@ func (s *sentNames) equal(o *sentNames) bool {
 
 // newNameSets begins without anybody to tell.
 func newNameSets() *nameSets {
-	return &nameSets{want: map[identity.ID]*policy.NameSet{}, others: func() []netip.Addr { return nil }}
+	return &nameSets{want: map[identity.ID]*policy.NameSet{}, others: func() []policy.Server { return nil }}
 }
 
 // set says what identity id is to stand for; nil: it is gone.
@@ -66,12 +66,12 @@ func (s *nameSets) set(id identity.ID, set *policy.NameSet) {
 }
 
 // resolvers are all servers that are believed, in order.
-func (s *nameSets) resolvers() []netip.Addr {
+func (s *nameSets) resolvers() []policy.Server {
 	all := slices.Concat(s.cluster, s.others())
-	for i := range all {
-		all[i] = all[i].Unmap()
+	for i, s := range all {
+		all[i].Addr = netip.AddrPortFrom(s.Addr.Addr().Unmap(), s.Addr.Port())
 	}
-	slices.SortFunc(all, netip.Addr.Compare)
+	slices.SortFunc(all, policy.Server.Compare)
 	return slices.Compact(all)
 }
 

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+	"golang.org/x/sys/unix"
 
 	"github.com/weirnet/weir/bpf"
 	"github.com/weirnet/weir/identity"
@@ -27,13 +28,17 @@ type fakeNames struct {
 	mu        sync.Mutex
 	f         *fakeKernel // nil: nobody notes the order
 	sets      map[identity.ID]*policy.NameSet
-	resolvers []netip.Addr
+	resolvers []policy.Server
 	whole     bool
 	calls     int
 	fail      error
 }
 
-func (n *fakeNames) SetNames(_ context.Context, sets map[identity.ID]*policy.NameSet, resolvers []netip.Addr, whole bool) error {
+func server(at string) policy.Server {
+	return policy.Server{Addr: netip.MustParseAddrPort(at), Protocol: unix.IPPROTO_UDP}
+}
+
+func (n *fakeNames) SetNames(_ context.Context, sets map[identity.ID]*policy.NameSet, resolvers []policy.Server, whole bool) error {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	n.calls++
@@ -169,16 +174,16 @@ func TestNamesOfPredecessors(t *testing.T) {
 	if _, err := r.adopt(); err != nil {
 		t.Fatal(err)
 	}
-	cluster, own := netip.MustParseAddr("10.96.0.10"), netip.MustParseAddr("192.0.2.53")
-	r.nameSets.others = func() []netip.Addr { return []netip.Addr{own, cluster} }
-	r.fold(policy.Delta{Names: map[identity.ID]*policy.NameSet{301: nameSet("a.test")}, Resolvers: []netip.Addr{cluster}})
+	cluster, own := server("10.96.0.10:53"), server("192.0.2.53:53")
+	r.nameSets.others = func() []policy.Server { return []policy.Server{own, cluster} }
+	r.fold(policy.Delta{Names: map[identity.ID]*policy.NameSet{301: nameSet("a.test")}, Resolvers: []policy.Server{cluster}})
 	if err := r.realise(t.Context(), false); err != nil {
 		t.Fatal(err)
 	}
 	if got := names.known(); !slices.Equal(got, []string{"a.test", "old.test"}) || names.whole || f.names.m[400] == 0 {
 		t.Errorf("the proxy knows %q, whole %v; the kernel %v", got, names.whole, f.names.m)
 	}
-	if !slices.Equal(names.resolvers, []netip.Addr{cluster, own}) {
+	if !slices.Equal(names.resolvers, []policy.Server{cluster, own}) {
 		t.Errorf("resolvers %v", names.resolvers)
 	}
 	names.fail = errors.New("no")
@@ -199,7 +204,7 @@ func TestNamesOfPredecessors(t *testing.T) {
 		t.Errorf("the proxy knows %q, whole %v", got, names.whole)
 	}
 	before := names.calls
-	own = netip.MustParseAddr("192.0.2.54")
+	own = server("192.0.2.54:53")
 	if err := r.realise(t.Context(), false); err != nil { // never less than whole again
 		t.Fatal(err)
 	}

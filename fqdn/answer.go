@@ -20,6 +20,9 @@ type Answer struct {
 	Records []Record
 	// Pod is who asked.
 	Pod netip.Addr
+	// Namespace is the one for whose policies alone the answer counts, since only
+	// they name the server; "": it counts for all.
+	Namespace string
 }
 
 // Record is an address and how long the server wants it believed.
@@ -30,7 +33,10 @@ type Record struct {
 
 // Name is a name as List shows it.
 type Name struct {
-	Name      string
+	Name string
+	// Namespace: for whose policies alone it counts; "": for all. A name may be
+	// there for several, with addresses of its own for each.
+	Namespace string
 	Addresses []Address
 	// Selectors match it.
 	Selectors []dnsrules.Selector

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/weirnet/weir/identity"
+	"github.com/weirnet/weir/policy"
 )
 
 // Table is the kernel's table fqdn: which identity an outside address has by
@@ -131,7 +132,7 @@ type Cache struct {
 	start time.Time
 	base  uint32 // of the clock: seconds since the epoch at the start
 
-	resolvers atomic.Pointer[map[netip.Addr]struct{}]
+	resolvers atomic.Pointer[map[policy.Server]struct{}]
 	kick      chan struct{} // 1 buffered: look now whether there is too much
 	setting   sync.Mutex    // held by SetNames
 	saving    sync.Mutex    // held while a checkpoint is written; guards the next three
@@ -144,6 +145,7 @@ type Cache struct {
 	*store
 	settings Settings
 	u        *universe     // nil until the first SetNames
+	next     *universe     // that SetNames is about to put in its place
 	ids      identitySets  // of the latest SetNames
 	changed  chan struct{} // closed and replaced when u has changed
 	owed     bool          // some row could not be written
@@ -206,7 +208,7 @@ func New(o Options) *Cache {
 	c.start = c.now()
 	c.base = uint32(c.start.Unix())
 	c.settings = o.Settings.normal(c.table.Size())
-	c.resolvers.Store(&map[netip.Addr]struct{}{})
+	c.resolvers.Store(&map[policy.Server]struct{}{})
 	c.restore()
 	c.inherit()
 	c.expel()
@@ -227,11 +229,16 @@ func (c *Cache) Set(s Settings) {
 	}
 }
 
-// Believed tells whether any answer of this server is to be learned from, as
-// SetNames said.
-func (c *Cache) Believed(server netip.Addr) bool {
-	_, ok := (*c.resolvers.Load())[server.Unmap()]
+// Believed tells whether all answers of this server are to be learned from, for
+// the policies of all namespaces, as SetNames said.
+func (c *Cache) Believed(server policy.Server) bool {
+	_, ok := (*c.resolvers.Load())[unmapped(server)]
 	return ok
+}
+
+func unmapped(s policy.Server) policy.Server {
+	s.Addr = netip.AddrPortFrom(s.Addr.Addr().Unmap(), s.Addr.Port())
+	return s
 }
 
 // Counts returns what was counted.

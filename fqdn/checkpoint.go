@@ -23,7 +23,7 @@ type File interface {
 // A checkpoint is a header and then the names, each with what is known of it:
 //
 //	header  magic  version  sequence  saved  length  sum
-//	name    length  text  pods  {address}  pairs  {address  expires  learned}
+//	name    length  text  length  namespace  pods  {address}  pairs  {address  expires  learned}
 //
 // Numbers are little-endian in the header, and for times (seconds since the
 // epoch); lengths and counts are varints. An address is its length and its
@@ -31,7 +31,7 @@ type File interface {
 // header before it. The file ends with the names.
 const (
 	checkpointMagic   = "weirfqdn"
-	checkpointVersion = 1
+	checkpointVersion = 2
 	headerSize        = 8 + 4 + 8 + 8 + 8 + sha256.Size
 	headerSummed      = headerSize - sha256.Size
 	// maxCheckpoint bounds what is read; no Settings make one so large.
@@ -88,9 +88,9 @@ func readHeader(f io.ReaderAt) (h header, err error) {
 
 // record is a name in a checkpoint.
 type record struct {
-	text  []byte
-	pods  []netip.Addr
-	pairs []recordPair
+	text, namespace []byte
+	pods            []netip.Addr
+	pairs           []recordPair
 }
 
 type recordPair struct {
@@ -101,6 +101,8 @@ type recordPair struct {
 func (r *record) append(to []byte) []byte {
 	to = binary.AppendUvarint(to, uint64(len(r.text)))
 	to = append(to, r.text...)
+	to = binary.AppendUvarint(to, uint64(len(r.namespace)))
+	to = append(to, r.namespace...)
 	to = append(to, byte(len(r.pods)))
 	for _, p := range r.pods {
 		to = appendAddr(to, p)
@@ -125,12 +127,13 @@ func appendAddr(to []byte, a netip.Addr) []byte {
 
 // decoder reads the names of a checkpoint one by one.
 type decoder struct {
-	in   *bufio.Reader
-	left int64 // bytes
-	sum  hash.Hash
-	one  [1]byte
-	text [maxName]byte
-	rec  record
+	in    *bufio.Reader
+	left  int64 // bytes
+	sum   hash.Hash
+	one   [1]byte
+	text  [maxName]byte
+	space [maxNamespace]byte
+	rec   record
 }
 
 // newDecoder reads names of so many bytes in all.
@@ -154,6 +157,13 @@ func (d *decoder) next() (*record, error) {
 	r := &d.rec
 	r.text = d.text[:n]
 	if err := d.read(r.text); err != nil {
+		return nil, err
+	}
+	if n, err = d.count(maxNamespace); err != nil {
+		return nil, err
+	}
+	r.namespace = d.space[:n]
+	if err := d.read(r.namespace); err != nil {
 		return nil, err
 	}
 	if n, err = d.count(keptPods); err != nil {

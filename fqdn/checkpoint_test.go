@@ -452,7 +452,7 @@ func FuzzCheckpoint(f *testing.F) {
 	f.Add(good)
 	f.Add(good[headerSize:])
 	f.Add([]byte{})
-	f.Add([]byte{1, 'a', 0, 1, 4, 1, 2, 3, 4, 0, 0, 0, 0, 0, 0, 0, 0})
+	f.Add([]byte{1, 'a', 0, 0, 1, 4, 1, 2, 3, 4, 0, 0, 0, 0, 0, 0, 0, 0})
 	f.Add([]byte{0, 0, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 1})
 	f.Fuzz(func(t *testing.T, data []byte) {
 		if names, err := decode(&memFile{b: data}); err == nil {

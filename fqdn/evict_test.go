@@ -237,7 +237,7 @@ func TestManySets(t *testing.T) {
 			r.learn(strings.Join(names, " "), time.Hour, addr4(i))
 		}
 	}
-	if n := r.u.wanted; n != maxWanted {
+	if n := len(r.u.wants.sets); n != maxWanted {
 		t.Errorf("%d combinations are wanted", n)
 	}
 	if err := r.consistent(); err != nil {

@@ -11,15 +11,22 @@ import (
 // may have as many addresses as can be.
 const maxPart = 64 << 20
 
+// exportVersion begins an export, so that a process that writes names in another
+// way is found out: no part is so large.
+const exportVersion = 1<<31 | checkpointVersion
+
 // Export writes all names with their addresses for another process's Import. It
 // leaves the table and the checkpoints as they are.
 func (c *Cache) Export(w io.Writer) error {
-	err := c.encode(func(b []byte) error {
-		if len(b) == 0 {
-			return nil
-		}
-		return writePart(w, b)
-	})
+	_, err := w.Write(binary.LittleEndian.AppendUint32(nil, exportVersion))
+	if err == nil {
+		err = c.encode(func(b []byte) error {
+			if len(b) == 0 {
+				return nil
+			}
+			return writePart(w, b)
+		})
+	}
 	if err == nil {
 		err = writePart(w, nil)
 	}
@@ -47,12 +54,16 @@ func (c *Cache) Import(r io.Reader) error {
 		c.doubt = c.clock() + doubtFor
 		c.mu.Unlock()
 	}()
+	if v, err := readWord(r); err != nil {
+		return fmt.Errorf("import names: %w", err)
+	} else if v != exportVersion {
+		return fmt.Errorf("import names: they begin with %#x, those of this version with %#x", v, uint32(exportVersion))
+	}
 	for {
-		var size [4]byte
-		if _, err := io.ReadFull(r, size[:]); err != nil {
+		n, err := readWord(r)
+		if err != nil {
 			return fmt.Errorf("import names: %w", err)
 		}
-		n := binary.LittleEndian.Uint32(size[:])
 		if n == 0 {
 			return nil
 		}
@@ -63,6 +74,12 @@ func (c *Cache) Import(r io.Reader) error {
 			return fmt.Errorf("import names: %w", err)
 		}
 	}
+}
+
+func readWord(r io.Reader) (uint32, error) {
+	var b [4]byte
+	_, err := io.ReadFull(r, b[:])
+	return binary.LittleEndian.Uint32(b[:]), err
 }
 
 // verify writes what another process has changed in the table.

@@ -27,7 +27,8 @@ func (c *Cache) Learn(ctx context.Context, a Answer) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	full, err := c.enter(&a, now)
-	if pod := c.pods.number(a.Pod); full > 0 && c.mayWait(pod) {
+	pod := c.pods.number(a.Pod)
+	if full > 0 && c.mayWait(pod) {
 		if ctx.Err() != nil {
 			return ctx.Err()
 		}
@@ -35,6 +36,7 @@ func (c *Cache) Learn(ctx context.Context, a Answer) error {
 		now = c.clock()
 	}
 	c.counts.Full += full
+	c.use(a.Records, pod, now)
 	until, settleErr := c.settleAll(a.Records, now, true)
 	if !until.IsZero() {
 		if ctx.Err() != nil {
@@ -61,10 +63,15 @@ func (c *Cache) enter(a *Answer, now uint32) (full uint64, err error) {
 	if !some {
 		return 0, nil
 	}
+	scope, ok := c.scopes.number(a.Namespace)
+	if !ok {
+		return 0, fmt.Errorf("too many namespaces to know what names stand for in %.100q", a.Namespace)
+	}
+	defer c.scopes.tidy(scope)
 	pod := c.pods.number(a.Pod)
-	full, err = c.enterName(a.Name, a.Records, pod, now)
+	full, err = c.enterName(a.Name, scope, a.Records, pod, now)
 	for _, text := range a.Chain {
-		if n, e := c.enterName(text, a.Records, pod, now); e != nil {
+		if n, e := c.enterName(text, scope, a.Records, pod, now); e != nil {
 			full, err = full+n, e
 		}
 	}
@@ -72,11 +79,11 @@ func (c *Cache) enter(a *Answer, now uint32) (full uint64, err error) {
 }
 
 // enterName notes the addresses of one name. full counts those without room.
-func (c *Cache) enterName(text string, records []Record, pod, now uint32) (full uint64, err error) {
+func (c *Cache) enterName(text string, scope uint16, records []Record, pod, now uint32) (full uint64, err error) {
 	if len(text) > maxName {
 		return 0, fmt.Errorf("a name of %d bytes", len(text))
 	}
-	n, known := c.findName(text)
+	n, known := c.findName(text, scope)
 	if known {
 		c.rescue(c.names.at(n), pod)
 	}
@@ -103,7 +110,7 @@ func (c *Cache) enterName(text string, records []Record, pod, now uint32) (full 
 			continue
 		}
 		if !known {
-			n, known = c.addName(text, pod), true
+			n, known = c.addName(text, scope, pod), true
 		}
 		if !there {
 			a = c.addAddr(ip)
@@ -126,22 +133,25 @@ func (c *Cache) renew(p *pair, expires, now uint32) {
 
 // pair makes an address one of a name's.
 func (c *Cache) pair(n, a, expires, now uint32) {
-	if addr := c.addrs.at(a); addr.first == none {
-		c.stale(addr, now) // what a predecessor knew of it counts no more
-	}
-	p := c.addPair(n, a, now)
-	c.pairs.at(p).expires = expires
-	c.learned++
+	c.pairs.at(c.attach(n, a, now, now)).expires = expires
 	if int(c.names.at(n).pairs) > c.settings.PerName {
 		c.look()
 	}
-	if c.u == nil {
-		return
+}
+
+// attach makes an address one of a name's that was learned then, and what is known
+// of the address include it.
+func (c *Cache) attach(n, a, learned, now uint32) (place uint32) {
+	addr := c.addrs.at(a)
+	if addr.first == none {
+		c.stale(addr, now) // what a predecessor knew of it counts no more
 	}
-	set := c.setOfName(n)
-	if addr := c.addrs.at(a); addr.epoch == c.u.epoch {
-		c.assign(addr, c.u.join(addr.set, set), now)
+	place = c.addPair(n, a, learned)
+	c.learned++
+	if c.u != nil && addr.epoch == c.u.epoch {
+		c.assign(addr, c.u.join(addr.set, c.setOfName(n)), now)
 	}
+	return place
 }
 
 // seconds is how long an address is believed.

@@ -10,7 +10,10 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/weirnet/weir/identity"
+	"github.com/weirnet/weir/policy"
 	"github.com/weirnet/weir/policy/dnsrules"
 )
 
@@ -369,16 +372,28 @@ func TestFullTable(t *testing.T) {
 
 func TestBelieved(t *testing.T) {
 	r := newRig(t, Settings{})
-	one := netip.MustParseAddr("10.96.0.10")
+	server := func(text string, protocol uint8) policy.Server {
+		return policy.Server{Addr: netip.MustParseAddrPort(text), Protocol: protocol}
+	}
+	one := server("10.96.0.10:53", unix.IPPROTO_UDP)
 	if r.Believed(one) {
 		t.Error("nobody said so")
 	}
-	if err := r.SetNames(nil, []netip.Addr{one, netip.MustParseAddr("::ffff:10.96.0.11")}); err != nil {
+	if err := r.SetNames(nil, []policy.Server{one, server("[::ffff:10.96.0.11]:5353", unix.IPPROTO_TCP)}); err != nil {
 		t.Fatal(err)
 	}
-	for a, want := range map[string]bool{"10.96.0.10": true, "::ffff:10.96.0.10": true, "10.96.0.11": true, "10.96.0.12": false} {
-		if r.Believed(netip.MustParseAddr(a)) != want {
-			t.Errorf("%s: believed %v", a, !want)
+	for _, c := range []struct {
+		server   string
+		protocol uint8
+		want     bool
+	}{
+		{"10.96.0.10:53", unix.IPPROTO_UDP, true}, {"[::ffff:10.96.0.10]:53", unix.IPPROTO_UDP, true},
+		{"10.96.0.10:53", unix.IPPROTO_TCP, false}, {"10.96.0.10:5353", unix.IPPROTO_UDP, false},
+		{"10.96.0.11:5353", unix.IPPROTO_TCP, true}, {"10.96.0.11:53", unix.IPPROTO_TCP, false},
+		{"10.96.0.12:53", unix.IPPROTO_UDP, false},
+	} {
+		if r.Believed(server(c.server, c.protocol)) != c.want {
+			t.Errorf("%s, protocol %d: believed %v", c.server, c.protocol, !c.want)
 		}
 	}
 }

@@ -43,7 +43,7 @@ func (c *Cache) List(ctx context.Context, match string, each func(Name) error) e
 
 func (c *Cache) show(at uint32) Name {
 	n := c.names.at(at)
-	out := Name{Name: string(c.text(n)), Addresses: make([]Address, 0, n.pairs)}
+	out := Name{Name: string(c.text(n)), Namespace: c.scopes.list[n.scope].namespace, Addresses: make([]Address, 0, n.pairs)}
 	for p := n.first; p != none; p = c.pairs.at(p).nextName {
 		pair := c.pairs.at(p)
 		a := c.addrs.at(pair.addr)

@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/weirnet/weir/identity"
+	"github.com/weirnet/weir/policy"
 	"github.com/weirnet/weir/policy/dnsrules"
 )
 
@@ -140,7 +141,7 @@ func TestLearnAllocatesNothing(t *testing.T) {
 		if err := c.Learn(context.Background(), a); err != nil {
 			t.Fatal(err)
 		}
-		if !c.Believed(a.Pod) && a.Name == "" {
+		if !c.Believed(policy.Server{Addr: netip.AddrPortFrom(a.Pod, 53), Protocol: 17}) && a.Name == "" {
 			t.Fatal()
 		}
 	}); n != 0 {

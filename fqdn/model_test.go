@@ -17,7 +17,7 @@ import (
 
 // model is what a Cache is to do, in the plainest way.
 type model struct {
-	names map[string]map[netip.Addr]*modelPair
+	names map[string]map[netip.Addr]*modelPair // behind namespace and "|"
 	ids   map[identity.ID][]dnsrules.Selector
 	known bool // SetNames was called
 	now   int
@@ -28,6 +28,7 @@ type modelPair struct{ expires, last int }
 
 func (m *model) learn(a Answer) {
 	for _, name := range append([]string{a.Name}, a.Chain...) {
+		name = a.Namespace + "|" + name
 		for _, r := range a.Records {
 			if m.names[name] == nil {
 				m.names[name] = map[netip.Addr]*modelPair{}
@@ -61,13 +62,14 @@ func (m *model) sweep() {
 func (m *model) rows() map[netip.Addr][]identity.ID {
 	matching := map[netip.Addr]map[dnsrules.Selector]bool{}
 	for name, addrs := range m.names {
+		namespace, name, _ := strings.Cut(name, "|")
 		for a := range addrs {
 			if matching[a] == nil {
 				matching[a] = map[dnsrules.Selector]bool{}
 			}
 			for _, list := range m.ids {
 				for _, s := range list {
-					if s.Matches(name) {
+					if s.Namespace == namespace && s.Matches(name) {
 						matching[a][s] = true
 					}
 				}
@@ -96,7 +98,7 @@ func (m *model) check(r *rig) error {
 	var got, want []string
 	err := r.List(context.Background(), "", func(n Name) error {
 		for _, a := range n.Addresses {
-			got = append(got, fmt.Sprintf("%s %s %d", n.Name, a.Addr, a.Expires.Unix()-1_800_000_000))
+			got = append(got, fmt.Sprintf("%s|%s %s %d", n.Namespace, n.Name, a.Addr, a.Expires.Unix()-1_800_000_000))
 		}
 		return nil
 	})
@@ -146,7 +148,7 @@ func (c *Cache) consistent() error {
 			continue
 		}
 		names++
-		if got, ok := c.findName(string(c.text(n))); !ok || got != at {
+		if got, ok := c.findName(string(c.text(n)), n.scope); !ok || got != at {
 			return fmt.Errorf("name %d is found at %d", at, got)
 		}
 		count := uint32(0)
@@ -199,10 +201,41 @@ func (c *Cache) consistent() error {
 		return fmt.Errorf("%d names, %d addresses, %d and %d pairs, but the slabs say %d, %d, %d",
 			names, addrs, pairs, byAddr, c.names.len(), c.addrs.len(), c.pairs.len())
 	}
+	scopes := make([]uint32, len(c.scopes.list))
+	for at := range c.names.end {
+		if n := c.names.at(at); n.pairs > 0 {
+			scopes[n.scope]++
+		}
+	}
+	for i, e := range c.scopes.list {
+		if n, ok := c.scopes.byName[e.namespace]; e.names != scopes[i] || (i == 0 || e.names > 0) && (!ok || int(n) != i) || i > 0 && e.names == 0 && e.namespace != "" {
+			return fmt.Errorf("namespace %d, %q, has %d names, not %d", i, e.namespace, e.names, scopes[i])
+		}
+	}
 	if c.u == nil {
 		return nil
 	}
+	cost, costs := int32(0), map[uint32]int32{}
+	for _, set := range c.u.wants.sets {
+		s := &c.u.sets[set]
+		if !s.wanted || s.cost != c.u.costOf(set) {
+			return fmt.Errorf("set %d is in the list of wants", set)
+		}
+		cost += s.cost
+		costs[s.owner] += s.cost
+	}
+	for i := range c.pods.list {
+		if e := &c.pods.list[i]; e.wants != costs[uint32(i)] {
+			return fmt.Errorf("pod %d has wants for %d, not %d", i, costs[uint32(i)], e.wants)
+		}
+	}
+	if cost != c.u.wants.cost || cost > maxWanted || c.pods.nobody.wants != costs[none] {
+		return fmt.Errorf("wants cost %d, not %d", cost, c.u.wants.cost)
+	}
 	for i := range c.u.sets {
+		if s := &c.u.sets[i]; s.wanted && !slices.Contains(c.u.wants.sets, uint32(i)) {
+			return fmt.Errorf("set %d is wanted, but not in the list", i)
+		}
 		if s := &c.u.sets[i]; i > 0 && s.addrs != sets[uint32(i)] {
 			return fmt.Errorf("set %d has %d addresses, not %d", i, s.addrs, sets[uint32(i)])
 		} else if i > 0 && s.selectors != nil && s.addrs+s.names == 0 && !s.wanted && s.id == 0 {
@@ -236,15 +269,16 @@ func TestModel(t *testing.T) {
 }
 
 var (
-	modelNames = strings.Fields("a.test b.test c.test x.a.test y.a.test z.y.a.test cdn.net a.cdn.net b.cdn.net www.other.org")
-	modelSels  = strings.Fields("a.test b.test x.a.test *.a.test **.a.test *.test *.cdn.net a.cdn.net *.*.net cdn* other.org www.other.org *")
+	modelSpaces = []string{"", "", "shop", "ops"}
+	modelNames  = strings.Fields("a.test b.test c.test x.a.test y.a.test z.y.a.test cdn.net a.cdn.net b.cdn.net www.other.org")
+	modelSels   = strings.Fields("a.test b.test x.a.test *.a.test **.a.test *.test *.cdn.net a.cdn.net *.*.net cdn* other.org www.other.org *")
 )
 
 // step does one thing to both.
 func step(t *testing.T, rnd *rand.Rand, r *rig, m *model) string {
 	switch n := rnd.IntN(20); {
 	case n < 10:
-		a := Answer{Name: modelNames[rnd.IntN(len(modelNames))], Pod: netip.AddrFrom4([4]byte{10, 0, 0, byte(rnd.IntN(9))})}
+		a := Answer{Name: modelNames[rnd.IntN(len(modelNames))], Namespace: modelSpaces[rnd.IntN(len(modelSpaces))], Pod: netip.AddrFrom4([4]byte{10, 0, 0, byte(rnd.IntN(9))})}
 		for range rnd.IntN(3) {
 			a.Chain = append(a.Chain, modelNames[rnd.IntN(len(modelNames))])
 		}
@@ -288,9 +322,10 @@ func step(t *testing.T, rnd *rand.Rand, r *rig, m *model) string {
 		for i := range rnd.IntN(6) {
 			var list []dnsrules.Selector
 			for range 1 + rnd.IntN(3) {
-				list = append(list, sel(modelSels[rnd.IntN(len(modelSels))])...)
+				s := sel(modelSels[rnd.IntN(len(modelSels))])[0]
+				list = append(list, s.In(modelSpaces[rnd.IntN(len(modelSpaces))]))
 			}
-			slices.SortFunc(list, compareSelectors)
+			slices.SortFunc(list, dnsrules.Selector.Compare)
 			ids[identity.ID(300+i)] = slices.Compact(list)
 		}
 		m.ids, m.known = ids, true

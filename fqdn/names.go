@@ -16,7 +16,7 @@ const keptPods = 4
 type name struct {
 	text  uint32
 	size  uint16
-	_     uint16
+	scope uint16 // who it counts for: see scopes
 	first uint32 // pair
 	pairs uint32
 	// set are the selectors that match it, as of that epoch.
@@ -49,24 +49,26 @@ type pair struct {
 
 // store is what is known, without judgement. Its indexes agree with its slabs.
 type store struct {
-	names slab[name]
-	addrs slab[address]
-	pairs slab[pair]
-	texts texts
-	pods  pods
+	names  slab[name]
+	addrs  slab[address]
+	pairs  slab[pair]
+	texts  texts
+	pods   pods
+	scopes scopes
 
 	byName, byAddr, byPair index
 	seed                   maphash.Seed
 }
 
 func newStore() *store {
-	return &store{seed: maphash.MakeSeed(), pods: pods{byAddr: map[netip.Addr]uint32{}}}
+	return &store{seed: maphash.MakeSeed(), scopes: newScopes(), pods: pods{byAddr: map[netip.Addr]uint32{}}}
 }
 
 func (s *store) text(n *name) []byte { return s.texts.get(n.text, n.size) }
 
 func (s *store) hashName(place uint32) uint64 {
-	return maphash.Bytes(s.seed, s.text(s.names.at(place)))
+	n := s.names.at(place)
+	return maphash.Bytes(s.seed, s.text(n)) ^ hashPair(0, uint32(n.scope))
 }
 
 func (s *store) hashAddr(place uint32) uint64 {
@@ -87,15 +89,17 @@ func hashPair(name, addr uint32) uint64 {
 	return h ^ h>>31
 }
 
-func (s *store) findName(text string) (uint32, bool) {
-	return s.byName.find(maphash.String(s.seed, text), func(place uint32) bool {
-		return string(s.text(s.names.at(place))) == text
+func (s *store) findName(text string, scope uint16) (uint32, bool) {
+	return s.byName.find(maphash.String(s.seed, text)^hashPair(0, uint32(scope)), func(place uint32) bool {
+		n := s.names.at(place)
+		return n.scope == scope && string(s.text(n)) == text
 	})
 }
 
-func (s *store) addName(text string, owner uint32) uint32 {
+func (s *store) addName(text string, scope uint16, owner uint32) uint32 {
 	place := s.names.take()
-	*s.names.at(place) = name{text: s.texts.add(text), size: uint16(len(text)), first: none,
+	s.scopes.list[scope].names++
+	*s.names.at(place) = name{text: s.texts.add(text), size: uint16(len(text)), scope: scope, first: none,
 		pods: [keptPods]uint32{none, none, none, none}, owner: owner}
 	s.byName.add(s.hashName(place), place, s.hashName)
 	s.pods.of(owner).text += roomFor(len(text))
@@ -122,6 +126,8 @@ func (s *store) removeName(place uint32) {
 	s.pods.of(n.owner).text -= roomFor(int(n.size))
 	n.first, n.pairs = none, 0
 	s.names.give(place)
+	s.scopes.list[n.scope].names--
+	s.scopes.tidy(n.scope)
 }
 
 func (s *store) findAddr(ip [16]byte) (uint32, bool) {
@@ -209,75 +215,4 @@ func (n *name) asked(pod uint32) {
 	}
 	copy(n.pods[1:at+1], n.pods[:at])
 	n.pods[0] = pod
-}
-
-// pods are those that asked. They are few beside names, so a number stands for
-// each there.
-type pods struct {
-	byAddr map[netip.Addr]uint32
-	list   []podEntry
-	nobody podEntry // owns what was learned for no pod
-	vacant []uint32
-	// round counts sweeps: a pod that no name knows at the end of one is
-	// forgotten.
-	round uint32
-}
-
-type podEntry struct {
-	addr    netip.Addr
-	seen    uint32 // round it was last used in, or met in a name
-	waiting int32  // answers of it that wait for room
-	// pairs are how many addresses the names have that are its own, text is how
-	// many bytes these names take.
-	pairs, text int32
-}
-
-// of is a pod's entry, or nobody's; it is valid until there is another pod.
-func (p *pods) of(pod uint32) *podEntry {
-	if pod == none {
-		return &p.nobody
-	}
-	return &p.list[pod]
-}
-
-func (p *pods) number(a netip.Addr) uint32 {
-	if !a.IsValid() {
-		return none
-	}
-	if i, ok := p.byAddr[a]; ok {
-		p.list[i].seen = p.round
-		return i
-	}
-	var i uint32
-	if n := len(p.vacant); n > 0 {
-		i, p.vacant = p.vacant[n-1], p.vacant[:n-1]
-	} else {
-		i = uint32(len(p.list))
-		p.list = append(p.list, podEntry{})
-	}
-	p.list[i] = podEntry{addr: a, seen: p.round}
-	p.byAddr[a] = i
-	return i
-}
-
-// met says that a name knows these pods.
-func (p *pods) met(n *name) {
-	for _, i := range n.pods {
-		if i != none {
-			p.list[i].seen = p.round
-		}
-	}
-}
-
-// endRound forgets pods that were not met since the last one, and own nothing.
-func (p *pods) endRound() {
-	for i := range p.list {
-		e := &p.list[i]
-		if e.addr.IsValid() && e.seen != p.round && e.pairs == 0 && e.waiting == 0 {
-			delete(p.byAddr, e.addr)
-			*e = podEntry{}
-			p.vacant = append(p.vacant, uint32(i))
-		}
-	}
-	p.round++
 }

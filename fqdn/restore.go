@@ -66,7 +66,13 @@ func (c *Cache) load(f File, h *header) error {
 // that are to be settled.
 func (c *Cache) loadName(r *record, touched []uint32) []uint32 {
 	now, shift, text := c.clock(), c.shift(), string(r.text)
-	n, known := c.findName(text)
+	scope, ok := c.scopes.number(string(r.namespace))
+	if !ok {
+		c.counts.Full += uint64(len(r.pairs))
+		return touched
+	}
+	defer c.scopes.tidy(scope)
+	n, known := c.findName(text, scope)
 	owner := none
 	if len(r.pods) > 0 {
 		owner = c.pods.number(r.pods[len(r.pods)-1])
@@ -85,14 +91,12 @@ func (c *Cache) loadName(r *record, touched []uint32) []uint32 {
 			a = c.addAddr(ip)
 		}
 		if !known {
-			n, known = c.addName(text, owner), true
+			n, known = c.addName(text, scope, owner), true
 		}
 		at, again := c.findPair(n, a)
 		if !again {
-			at = c.addPair(n, a, 1)
-			c.stale(c.addrs.at(a), now)
+			at = c.attach(n, a, 1, now)
 			touched = append(touched, a)
-			c.learned++
 		}
 		// Whatever the clock said then: nothing is believed for longer than a new
 		// answer would be.

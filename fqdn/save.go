@@ -183,6 +183,7 @@ func (c *Cache) encode(write func([]byte) error) error {
 // record tells what is known of a name, with times moved by shift.
 func (c *Cache) record(n *name, r *record, shift uint32) {
 	r.text, r.pods, r.pairs = c.text(n), r.pods[:0], r.pairs[:0]
+	r.namespace = append(r.namespace[:0], c.scopes.list[n.scope].namespace...)
 	for _, p := range n.pods {
 		if p != none {
 			r.pods = append(r.pods, c.pods.list[p].addr)

@@ -3,11 +3,11 @@ package fqdn
 import (
 	"context"
 	"maps"
-	"net/netip"
 	"slices"
 	"time"
 
 	"github.com/weirnet/weir/identity"
+	"github.com/weirnet/weir/policy"
 	"github.com/weirnet/weir/policy/dnsrules"
 )
 
@@ -15,16 +15,16 @@ import (
 type identitySets = map[identity.ID][]dnsrules.Selector
 
 // SetNames replaces the identities that addresses can have, with the selectors
-// each stands for, and the servers that are believed. It returns when the
+// each stands for, and the servers that are believed for all policies. It returns when the
 // kernel's table holds no other identity, and every address has the one that
 // its names now ask for. An error tells what could not be written; it is tried
 // again by itself, or by another call.
-func (c *Cache) SetNames(ids map[identity.ID][]dnsrules.Selector, resolvers []netip.Addr) error {
+func (c *Cache) SetNames(ids map[identity.ID][]dnsrules.Selector, resolvers []policy.Server) error {
 	c.setting.Lock()
 	defer c.setting.Unlock()
-	believed := make(map[netip.Addr]struct{}, len(resolvers))
+	believed := make(map[policy.Server]struct{}, len(resolvers))
 	for _, r := range resolvers {
-		believed[r.Unmap()] = struct{}{}
+		believed[unmapped(r)] = struct{}{}
 	}
 	c.resolvers.Store(&believed)
 
@@ -44,6 +44,7 @@ func (c *Cache) SetNames(ids map[identity.ID][]dnsrules.Selector, resolvers []ne
 		}
 		fresh = newUniverse(selectors, epoch)
 		fresh.identify(ids)
+		c.foretell(fresh)
 	}
 	c.mu.Lock()
 	c.ids, c.owed = ids, false
@@ -51,7 +52,7 @@ func (c *Cache) SetNames(ids map[identity.ID][]dnsrules.Selector, resolvers []ne
 		c.u.identify(ids)
 	} else {
 		c.keepWants(fresh)
-		c.u = fresh
+		c.u, c.next = fresh, nil
 	}
 	c.tell()
 	close(c.changed)
@@ -62,6 +63,9 @@ func (c *Cache) SetNames(ids map[identity.ID][]dnsrules.Selector, resolvers []ne
 		return nil
 	}
 	err := c.settleEach()
+	c.mu.Lock()
+	c.u.ahead = nil // they were asked for
+	c.mu.Unlock()
 	if u == nil || gone(old, ids) {
 		if e := c.inspect(context.Background()); e != nil {
 			return e
@@ -80,25 +84,24 @@ func gone(old, now identitySets) bool {
 	return false
 }
 
-// keepWants takes over what the agent was told of: an address that had a
-// combination will ask for what is left of it.
-func (c *Cache) keepWants(fresh *universe) {
-	if c.u == nil {
-		return
-	}
-	now := c.clock()
-	for i := range c.u.sets {
-		if s := &c.u.sets[i]; s.wanted {
-			at, ok := fresh.intern(fresh.places(c.u.list(uint32(i))))
-			if to := &fresh.sets[at]; ok && len(to.selectors) > 1 && !to.wanted {
-				to.wanted, to.since, to.idle = true, s.since, now
-				fresh.wanted++
-			} else if ok {
-				fresh.tidy(at)
-			}
+// foretell finds the sets of all names before others have to wait for that: one
+// address may have hundreds of thousands.
+func (c *Cache) foretell(u *universe) {
+	c.mu.Lock()
+	c.next = u
+	c.mu.Unlock()
+	c.through(func() uint32 { return c.names.end }, func(at uint32) int {
+		n := c.names.at(at)
+		if n.pairs == 0 {
+			return 1
 		}
-	}
+		u.foretell(at, c.text(n), c.scopes.list[n.scope].namespace)
+		return matchWork
+	}, nil)
 }
+
+// matchWork is how much of a step's work it is to match a name.
+const matchWork = 4
 
 // Steps of what goes through all there is: how many places are looked at, and
 // how many rows written at most, while Learn waits; and the time that others

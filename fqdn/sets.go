@@ -23,8 +23,12 @@ type selection struct {
 
 	names, addrs uint32 // how many have it
 	wanted       bool   // the agent is told of it
+	// owner is the pod whose share of wants it takes, or would; cost is how much.
+	owner uint32
+	cost  int32
 	// since is when it was first told to those who watch now.
 	since time.Time
+	used  uint32 // when an answer had an address of it
 	idle  uint32 // when the last address went
 }
 
@@ -33,18 +37,12 @@ const (
 	// maxSelections bounds distinct ones. Beyond it an address keeps a part of
 	// what its names ask for.
 	maxSelections = 1 << 16
-	// maxWanted bounds the combinations the agent is asked to give an identity:
-	// each costs it entries in every policy that shares a selector with it.
-	maxWanted = 1024
-	// wantedIdle is how long a combination stays wanted that no address has any
-	// more: addresses rotate, and come back.
-	wantedIdle = 300
 )
 
 // universe is the selectors there are, and the sets of them in use.
 type universe struct {
 	selectors []dnsrules.Selector // ordered, distinct
-	index     *dnsrules.Index
+	of        map[string]part     // by namespace
 	epoch     uint32
 
 	sets   []selection
@@ -52,9 +50,12 @@ type universe struct {
 	byKey  map[string]uint32
 	// known are the sets that have an identity, the largest first; ofID is their
 	// inverse.
-	known  []uint32
-	ofID   map[identity.ID]uint32
-	wanted int
+	known []uint32
+	ofID  map[identity.ID]uint32
+	wants wants
+	// ahead are the sets of names, by place and plus one, that were found before
+	// this universe counted. Each is one of the set's names.
+	ahead []uint32
 	// full counts sets that were not made for want of room.
 	full uint64
 
@@ -72,25 +73,35 @@ func selectorsOf(ids map[identity.ID][]dnsrules.Selector) []dnsrules.Selector {
 			seen[s] = true
 		}
 	}
-	return slices.SortedFunc(maps.Keys(seen), compareSelectors)
+	return slices.SortedFunc(maps.Keys(seen), dnsrules.Selector.Compare)
 }
 
-func compareSelectors(a, b dnsrules.Selector) int {
-	return cmp.Or(cmp.Compare(a.Name, b.Name), cmp.Compare(a.Pattern, b.Pattern))
+// part are the selectors of a namespace, which stand one after another.
+type part struct {
+	index *dnsrules.Index
+	first uint32
 }
 
 func newUniverse(selectors []dnsrules.Selector, epoch uint32) *universe {
-	return &universe{
-		selectors: selectors, index: dnsrules.NewIndex(selectors), epoch: epoch,
-		sets: []selection{{}}, byKey: map[string]uint32{"": 0},
+	u := &universe{
+		selectors: selectors, of: map[string]part{}, epoch: epoch, sets: []selection{{}}, byKey: map[string]uint32{"": 0},
 	}
+	for first := 0; first < len(selectors); {
+		end, in := first+1, selectors[first].Namespace
+		for end < len(selectors) && selectors[end].Namespace == in {
+			end++
+		}
+		u.of[in] = part{dnsrules.NewIndex(selectors[first:end]), uint32(first)}
+		first = end
+	}
+	return u
 }
 
 // places finds selectors; one that is not there is left out.
 func (u *universe) places(list []dnsrules.Selector) []uint32 {
 	out := make([]uint32, 0, len(list))
 	for _, s := range list {
-		if i, ok := slices.BinarySearchFunc(u.selectors, s, compareSelectors); ok {
+		if i, ok := slices.BinarySearchFunc(u.selectors, s, dnsrules.Selector.Compare); ok {
 			out = append(out, uint32(i))
 		}
 	}
@@ -164,21 +175,53 @@ func (u *universe) tidy(at uint32) {
 	u.vacant = append(u.vacant, at)
 }
 
-// of returns the set of the selectors that match a name.
-func (u *universe) of(text []byte) uint32 {
-	u.match = u.index.AppendMatches(u.match[:0], text)
+// matching returns the set of the selectors that match a name that counts for a
+// namespace, or for all ("").
+func (u *universe) matching(text []byte, namespace string) uint32 {
+	in, ok := u.of[namespace]
+	if !ok {
+		return 0
+	}
+	u.match = in.index.AppendMatches(u.match[:0], text)
 	if len(u.match) == 0 {
 		return 0
 	}
 	u.union = u.union[:0]
 	for _, m := range u.match {
-		u.union = append(u.union, uint32(m))
+		u.union = append(u.union, in.first+uint32(m))
 	}
 	if at, ok := u.intern(u.union); ok {
 		return at
 	}
 	// No room: as much as is there.
 	return u.bestSubset(u.union)
+}
+
+// lose takes a name away from a set.
+func (u *universe) lose(set uint32) {
+	u.sets[set].names--
+	u.tidy(set)
+}
+
+// foretell finds the set of a name, as long as nobody asks for it.
+func (u *universe) foretell(at uint32, text []byte, namespace string) {
+	for uint32(len(u.ahead)) <= at {
+		u.ahead = append(u.ahead, 0)
+	}
+	if u.ahead[at] == 0 {
+		set := u.matching(text, namespace)
+		u.sets[set].names++
+		u.ahead[at] = set + 1
+	}
+}
+
+// foretold is the set that was found for a name, which counts as one of its names.
+func (u *universe) foretold(at uint32) (set uint32, ok bool) {
+	if at >= uint32(len(u.ahead)) || u.ahead[at] == 0 {
+		return 0, false
+	}
+	set, u.ahead[at] = u.ahead[at]-1, 0
+	return set, true
 }
 
 // join returns the union of two sets; where there is no room for it, the first.

@@ -10,11 +10,31 @@ import (
 // setOfName is the set of selectors that match a name.
 func (c *Cache) setOfName(at uint32) uint32 {
 	n := c.names.at(at)
-	if n.epoch != c.u.epoch {
-		n.set, n.epoch = c.u.of(c.text(n)), c.u.epoch
-		c.u.sets[n.set].names++
+	if n.epoch == c.u.epoch {
+		return n.set
 	}
-	return n.set
+	set, ok := c.u.foretold(at)
+	if !ok {
+		set = c.u.matching(c.text(n), c.scopes.list[n.scope].namespace)
+		c.u.sets[set].names++
+	}
+	n.set, n.epoch = set, c.u.epoch
+	return set
+}
+
+// unmatch forgets which selectors match a name that goes.
+func (c *Cache) unmatch(at uint32) {
+	if n := c.names.at(at); c.u != nil && n.epoch == c.u.epoch {
+		c.u.lose(n.set)
+	}
+	for _, u := range [...]*universe{c.u, c.next} {
+		if u == nil {
+			continue
+		}
+		if set, ok := u.foretold(at); ok {
+			u.lose(set)
+		}
+	}
 }
 
 // assign gives an address of the present epoch a set.
@@ -24,8 +44,10 @@ func (c *Cache) assign(a *address, set, now uint32) {
 		return
 	}
 	a.set = set
-	c.u.sets[set].addrs++
-	c.want(set)
+	s := &c.u.sets[set]
+	s.addrs++
+	s.used = now
+	c.want(set, c.ownerOf(a))
 	c.leave(old, now)
 }
 
@@ -42,17 +64,6 @@ func (c *Cache) leave(set, now uint32) {
 	}
 }
 
-// want has the agent be told of a set that an address has.
-func (c *Cache) want(set uint32) {
-	s := &c.u.sets[set]
-	if s.wanted || len(s.selectors) < 2 || c.u.wanted >= maxWanted {
-		return
-	}
-	s.wanted, s.since = true, time.Now()
-	c.u.wanted++
-	c.tell()
-}
-
 // tell wakes those who watch.
 func (c *Cache) tell() {
 	close(c.news)
@@ -65,9 +76,16 @@ func (c *Cache) refresh(a *address, now uint32) {
 		return
 	}
 	a.epoch, a.set = c.u.epoch, 0
-	set := uint32(0)
-	for p := a.first; p != none; p = c.pairs.at(p).nextAddr {
-		joined := c.u.join(set, c.setOfName(c.pairs.at(p).name))
+	set, last := uint32(0), uint32(0)
+	for at := a.first; at != none; {
+		p := c.pairs.at(at)
+		at = p.nextAddr
+		one := c.setOfName(p.name)
+		if one == last {
+			continue // of hundreds of thousands most are like the one before
+		}
+		last = one
+		joined := c.u.join(set, one)
 		if joined != set {
 			c.u.tidy(set)
 		}

@@ -183,15 +183,10 @@ func (c *Cache) forget(at uint32) {
 	}
 	c.removePair(at)
 	c.learned++
-	n := c.names.at(nameAt)
-	if n.pairs > 0 {
-		return
+	if c.names.at(nameAt).pairs == 0 {
+		c.unmatch(nameAt)
+		c.removeName(nameAt)
 	}
-	if c.u != nil && n.epoch == c.u.epoch {
-		c.u.sets[n.set].names--
-		c.u.tidy(n.set)
-	}
-	c.removeName(nameAt)
 }
 
 // settleLeft settles addresses that lost a name.
@@ -239,32 +234,6 @@ func (c *Cache) tend(began uint32) {
 		}
 		return 1
 	}, nil)
-}
-
-// tendWants takes back wants that no address has had for a while, and makes
-// room for others.
-func (c *Cache) tendWants(now uint32) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if c.u == nil {
-		return
-	}
-	changed := false
-	for i := range c.u.sets {
-		if s := &c.u.sets[i]; s.wanted && s.addrs == 0 && s.idle+wantedIdle < now {
-			s.wanted, changed = false, true
-			c.u.wanted--
-			c.u.tidy(uint32(i))
-		}
-	}
-	if changed {
-		c.tell()
-	}
-	for i := range c.u.sets {
-		if c.u.sets[i].addrs > 0 {
-			c.want(uint32(i))
-		}
-	}
 }
 
 // tendPods forgets pods that asked for nothing that is still known.

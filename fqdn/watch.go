@@ -52,10 +52,8 @@ func (c *Cache) wanted() (out [][]dnsrules.Selector) {
 	if c.u == nil {
 		return nil
 	}
-	for i := range c.u.sets {
-		if c.u.sets[i].wanted {
-			out = append(out, c.u.list(uint32(i)))
-		}
+	for _, set := range c.u.wants.sets {
+		out = append(out, c.u.list(set))
 	}
 	return out
 }

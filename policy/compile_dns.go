@@ -35,7 +35,11 @@ func (c *compiler) dns(who *peer, at ports, plain, looked []*grant) (Entry, erro
 	}
 	for _, g := range looked {
 		set.DNS = append(set.DNS, g.dns...)
-		set.Teaches = set.Teaches || g.teaches(who)
+		if ns := g.rule.namespace; g.teaches(who) && (!set.Teaches || ns == "") {
+			// A policy selects pods of its own namespace, so it is the same in all that
+			// have one.
+			set.Teaches, set.TeachesFor = true, ns
+		}
 	}
 	set.DNS = distinct(set.DNS, func(r *dnsrules.Rule) *uint32 { return &r.Rule })
 	return c.redirect(set, looked[0].number)

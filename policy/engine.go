@@ -1,6 +1,8 @@
 package policy
 
 import (
+	"cmp"
+	"fmt"
 	"net/netip"
 	"time"
 
@@ -144,11 +146,14 @@ type Delta struct {
 	RuleSets map[uint32]*RuleSet
 	// Names by identity: what the addresses of toFQDNs selectors are known as;
 	// nil: gone. There is one for each selector, and one for each combination
-	// that a change of kind NameSet asked for. An address that answers gave to
-	// names gets the identity of exactly those selectors that match one of them.
-	// Combinations that a selector's own text makes sure of (a name that patterns
-	// match as well) are there from the start. A new one is told to the proxy after its policy entries are written; one
-	// that goes, before they are deleted.
+	// that a change of kind NameSet asked for. Selectors of a namespace are there
+	// where its policies have DNS rules whose servers are believed. An address that
+	// answers gave to names gets the identity of exactly those selectors that match
+	// one of them: answers that count for all those without a namespace, others
+	// those of the namespace. Combinations that a selector's own text makes sure of
+	// (a name that patterns match as well) are there from the start. A new one is
+	// told to the proxy after its policy entries are written; one that goes, before
+	// they are deleted.
 	Names map[identity.ID]*NameSet
 	// Pairs are the identities under which policies have what rules about
 	// addresses and rules about names say together of an address that is both,
@@ -157,10 +162,10 @@ type Delta struct {
 	// new one is told after the policy entries are written; one that goes,
 	// before they are deleted.
 	Pairs map[Pair]identity.ID
-	// Resolvers, if not nil, are all addresses of the cluster's DNS service
-	// after this batch, cluster IPs and backends, ordered: their answers are
-	// believed.
-	Resolvers []netip.Addr
+	// Resolvers, if not nil, are where the cluster's DNS service answers after
+	// this batch, cluster IPs and backends, ordered: what they say is believed,
+	// and counts for all policies.
+	Resolvers []Server
 	// Services tells where pods' connections to services go; nil: the frontend is
 	// gone.
 	Services map[Frontend]*Backends
@@ -177,6 +182,20 @@ type Peer struct {
 	Identity identity.ID
 	// World: an outside address; what DNS taught about it counts as well.
 	World bool
+}
+
+// Server is where names are asked for.
+type Server struct {
+	Addr     netip.AddrPort // not IPv4 in IPv6 form
+	Protocol uint8
+}
+
+// String is for people and logs: address, port and the protocol's number.
+func (s Server) String() string { return fmt.Sprintf("%s/%d", s.Addr, s.Protocol) }
+
+// Compare orders servers.
+func (s Server) Compare(o Server) int {
+	return cmp.Or(s.Addr.Compare(o.Addr), cmp.Compare(s.Protocol, o.Protocol))
 }
 
 // Pair is what an outside address is known as: by the longest prefix it lies

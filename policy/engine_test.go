@@ -56,7 +56,7 @@ func TestRestart(t *testing.T) {
 			if n := len(d.Numbers.Identities) + len(d.Numbers.Policies) + len(d.Numbers.RuleSets) + len(d.Numbers.Rules); n > 0 {
 				t.Errorf("%d numbers are new: %+v", n, d.Numbers)
 			}
-			if len(tb.names) != 3 || len(tb.pairs) != 6 || !maps.EqualFunc(tb.names, tb2.names, func(a, b *NameSet) bool { return slices.Equal(a.Selectors, b.Selectors) }) || !maps.Equal(tb.pairs, tb2.pairs) {
+			if len(tb.names) != 6 || len(tb.pairs) != 12 || !maps.EqualFunc(tb.names, tb2.names, func(a, b *NameSet) bool { return slices.Equal(a.Selectors, b.Selectors) }) || !maps.Equal(tb.pairs, tb2.pairs) {
 				t.Errorf("names %v, pairs %v\nwere %v, %v", tb2.names, tb2.pairs, tb.names, tb.pairs)
 			}
 			if !maps.Equal(tb.prefixes, tb2.prefixes) {

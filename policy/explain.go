@@ -42,7 +42,7 @@ func (e *Engine) Explain(q Question) Answer {
 		return failed(q, err)
 	}
 	if to.other != nil && to.other.isWorld() && len(q.Names) > 0 {
-		to.names = e.namesPeer(q.Names)
+		to.names = e.namesPeer(q.Names, q.NamesIn)
 	}
 	x := &explanation{engine: e, q: &q, from: from, to: to, proto: proto, port: port}
 	a := Answer{ID: q.ID}

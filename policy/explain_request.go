@@ -16,6 +16,9 @@ func (q *Question) check() error {
 	if q.DNS != nil && q.DNS.Name == "" {
 		return errors.New("dns: name is missing")
 	}
+	if q.NamesIn != "" && len(q.Names) == 0 {
+		return errors.New("namesIn: names are missing")
+	}
 	for _, n := range q.Names {
 		if dnsrules.Normalize(n) == "" {
 			return fmt.Errorf("names: %q is no name of an address", n)

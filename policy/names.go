@@ -14,6 +14,10 @@ import (
 // is certain or likely to be of, and for those that were asked for.
 type nameTable struct {
 	uses map[dnsrules.Selector]int // by rules
+	// teachers are the policies of a namespace with DNS rules whose servers are
+	// believed: only where there is one, its selectors of that namespace have a
+	// meaning.
+	teachers map[string]int
 	// changed: selectors came or went.
 	changed bool
 
@@ -25,19 +29,38 @@ type nameTable struct {
 }
 
 func newNameTable() *nameTable {
-	return &nameTable{uses: map[dnsrules.Selector]int{}, asked: map[string][]dnsrules.Selector{}, dirty: map[string]struct{}{},
+	return &nameTable{uses: map[dnsrules.Selector]int{}, teachers: map[string]int{}, asked: map[string][]dnsrules.Selector{}, dirty: map[string]struct{}{},
 		granted: map[string][]*peer{}, told: map[*peer]struct{}{}}
 }
 
-// use counts selectors of rules that come (1) or go (-1).
-func (t *nameTable) use(selectors []dnsrules.Selector, by int) {
-	for _, s := range selectors {
-		before := t.uses[s]
-		if t.uses[s] = before + by; t.uses[s] == 0 {
-			delete(t.uses, s)
-		}
-		t.changed = t.changed || before == 0 || before+by == 0
+// use counts what a policy that comes (1) or goes (-1) says of names.
+func (t *nameTable) use(p *policyObject, by int) {
+	for _, s := range p.fqdns {
+		t.changed = tally(t.uses, s, by) || t.changed
 	}
+	if p.teaches() {
+		t.changed = tally(t.teachers, p.object.Namespace, by) || t.changed
+	}
+}
+
+// tally adds to a counter, and tells whether it was or is 0.
+func tally[K comparable](m map[K]int, k K, by int) bool {
+	before := m[k]
+	if m[k] = before + by; m[k] == 0 {
+		delete(m, k)
+	}
+	return before == 0 || before+by == 0
+}
+
+// has tells whether addresses can be known as what a selector is for.
+func (t *nameTable) has(s dnsrules.Selector) bool {
+	return t.uses[s] > 0 && (s.Namespace == "" || t.teachers[s.Namespace] > 0)
+}
+
+// all lists the selectors that count, in order.
+func (t *nameTable) all() []dnsrules.Selector {
+	out := slices.Collect(maps.Keys(t.uses))
+	return ordered(slices.DeleteFunc(out, func(s dnsrules.Selector) bool { return !t.has(s) }))
 }
 
 // ask takes in what somebody asks for; nil: nothing any more.
@@ -50,33 +73,39 @@ func (t *nameTable) ask(who string, set *NameSet) {
 	}
 	out := make([]dnsrules.Selector, len(set.Selectors))
 	for i, s := range set.Selectors {
-		out[i] = dnsrules.NewSelector(s.Name, s.Pattern)
+		out[i] = dnsrules.NewSelector(s.Name, s.Pattern).In(s.Namespace)
 	}
 	t.asked[who] = ordered(out)
 }
 
 // ordered orders selectors and removes repetition.
 func ordered(s []dnsrules.Selector) []dnsrules.Selector {
-	slices.SortFunc(s, func(a, b dnsrules.Selector) int {
-		if c := strings.Compare(a.Name, b.Name); c != 0 {
-			return c
-		}
-		return strings.Compare(a.Pattern, b.Pattern)
-	})
+	slices.SortFunc(s, dnsrules.Selector.Compare)
 	return slices.Compact(s)
 }
 
-// known returns those of the selectors that rules have.
+// known returns those of the selectors that count.
 func (t *nameTable) known(s []dnsrules.Selector) []dnsrules.Selector {
-	return slices.DeleteFunc(slices.Clone(s), func(s dnsrules.Selector) bool { return t.uses[s] == 0 })
+	return slices.DeleteFunc(slices.Clone(s), func(s dnsrules.Selector) bool { return !t.has(s) })
 }
 
 // certain lists the combinations that need not be asked for: each selector
-// alone, and with all others that match what its own text stands for.
-func (t *nameTable) certain() [][]dnsrules.Selector {
-	all := ordered(slices.Collect(maps.Keys(t.uses)))
+// alone, and with all others of its namespace that match what its own text
+// stands for.
+func (t *nameTable) certain() (out [][]dnsrules.Selector) {
+	for all := t.all(); len(all) > 0; {
+		n := slices.IndexFunc(all, func(s dnsrules.Selector) bool { return s.Namespace != all[0].Namespace })
+		if n < 0 {
+			n = len(all)
+		}
+		out, all = certainOf(all[:n], out), all[n:]
+	}
+	return out
+}
+
+// certainOf appends those of the selectors of one namespace.
+func certainOf(all []dnsrules.Selector, out [][]dnsrules.Selector) [][]dnsrules.Selector {
 	index := dnsrules.NewIndex(all)
-	var out [][]dnsrules.Selector
 	var at []int
 	for _, s := range all {
 		out = append(out, []dnsrules.Selector{s})
@@ -157,9 +186,10 @@ func (e *Engine) settleNames() error {
 }
 
 // namesPeer is the peer of an address with these names, made for a question;
-// nil: no selector matches any of them.
-func (e *Engine) namesPeer(names []string) *peer {
-	all := slices.Collect(maps.Keys(e.names.uses))
+// nil: no selector matches any of them. namespace: for whose policies alone the
+// names count; "": for all.
+func (e *Engine) namesPeer(names []string, namespace string) *peer {
+	all := slices.DeleteFunc(e.names.all(), func(s dnsrules.Selector) bool { return s.Namespace != namespace })
 	index := dnsrules.NewIndex(all)
 	var set []dnsrules.Selector
 	for _, n := range names {

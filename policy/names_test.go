@@ -84,7 +84,7 @@ func TestResolvers(t *testing.T) {
 	dns := `apiVersion: v1
 kind: Service
 metadata: {name: dns, namespace: kube-system, labels: {k8s-app: kube-dns}}
-spec: {clusterIP: 10.96.0.10, clusterIPs: [10.96.0.10, "fd96::a"], selector: {k8s-app: kube-dns}, ports: [{name: dns, port: 53, protocol: UDP}]}
+spec: {clusterIP: 10.96.0.10, clusterIPs: [10.96.0.10, "fd96::a"], selector: {k8s-app: kube-dns}, ports: [{name: dns, port: 53, targetPort: 5353, protocol: UDP}, {name: metrics, port: 9153, protocol: TCP}]}
 ---
 apiVersion: v1
 kind: Service
@@ -95,7 +95,7 @@ spec: {clusterIP: 10.96.0.11, ports: [{name: dns, port: 53, protocol: UDP}]}
 kind: EndpointSlice
 metadata: {name: dns-1, namespace: kube-system, labels: {kubernetes.io/service-name: dns}}
 addressType: IPv4
-ports: [{name: dns, port: 53, protocol: UDP}]
+ports: [{name: dns, port: 1053, protocol: UDP}, {name: metrics, port: 9153, protocol: TCP}]
 endpoints: [{addresses: [10.0.9.1]}, {addresses: [10.0.9.2]}]
 `
 	pod := `apiVersion: v1
@@ -116,11 +116,11 @@ status: {podIPs: [{ip: 10.0.9.7}]}
 	}{
 		{"nothing yet", nil, "[]"},
 		{"others' objects", objects(t, world), ""},
-		{"the service", objects(t, dns), "[10.96.0.10 fd96::a]"},
-		{"a pod it selects", objects(t, pod), "[10.0.9.7 10.96.0.10 fd96::a]"},
-		{"its slice, which counts instead", objects(t, slice), "[10.0.9.1 10.0.9.2 10.96.0.10 fd96::a]"},
+		{"the service", objects(t, dns), "[10.96.0.10:53/17 [fd96::a]:53/17]"},
+		{"a pod it selects", objects(t, pod), "[10.0.9.7:5353/17 10.96.0.10:53/17 [fd96::a]:53/17]"},
+		{"its slice, which counts instead", objects(t, slice), "[10.0.9.1:1053/17 10.0.9.2:1053/17 10.96.0.10:53/17 [fd96::a]:53/17]"},
 		{"the pod is gone", []Change{{Object: Object{KindPod, "kube-system", "dns"}}}, ""},
-		{"the slice is gone", []Change{{Object: Object{KindEndpointSlice, "kube-system", "dns-1"}}}, "[10.96.0.10 fd96::a]"},
+		{"the slice is gone", []Change{{Object: Object{KindEndpointSlice, "kube-system", "dns-1"}}}, "[10.96.0.10:53/17 [fd96::a]:53/17]"},
 		{"the service is gone", []Change{{Object: Object{KindService, "kube-system", "dns"}}}, "[]"},
 	} {
 		d := step(t, e, tb, s.changes...)
@@ -136,7 +136,7 @@ status: {podIPs: [{ip: 10.0.9.7}]}
 	if err != nil {
 		t.Fatal(err)
 	}
-	if d := step(t, e, newTables(), objects(t, dns)...); fmt.Sprint(d.Resolvers) != "[10.96.0.10 10.96.0.11 fd96::a]" {
+	if d := step(t, e, newTables(), objects(t, dns)...); fmt.Sprint(d.Resolvers) != "[10.96.0.10:53/17 10.96.0.11:53/17 [fd96::a]:53/17]" {
 		t.Errorf("of any namespace: %v", d.Resolvers)
 	}
 }
@@ -160,7 +160,7 @@ func (tb *tables) entryText(ids []identity.ID, proto uint8, port uint16) string 
 		text += " " + r.String()
 	}
 	if set.Teaches {
-		text += " teaches"
+		text += " teaches " + teachesText(set)
 	}
 	return text
 }
@@ -247,11 +247,11 @@ endpoints: [{addresses: [10.0.0.12%s]}]
 // it is about everybody.
 func TestTeaches(t *testing.T) {
 	for peers, want := range map[string]string{
-		"toEndpoints: [{matchLabels: {app: api}}]": "teaches",
+		"toEndpoints: [{matchLabels: {app: api}}]": "teaches default",
 		"toEndpoints: [{}]":                        "",
 		"toEndpoints: [{matchLabels: {'k8s:io.kubernetes.pod.namespace': default}}]":                               "",
 		"toEndpoints: [{matchExpressions: [{key: app, operator: NotIn, values: [x]}]}]":                            "",
-		"toEndpoints: [{matchExpressions: [{key: app, operator: NotIn, values: [x]}]}, {matchLabels: {app: api}}]": "teaches",
+		"toEndpoints: [{matchExpressions: [{key: app, operator: NotIn, values: [x]}]}, {matchLabels: {app: api}}]": "teaches default",
 		"toEndpoints: [{}, {matchLabels: {app: web}}]":                                                             "",
 		"toEntities: [all]":     "",
 		"toEntities: [cluster]": "",
@@ -270,14 +270,14 @@ func TestTeaches(t *testing.T) {
 		"":                                    "",
 		"toEntities: [world]":                 "",
 		"toCIDR: [0.0.0.0/0]":                 "",
-		"toCIDR: [1.2.0.0/16]":                "teaches",
-		"toCIDR: [0.0.0.0/0, 1.2.0.0/16]":     "teaches",
+		"toCIDR: [1.2.0.0/16]":                "teaches default",
+		"toCIDR: [0.0.0.0/0, 1.2.0.0/16]":     "teaches default",
 		"toEntities: [world, kube-apiserver]": "",
-		"toCIDRSet: [{cidrGroupRef: g1}]":     "teaches",
-		"toFQDNs: [{matchName: dns.test}]":    "teaches",
+		"toCIDRSet: [{cidrGroupRef: g1}]":     "teaches default",
+		"toFQDNs: [{matchName: dns.test}]":    "teaches default",
 		"toFQDNs: [{matchPattern: '*'}]":      "",
 		"toEndpoints: [{matchLabels: {'reserved:world-ipv4': ''}}]":       "",
-		"toServices: [{k8sService: {serviceName: ext, namespace: shop}}]": "teaches",
+		"toServices: [{k8sService: {serviceName: ext, namespace: shop}}]": "teaches default",
 	} {
 		if peers != "" {
 			peers += ", "

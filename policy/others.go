@@ -71,7 +71,7 @@ func peersText(r *rule) string {
 	for i, s := range r.peers {
 		parts[i] = s.text
 	}
-	return strings.Join(parts, "; ")
+	return strings.Join(slices.Compact(parts), "; ")
 }
 
 func (x *explanation) flowText(port uint16) string {

@@ -60,7 +60,7 @@ func (e *Engine) remember(p, old *policyObject) {
 	for _, q := range p.prefixes {
 		e.claims.cidr(q, true)
 	}
-	e.names.use(p.fqdns, 1)
+	e.names.use(p, 1)
 	for _, k := range p.nodeKeys {
 		if e.nodeKeys[k]++; e.nodeKeys[k] == 1 {
 			e.dirty.nodeKeys[k] = struct{}{}
@@ -82,7 +82,7 @@ func (e *Engine) forget(p *policyObject) {
 	for _, q := range p.prefixes {
 		e.claims.cidr(q, false)
 	}
-	e.names.use(p.fqdns, -1)
+	e.names.use(p, -1)
 	for _, k := range p.nodeKeys {
 		if e.nodeKeys[k]--; e.nodeKeys[k] == 0 {
 			delete(e.nodeKeys, k)
@@ -117,6 +117,15 @@ func (e *Engine) policiesFor(p *peer) []*policyObject {
 		return e.scoped[""]
 	}
 	return slices.Concat(e.scoped[""], e.scoped[p.namespace])
+}
+
+// teaches tells whether it is a policy of a namespace with DNS rules whose
+// servers are believed, which then counts in that namespace.
+func (p *policyObject) teaches() bool {
+	return p.object.Namespace != "" && slices.ContainsFunc(p.rules, func(r *rule) bool {
+		return r.direction == Egress && slices.ContainsFunc(r.grants, func(g *portGrant) bool { return g.l7 != nil && g.l7.kind == l7DNS }) &&
+			slices.ContainsFunc(r.peers, func(s *selector) bool { return s.particular })
+	})
 }
 
 // paths lists the field paths that numbers may be given for.

@@ -1,6 +1,7 @@
 package policy
 
 import (
+	"cmp"
 	"fmt"
 	"math/rand/v2"
 	"net/netip"
@@ -17,7 +18,7 @@ type naive struct {
 	reason   RefuseReason
 	protocol Protocol
 	allowAll bool
-	teaches  bool
+	teaches  string   // for whom
 	rules    []string // paths of HTTP rules, names and patterns of DNS rules
 }
 
@@ -59,7 +60,9 @@ func naively(e *Engine, subject, p *peer, d Direction, proto uint8, port uint16)
 				default:
 					looked = append(looked, g)
 					if g.l7.kind == l7DNS && !r.any && slices.ContainsFunc(r.peers, func(s *selector) bool { return s.particular && naiveSelects(s, p) }) {
-						out.teaches = true
+						if out.teaches != "all" {
+							out.teaches = cmp.Or(pol.object.Namespace, "all")
+						}
 					}
 				}
 			}
@@ -108,6 +111,14 @@ func naively(e *Engine, subject, p *peer, d Direction, proto uint8, port uint16)
 	slices.Sort(out.rules)
 	out.rules = slices.Compact(out.rules)
 	return out
+}
+
+// teachesText tells for whom a set teaches.
+func teachesText(set *RuleSet) string {
+	if !set.Teaches {
+		return ""
+	}
+	return cmp.Or(set.TeachesFor, "all")
 }
 
 func naiveSelects(s *selector, p *peer) bool {
@@ -172,7 +183,7 @@ func looked(t *testing.T, tb *tables, r *Resolved, d Direction, ids []identity.I
 		if set == nil {
 			t.Fatalf("rule set %d is not there", en.RuleSet)
 		}
-		out.protocol, out.allowAll, out.teaches = set.Protocol, set.AllowAll, set.Teaches
+		out.protocol, out.allowAll, out.teaches = set.Protocol, set.AllowAll, teachesText(set)
 		for _, h := range set.HTTP {
 			out.rules = append(out.rules, h.Path)
 		}

@@ -31,6 +31,9 @@ type Question struct {
 	DNS      *DNSQuestion
 	// Names are those that To, an address, stands for: what From learned of it.
 	Names []string
+	// NamesIn is the namespace whose policies alone the names count for: a server
+	// told them that only policies of this namespace name. "": for all.
+	NamesIn string
 	// Others asks why the other rules did not decide.
 	Others bool
 }
@@ -110,6 +113,8 @@ func (q *Question) set(name string, value json.RawMessage) error {
 		if !isNull(value) {
 			q.DNS, err = dnsOfJSON(value)
 		}
+	case "namesIn":
+		q.NamesIn, err = stringOf(value)
 	case "names":
 		if !isNull(value) {
 			if err = json.Unmarshal(value, &q.Names); err != nil {

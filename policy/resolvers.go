@@ -4,12 +4,13 @@ import (
 	"maps"
 	"net/netip"
 	"slices"
+	"strings"
 )
 
-// resolvers are the addresses of the cluster's DNS service.
+// resolvers are the servers of the cluster's DNS service.
 type resolvers struct {
 	of   ResolverServices
-	now  []netip.Addr
+	now  []Server
 	told bool
 }
 
@@ -33,37 +34,44 @@ func (r *resolvers) includes(s *service) bool {
 	return true
 }
 
-// settleResolvers puts the addresses into the Delta if they are others now.
+// isDNS tells whether a port of such a service is for questions: it may have
+// others, for its metrics.
+func (sp *ServicePort) isDNS() bool { return sp.Port == portDNS || strings.HasPrefix(sp.Name, "dns") }
+
+// servers are where a service is asked, by its cluster IPs and directly.
+func (e *Engine) servers(s *service, found map[Server]struct{}) {
+	for _, sp := range s.src.Ports {
+		if !sp.isDNS() {
+			continue
+		}
+		add := func(a netip.Addr, port uint16) {
+			if a.IsValid() {
+				found[Server{netip.AddrPortFrom(a.Unmap(), port), sp.Protocol}] = struct{}{}
+			}
+		}
+		for _, a := range s.src.ClusterIPs {
+			add(a, sp.Port)
+		}
+		e.behind(s, &sp, add)
+	}
+}
+
+// settleResolvers puts the servers into the Delta if they are others now.
 func (e *Engine) settleResolvers() {
 	r := e.resolvers
 	if r.told && len(e.dirty.services) == 0 {
 		return
 	}
-	found := map[netip.Addr]struct{}{}
+	found := map[Server]struct{}{}
 	for _, s := range e.services {
-		if !r.includes(s) {
-			continue
-		}
-		for _, a := range s.src.ClusterIPs {
-			if a.IsValid() {
-				found[a.Unmap()] = struct{}{}
-			}
-		}
-		for _, a := range s.addresses() {
-			found[a] = struct{}{}
-		}
-		if s.bySelector() {
-			for _, p := range e.selectedBy(s) {
-				for _, a := range p.src.Addresses {
-					found[a.Unmap()] = struct{}{}
-				}
-			}
+		if r.includes(s) {
+			e.servers(s, found)
 		}
 	}
-	now := slices.SortedFunc(maps.Keys(found), netip.Addr.Compare)
+	now := slices.SortedFunc(maps.Keys(found), Server.Compare)
 	if r.told && slices.Equal(now, r.now) {
 		return
 	}
 	r.now, r.told = now, true
-	e.delta.Resolvers = append([]netip.Addr{}, now...)
+	e.delta.Resolvers = append([]Server{}, now...)
 }

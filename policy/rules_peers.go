@@ -58,8 +58,10 @@ func (t *translator) egressPeers(r *rule, p *api.EgressPeers, fqdns []api.FQDNSe
 	t.commonPeers(&l, p.ToEndpoints, p.ToNodes, p.ToEntities, p.ToCIDR, p.ToCIDRSet, r.deny)
 	list(&l, fqdns, func(f api.FQDNSelector) {
 		s := dnsrules.NewSelector(f.MatchName, f.MatchPattern)
-		t.policy.fqdns = append(t.policy.fqdns, s)
-		l.out = append(l.out, fqdnSelector(s))
+		t.names(&l, s)
+		if ns := t.policy.object.Namespace; ns != "" {
+			t.names(&l, s.In(ns)) // what servers say whom only policies of this namespace name
+		}
 		r.fqdns = true
 	})
 	// These lists select nobody where they are empty, or resolve to nothing:
@@ -69,6 +71,11 @@ func (t *translator) egressPeers(r *rule, p *api.EgressPeers, fqdns []api.FQDNSe
 		t.servicePeers(&l, s, r.deny)
 	}
 	l.into(r, hasPorts)
+}
+
+func (t *translator) names(l *peerList, s dnsrules.Selector) {
+	t.policy.fqdns = append(t.policy.fqdns, s)
+	l.out = append(l.out, fqdnSelector(s))
 }
 
 func (t *translator) commonPeers(l *peerList, endpoints, nodes []api.EndpointSelector, entities []api.Entity,

@@ -32,4 +32,7 @@ type RuleSet struct {
 	// is not the world and not everybody), so their answers are believed. What
 	// other servers say is believed if they are among Delta.Resolvers.
 	Teaches bool `json:"teaches,omitempty"`
+	// TeachesFor is the namespace whose policies alone what is taught counts for,
+	// since no clusterwide policy names the servers; "": it counts for all.
+	TeachesFor string `json:"teachesFor,omitempty"`
 }

@@ -162,12 +162,15 @@ func groupsMeet(r *identity.Requirement, groups []*cidrGroup, own identity.Label
 
 // fqdnSelector selects what the addresses of names are known as.
 func fqdnSelector(s dnsrules.Selector) *selector {
-	return &selector{key: fqdnKey(s), text: "name " + s.String(), scope: namesScope,
-		particular: strings.Trim(s.String(), "*.") != "",
+	text := s.In("").String()
+	return &selector{key: fqdnKey(s), text: "name " + text, scope: namesScope,
+		particular: strings.Trim(text, "*.") != "",
 		matches:    func(p *peer) bool { return p.kind == namesPeer && slices.Contains(p.fqdns, s) }}
 }
 
-func fqdnKey(s dnsrules.Selector) string { return fmt.Sprintf("fqdn %q %q", s.Name, s.Pattern) }
+func fqdnKey(s dnsrules.Selector) string {
+	return fmt.Sprintf("fqdn %q %q %q", s.Namespace, s.Name, s.Pattern)
+}
 
 // portNameSelector selects the pods that have a port of that name.
 func portNameSelector(name string, protos []uint8) *selector {

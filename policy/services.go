@@ -96,40 +96,44 @@ func (e *Engine) lookBehind(s *service) {
 	if s.src == nil {
 		return
 	}
-	names := slices.SortedFunc(maps.Keys(s.slices), compareObjects)
 	for _, sp := range s.src.Ports {
 		t := target{proto: sp.Protocol, port: sp.Port}
-		add := func(a netip.Addr, port uint16) {
+		e.behind(s, &sp, func(a netip.Addr, port uint16) {
 			at, exact := e.prefixes.lookup(a)
 			s.outside = s.outside || !exact
 			b := backend{at, port, e.nodeOf(a)}
 			if !slices.ContainsFunc(t.backends, func(o backend) bool { return o.peer == b.peer && o.port == b.port }) {
 				t.backends = append(t.backends, b)
 			}
-		}
-		for _, name := range names {
-			sl := s.slices[name]
-			for _, p := range sl.Ports {
-				// A single port needs no name, and its slices may have one.
-				alone := len(s.src.Ports) == 1 && sp.Name == ""
-				if p.Protocol != sp.Protocol || p.Name != sp.Name && !alone {
-					continue
-				}
-				for _, a := range sl.Addresses {
-					add(a, p.Port)
-				}
-			}
-		}
-		if s.bySelector() {
-			for _, p := range e.selectedBy(s) {
-				for _, a := range p.src.Addresses {
-					for _, port := range sp.in(p.src) {
-						add(a, port)
-					}
-				}
-			}
-		}
+		})
 		s.targets = append(s.targets, t)
+	}
+}
+
+// behind shows where a port of a service leads, in order.
+func (e *Engine) behind(s *service, sp *ServicePort, add func(netip.Addr, uint16)) {
+	for _, name := range slices.SortedFunc(maps.Keys(s.slices), compareObjects) {
+		sl := s.slices[name]
+		for _, p := range sl.Ports {
+			// A single port needs no name, and its slices may have one.
+			alone := len(s.src.Ports) == 1 && sp.Name == ""
+			if p.Protocol != sp.Protocol || p.Name != sp.Name && !alone {
+				continue
+			}
+			for _, a := range sl.Addresses {
+				add(a, p.Port)
+			}
+		}
+	}
+	if !s.bySelector() {
+		return
+	}
+	for _, p := range e.selectedBy(s) {
+		for _, a := range p.src.Addresses {
+			for _, port := range sp.in(p.src) {
+				add(a, port)
+			}
+		}
 	}
 }
 

@@ -4,7 +4,6 @@ import (
 	"context"
 	"log/slog"
 	"maps"
-	"net/netip"
 	"os"
 	"runtime"
 	"sync"
@@ -14,6 +13,7 @@ import (
 
 	"github.com/weirnet/weir/bpf"
 	"github.com/weirnet/weir/fqdn"
+	"github.com/weirnet/weir/policy"
 	"github.com/weirnet/weir/proxy/dns"
 	"github.com/weirnet/weir/proxy/http"
 )
@@ -146,7 +146,7 @@ func newQuestions(t testing.TB, d *dataSide) *dns.Server {
 // nobody is believed, and learns nothing.
 type nobody struct{}
 
-func (nobody) Believed(netip.Addr) bool                 { return false }
+func (nobody) Believed(policy.Server) bool              { return false }
 func (nobody) Learn(context.Context, fqdn.Answer) error { return nil }
 
 type testWriter struct{ t testing.TB }

@@ -14,6 +14,7 @@ import (
 
 	"github.com/weirnet/weir/fqdn"
 	"github.com/weirnet/weir/identity"
+	"github.com/weirnet/weir/policy"
 	"github.com/weirnet/weir/policy/dnsrules"
 	"github.com/weirnet/weir/proxy/control"
 )
@@ -25,7 +26,7 @@ type names struct {
 
 	mu         sync.Mutex // held while the agent's word is carried out
 	identities map[identity.ID][]dnsrules.Selector
-	resolvers  []netip.Addr
+	resolvers  []policy.Server
 }
 
 // newNames begins with what predecessors left in the checkpoints and the table.
@@ -66,7 +67,7 @@ func (n *names) set(r *control.SetNamesRequest) error {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	identities := make(map[identity.ID][]dnsrules.Selector, len(r.Identities))
-	var resolvers []netip.Addr
+	var resolvers []policy.Server
 	if r.Partial {
 		maps.Copy(identities, n.identities)
 		resolvers = slices.Clone(n.resolvers)
@@ -77,12 +78,12 @@ func (n *names) set(r *control.SetNamesRequest) error {
 		}
 		identities[identity.ID(i.Id)] = selectorsFrom(i.Set)
 	}
-	for _, b := range r.Resolvers {
-		a, ok := netip.AddrFromSlice(b)
-		if !ok {
-			return fmt.Errorf("a resolver's address has %d bytes", len(b))
+	for _, m := range r.Resolvers {
+		server, err := control.ServerFrom(m)
+		if err != nil {
+			return fmt.Errorf("a resolver: %w", err)
 		}
-		resolvers = append(resolvers, a)
+		resolvers = append(resolvers, server)
 	}
 	n.identities, n.resolvers = identities, resolvers
 	return n.SetNames(identities, resolvers)
@@ -165,7 +166,7 @@ func (s *service) ListNames(r *control.ListNamesRequest, stream control.Proxy_Li
 }
 
 func nameOf(n *fqdn.Name) *control.Name {
-	m := &control.Name{Name: n.Name, Selectors: selectorsOf(n.Selectors)}
+	m := &control.Name{Name: n.Name, Namespace: n.Namespace, Selectors: selectorsOf(n.Selectors)}
 	for _, p := range n.Pods {
 		m.Pods = append(m.Pods, p.AsSlice())
 	}

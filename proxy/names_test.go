@@ -12,9 +12,11 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
 	"google.golang.org/grpc"
 
 	"github.com/weirnet/weir/fqdn"
+	"github.com/weirnet/weir/policy"
 	"github.com/weirnet/weir/policy/dnsrules"
 	"github.com/weirnet/weir/proxy/control"
 )
@@ -92,6 +94,10 @@ func listNames(t *testing.T, c control.ProxyClient, match string) (out []string)
 	}
 }
 
+func serverAt(addr string) policy.Server {
+	return policy.Server{Addr: netip.AddrPortFrom(netip.MustParseAddr(addr), 53), Protocol: unix.IPPROTO_UDP}
+}
+
 func TestNamesOfAnAgent(t *testing.T) {
 	n := &names{Cache: fqdn.New(fqdn.Options{})}
 	c := newNamesClient(t, n)
@@ -99,7 +105,7 @@ func TestNamesOfAnAgent(t *testing.T) {
 		t.Helper()
 		r := &control.SetNamesRequest{Identities: list, Partial: partial}
 		if resolver != "" {
-			r.Resolvers = [][]byte{netip.MustParseAddr(resolver).AsSlice()}
+			r.Resolvers = []*control.Server{control.ServerOf(serverAt(resolver))}
 		}
 		if _, err := c.SetNames(t.Context(), r); err != nil {
 			t.Fatal(err)
@@ -122,19 +128,22 @@ func TestNamesOfAnAgent(t *testing.T) {
 	set(true, "10.96.0.11", nameIdentity(303, "c.org"))
 	want("", "a.test 192.0.2.1 302 *.test a.test 10.0.0.1", "b.test 2001:db8::1 301 *.test 10.0.0.1", "c.org 192.0.2.3 303 c.org 10.0.0.1")
 	for _, a := range []string{"10.96.0.10", "10.96.0.11"} {
-		if !n.Believed(netip.MustParseAddr(a)) {
+		if !n.Believed(serverAt(a)) {
 			t.Errorf("%s is not believed", a)
 		}
 	}
 	set(false, "10.96.0.11", nameIdentity(303, "c.org"))
 	want("", "a.test 192.0.2.1 0 10.0.0.1", "b.test 2001:db8::1 0 10.0.0.1", "c.org 192.0.2.3 303 c.org 10.0.0.1")
-	if n.Believed(netip.MustParseAddr("10.96.0.10")) {
+	if n.Believed(serverAt("10.96.0.10")) {
 		t.Error("what is gone is believed")
 	}
 
 	for name, r := range map[string]*control.SetNamesRequest{
 		"no identity":    {Identities: []*control.NameIdentity{nameIdentity(0, "a.test")}},
-		"a bad resolver": {Resolvers: [][]byte{{1, 2, 3}}},
+		"a bad resolver": {Resolvers: []*control.Server{{Address: []byte{1, 2, 3}}}},
+		"a bad port":     {Resolvers: []*control.Server{{Address: []byte{1, 2, 3, 4}, Port: 1 << 16}}},
+		"a bad protocol": {Resolvers: []*control.Server{{Address: []byte{1, 2, 3, 4}, Protocol: 256}}},
+		"no resolver":    {Resolvers: []*control.Server{nil}},
 	} {
 		if _, err := c.SetNames(t.Context(), r); err == nil {
 			t.Errorf("%s: no error", name)

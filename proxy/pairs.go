@@ -3,6 +3,8 @@ package proxy
 import (
 	"sync"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/weirnet/weir/bpf"
 	"github.com/weirnet/weir/policy"
 	"github.com/weirnet/weir/proxy/dns"
@@ -73,7 +75,7 @@ func (p *pair) current() http.Rules {
 func (p *pair) currentQuestions() dns.Rules {
 	p.current()
 	rules := p.questions
-	rules.Believed = p.proxy.believes(rules, p.tuple.Destination().Addr())
+	p.proxy.believe(&rules, policy.Server{Addr: p.tuple.Destination(), Protocol: unix.IPPROTO_TCP})
 	return rules
 }
 

@@ -80,9 +80,9 @@ func (q *asked) message(m *control.Record, text []byte) {
 	m.Dns = d
 }
 
-// believer tells whose answers are believed whatever the rule sets say: a
-// fqdn.Cache.
-type believer interface{ Believed(netip.Addr) bool }
+// believer tells whose answers are believed for all policies, whatever the rule
+// sets say: a fqdn.Cache.
+type believer interface{ Believed(policy.Server) bool }
 
 // asks is what a pod asks a server by UDP: a dns.Session.
 type asks struct {
@@ -134,7 +134,7 @@ func (a *asks) Rules() (dns.Rules, bool) {
 		a.resolve(sets)
 	}
 	rules := a.rules
-	rules.Believed = a.proxy.believes(rules, a.server.Addr())
+	a.proxy.believe(&rules, policy.Server{Addr: a.server, Protocol: unix.IPPROTO_UDP})
 	return rules, true
 }
 
@@ -159,9 +159,13 @@ func (a *asks) Close() {
 	}
 }
 
-// believes tells whether what a server answers is learned.
-func (d *dataSide) believes(rules dns.Rules, server netip.Addr) bool {
-	return rules.Egress.Teaches() || d.believed.Believed(server)
+// believe finds out whether what a server answers is learned, and for whom.
+func (d *dataSide) believe(rules *dns.Rules, server policy.Server) {
+	if d.believed.Believed(server) {
+		rules.Believed = true
+		return
+	}
+	rules.BelievedFor, rules.Believed = rules.Egress.Teaches()
 }
 
 // questionRules are what questions of a flow must pass.

@@ -36,13 +36,15 @@ func dnsSet(id uint32, teaches bool, names ...string) policy.RuleSet {
 }
 
 // believes is a believer in one server.
-type believes netip.Addr
+type believes policy.Server
 
-func (b believes) Believed(a netip.Addr) bool { return a == netip.Addr(b) }
+func (b believes) Believed(s policy.Server) bool { return s == policy.Server(b) }
 
 func TestSessionsFollowPolicy(t *testing.T) {
 	d, flows, revision := newData(t)
-	d.sets.set([]policy.RuleSet{dnsSet(5, false), dnsSet(6, true), {ID: 7}}, nil, false)
+	teaches := dnsSet(6, true)
+	teaches.TeachesFor = "shop"
+	d.sets.set([]policy.RuleSet{dnsSet(5, false), teaches, {ID: 7}}, nil, false)
 	five, six := d.sets.now.Load().dns[5], d.sets.now.Load().dns[6]
 	if d.openAsks(testPod, testResolver) != nil {
 		t.Fatal("a session of which nothing is known")
@@ -71,15 +73,20 @@ func TestSessionsFollowPolicy(t *testing.T) {
 	// The kernel has judged a datagram since, and made the entry anew.
 	entry.Revision, entry.Id, entry.RuleSet[policy.Egress] = 11, 2, 6
 	flows.set(testSession, entry)
-	want("judged anew", dns.Rules{Egress: six, Believed: true}, 1)
-	want("again", dns.Rules{Egress: six, Believed: true}, 0)
+	want("judged anew", dns.Rules{Egress: six, Believed: true, BelievedFor: "shop"}, 1)
+	want("again", dns.Rules{Egress: six, Believed: true, BelievedFor: "shop"}, 0)
+	d.believed = believes{Addr: netip.AddrPortFrom(testResolver.Addr(), 5300), Protocol: unix.IPPROTO_UDP}
+	want("a resolver on another port", dns.Rules{Egress: six, Believed: true, BelievedFor: "shop"}, 0)
+	d.believed = believes{Addr: testResolver, Protocol: unix.IPPROTO_UDP}
+	want("a resolver of the cluster, of which a rule speaks", dns.Rules{Egress: six, Believed: true}, 0)
+	d.believed = nobody{}
 	entry.Revision, entry.RuleSet[policy.Egress] = 12, 7
 	*revision = 12
 	flows.set(testSession, entry)
 	want("rules of another protocol", dns.Rules{Egress: d.closedQuestions}, 1)
 	d.sets.set([]policy.RuleSet{dnsSet(8, false)}, nil, false)
 	want("another set", dns.Rules{Egress: d.closedQuestions}, 0)
-	d.believed = believes(testResolver.Addr())
+	d.believed = believes{Addr: testResolver, Protocol: unix.IPPROTO_UDP}
 	want("a resolver of the cluster", dns.Rules{Egress: d.closedQuestions, Believed: true}, 0)
 	entry.Revision, entry.L7 = 13, 0
 	*revision = 13

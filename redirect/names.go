@@ -1,13 +1,11 @@
 package redirect
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"io"
 	"maps"
-	"net/netip"
 	"slices"
 	"strings"
 	"sync"
@@ -33,11 +31,11 @@ type names struct {
 }
 
 // SetNames makes these what the addresses of names are known as, and believes
-// the answers of these servers, besides those of rule sets that teach. Unless
+// the answers of these servers for all policies, besides those of rule sets that teach. Unless
 // whole is set, the proxies keep what a predecessor gave them besides. It
 // returns when the running proxies have it in force, or at once when none runs:
 // one gets it before it is made current.
-func (m *Manager) SetNames(ctx context.Context, sets map[identity.ID]*policy.NameSet, resolvers []netip.Addr, whole bool) error {
+func (m *Manager) SetNames(ctx context.Context, sets map[identity.ID]*policy.NameSet, resolvers []policy.Server, whole bool) error {
 	m.names.turn.Lock()
 	defer m.names.turn.Unlock()
 	request := &control.SetNamesRequest{Partial: !whole}
@@ -45,7 +43,7 @@ func (m *Manager) SetNames(ctx context.Context, sets map[identity.ID]*policy.Nam
 		request.Identities = append(request.Identities, &control.NameIdentity{Id: uint32(id), Set: nameSetOf(sets[id])})
 	}
 	for _, r := range resolvers {
-		request.Resolvers = append(request.Resolvers, r.AsSlice())
+		request.Resolvers = append(request.Resolvers, control.ServerOf(r))
 	}
 	m.names.mu.Lock()
 	m.names.given = request
@@ -102,7 +100,7 @@ func nameSetFrom(m *control.NameSet) *policy.NameSet {
 const (
 	maxNameSets     = 1024
 	maxSetSelectors = 4096
-	maxNamesMessage = 16 << 20
+	maxNamesMessage = 4 << 20
 )
 
 // bounded is what counts of what a proxy wants.
@@ -172,9 +170,7 @@ func (m *Manager) want(s *session, sets []*policy.NameSet) {
 
 // keyOf is a text that stands for a set.
 func keyOf(set *policy.NameSet) string {
-	list := slices.SortedFunc(slices.Values(set.Selectors), func(a, b dnsrules.Selector) int {
-		return cmp.Or(cmp.Compare(a.Name, b.Name), cmp.Compare(a.Pattern, b.Pattern))
-	})
+	list := slices.SortedFunc(slices.Values(set.Selectors), dnsrules.Selector.Compare)
 	var text strings.Builder
 	for _, s := range list {
 		text.WriteString(s.String() + " ")

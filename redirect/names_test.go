@@ -15,6 +15,7 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
@@ -115,9 +116,9 @@ func TestSetNames(t *testing.T) {
 	if old.last() != nil {
 		t.Error("a proxy was told of names that nobody gave")
 	}
-	resolver := netip.MustParseAddr("10.96.0.10")
+	resolver := policy.Server{Addr: netip.MustParseAddrPort("10.96.0.10:53"), Protocol: unix.IPPROTO_UDP}
 	sets := map[identity.ID]*policy.NameSet{300: nameSet("a.test"), 301: nameSet("a.test", "b.test")}
-	if err := m.SetNames(ctx, sets, []netip.Addr{resolver}, false); err != nil {
+	if err := m.SetNames(ctx, sets, []policy.Server{resolver}, false); err != nil {
 		t.Fatal(err)
 	}
 	late, lateSession := newNamesSession(t, 2)
@@ -128,7 +129,7 @@ func TestSetNames(t *testing.T) {
 		r := p.last()
 		if r == nil || !r.Partial || len(r.Identities) != 2 || r.Identities[1].Id != 301 ||
 			!slices.EqualFunc(r.Identities[1].Set.Selectors, []string{"a.test", "b.test"}, func(s *control.NameSelector, n string) bool { return s.Name == n }) ||
-			len(r.Resolvers) != 1 || !slices.Equal(r.Resolvers[0], resolver.AsSlice()) {
+			len(r.Resolvers) != 1 || !proto.Equal(r.Resolvers[0], control.ServerOf(resolver)) {
 			t.Errorf("%s was told %v", name, r)
 		}
 	}

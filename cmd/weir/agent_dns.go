@@ -10,7 +10,9 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
 
+	"github.com/weirnet/weir/policy"
 	"github.com/weirnet/weir/proxy/control"
 )
 
@@ -22,14 +24,14 @@ type dnsOptions struct {
 	denied         string
 	deny           []string
 
-	believed []netip.Addr // servers, parsed
-	denyCIDR []string     // deny, normal and with a length
-	files    []string     // that name the node's own resolvers
+	believed []policy.Server // servers, parsed
+	denyCIDR []string        // deny, normal and with a length
+	files    []string        // that name the node's own resolvers
 }
 
 func (o *dnsOptions) addFlags(cmd *cobra.Command) {
 	f := cmd.Flags()
-	f.StringSliceVar(&o.servers, "dns-server", nil, "believe what this server says names stand for, besides the cluster's DNS, the node's resolvers and servers that DNS rules name")
+	f.StringSliceVar(&o.servers, "dns-server", nil, "believe what this server (ADDRESS or ADDRESS:PORT) says names stand for, for all policies, besides the cluster's DNS, the node's resolvers and servers that DNS rules name")
 	f.DurationVar(&o.minTTL, "fqdn-min-ttl", time.Minute, "an address stands for its name at least so long after an answer")
 	f.DurationVar(&o.maxTTL, "fqdn-max-ttl", 24*time.Hour, "and at most so long, unless a connection to it is open")
 	f.IntVar(&o.perName, "fqdn-max-addresses-per-name", 1000, "how many addresses a name can have; the longest unused go")
@@ -40,12 +42,12 @@ func (o *dnsOptions) addFlags(cmd *cobra.Command) {
 func (o *dnsOptions) check() error {
 	errs := []error{oneOf("dns-denied", o.denied, "refused", "nxdomain")}
 	for _, s := range o.servers {
-		a, err := netip.ParseAddr(s)
-		if err != nil || a.Zone() != "" {
-			errs = append(errs, fmt.Errorf("dns-server %q is no address", s))
+		a, err := parseServer(s)
+		if err != nil {
+			errs = append(errs, fmt.Errorf("dns-server %q: %w", s, err))
 			continue
 		}
-		o.believed = append(o.believed, a)
+		o.believed = append(o.believed, bothWays(a)...)
 	}
 	for _, s := range o.deny {
 		p, err := netip.ParsePrefix(s)
@@ -79,7 +81,7 @@ func (o *dnsOptions) settings() *control.DNSSettings {
 
 // resolvers are the servers that are believed besides those that objects name.
 // The node's own are read each time: they change with its network.
-func (o *dnsOptions) resolvers() []netip.Addr {
+func (o *dnsOptions) resolvers() []policy.Server {
 	for _, file := range o.files {
 		text, err := os.ReadFile(file)
 		if err != nil {
@@ -92,9 +94,30 @@ func (o *dnsOptions) resolvers() []netip.Addr {
 	return o.believed
 }
 
+// portDNS is where servers are asked that are known by their address.
+const portDNS = 53
+
+// parseServer reads an address, with or without a port.
+func parseServer(text string) (netip.AddrPort, error) {
+	a, err := netip.ParseAddr(text)
+	server := netip.AddrPortFrom(a, portDNS)
+	if err != nil {
+		server, err = netip.ParseAddrPort(text)
+	}
+	if err != nil || server.Port() == 0 || server.Addr().Zone() != "" {
+		return server, errors.New("it is no address, with or without a port")
+	}
+	return server, nil
+}
+
+// bothWays is a server that is asked by UDP and by TCP.
+func bothWays(a netip.AddrPort) []policy.Server {
+	return []policy.Server{{Addr: a, Protocol: unix.IPPROTO_UDP}, {Addr: a, Protocol: unix.IPPROTO_TCP}}
+}
+
 // nameservers are those of a resolv.conf, but for this host: a pod that asks
 // there asks itself.
-func nameservers(text string) (out []netip.Addr) {
+func nameservers(text string) (out []policy.Server) {
 	lines := bufio.NewScanner(strings.NewReader(text))
 	for lines.Scan() {
 		f := strings.Fields(lines.Text())
@@ -102,7 +125,7 @@ func nameservers(text string) (out []netip.Addr) {
 			continue
 		}
 		if a, err := netip.ParseAddr(f[1]); err == nil && !a.IsLoopback() && !a.IsUnspecified() {
-			out = append(out, a.WithZone(""))
+			out = append(out, bothWays(netip.AddrPortFrom(a.WithZone(""), portDNS))...)
 		}
 	}
 	return out

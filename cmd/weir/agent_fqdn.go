@@ -15,7 +15,9 @@ import (
 // nameLine is one line of /fqdn: a name that pods asked for, or why there are
 // no more.
 type nameLine struct {
-	Name      string        `json:"name"`
+	Name string `json:"name"`
+	// Namespace is the one for whose policies alone it counts.
+	Namespace string        `json:"namespace,omitempty"`
 	Addresses []nameAddress `json:"addresses,omitempty"`
 	// Selectors of toFQDNs match it.
 	Selectors []dnsrules.Selector `json:"selectors,omitempty"`
@@ -50,7 +52,7 @@ func (s *agentServer) serveNames(w http.ResponseWriter, r *http.Request) {
 }
 
 func (s *agentServer) nameLine(n *control.Name) nameLine {
-	line := nameLine{Name: n.Name}
+	line := nameLine{Name: n.Name, Namespace: n.Namespace}
 	for _, a := range n.Addresses {
 		addr, _ := netip.AddrFromSlice(a.Address)
 		line.Addresses = append(line.Addresses, nameAddress{

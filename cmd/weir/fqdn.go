@@ -27,6 +27,9 @@ whether a flow to it is open (then it stays beyond that time), the identity the
 kernel knows it as, the toFQDNs selectors that match the name, and the pods that
 asked last.
 
+What servers say that only policies of one namespace name counts for these
+policies only: such a name stands behind its namespace and a slash.
+
 With -o json each line is one name.`
 
 // newFqdnCommand is `weir fqdn`.
@@ -94,7 +97,9 @@ func readNames(in io.Reader) ([]nameLine, error) {
 		var n nameLine
 		err := lines.Decode(&n)
 		if errors.Is(err, io.EOF) {
-			slices.SortFunc(names, func(a, b nameLine) int { return cmp.Compare(a.Name, b.Name) })
+			slices.SortFunc(names, func(a, b nameLine) int {
+				return cmp.Or(cmp.Compare(a.Name, b.Name), cmp.Compare(a.Namespace, b.Namespace))
+			})
 			return names, nil
 		}
 		if err != nil {
@@ -123,6 +128,9 @@ func printNames(out io.Writer, names []nameLine, now time.Time) error {
 		name := printable(n.Name)
 		if name == "" {
 			name = "."
+		}
+		if n.Namespace != "" {
+			name = printable(n.Namespace) + "/" + name
 		}
 		for _, a := range n.Addresses {
 			fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\t%s\t%s\n", name, a.Address, life(a.Expires.Sub(now)), yesNo(a.Alive),

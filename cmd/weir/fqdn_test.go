@@ -16,7 +16,9 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
 
+	"github.com/weirnet/weir/policy"
 	"github.com/weirnet/weir/proxy/control"
 )
 
@@ -121,6 +123,15 @@ func TestNamesCutShort(t *testing.T) {
 	}
 }
 
+// servers are asked by UDP and by TCP.
+func servers(list ...string) (out []policy.Server) {
+	for _, s := range list {
+		a := netip.MustParseAddrPort(s)
+		out = append(out, policy.Server{Addr: a, Protocol: unix.IPPROTO_UDP}, policy.Server{Addr: a, Protocol: unix.IPPROTO_TCP})
+	}
+	return out
+}
+
 func TestNameservers(t *testing.T) {
 	const text = `# made by hand
 nameserver 192.0.2.53
@@ -134,7 +145,7 @@ nameserver nonsense
 nameserver
 search example.test
 `
-	want := []netip.Addr{netip.MustParseAddr("192.0.2.53"), netip.MustParseAddr("2001:db8::53"), netip.MustParseAddr("fe80::1")}
+	want := servers("192.0.2.53:53", "[2001:db8::53]:53", "[fe80::1]:53")
 	if got := nameservers(text); !slices.Equal(got, want) {
 		t.Errorf("%v, want %v", got, want)
 	}
@@ -157,7 +168,7 @@ func TestDNSFlags(t *testing.T) {
 	if s := o.settings(); s.MinTtl != int64(time.Minute) || s.MaxTtl != int64(24*time.Hour) || s.PerName != 1000 || s.Nxdomain || len(s.Deny) > 0 {
 		t.Errorf("by default: %v", s)
 	}
-	o, err = parse("--dns-server", "192.0.2.1", "--dns-server=2001:db8::1", "--fqdn-min-ttl", "5s", "--fqdn-max-ttl", "1h",
+	o, err = parse("--dns-server", "192.0.2.1:5353", "--dns-server=2001:db8::1", "--fqdn-min-ttl", "5s", "--fqdn-max-ttl", "1h",
 		"--fqdn-max-addresses-per-name", "7", "--dns-denied", "nxdomain", "--fqdn-deny-cidr", "10.1.2.3/8,2001:db8::7", "--fqdn-deny-cidr", "192.0.2.0/24")
 	if err != nil {
 		t.Fatal(err)
@@ -168,14 +179,13 @@ func TestDNSFlags(t *testing.T) {
 	dir := t.TempDir()
 	first, second := filepath.Join(dir, "resolv.conf"), filepath.Join(dir, "stub.conf")
 	o.files = []string{first, second}
-	given := []netip.Addr{netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("2001:db8::1")}
+	given := servers("192.0.2.1:5353", "[2001:db8::1]:53")
 	check := func(when string, own ...string) {
 		t.Helper()
-		var want []netip.Addr
-		for _, a := range own {
-			want = append(want, netip.MustParseAddr(a))
+		for i, a := range own {
+			own[i] = netip.AddrPortFrom(netip.MustParseAddr(a), 53).String()
 		}
-		if got := o.resolvers(); !slices.Equal(got, append(want, given...)) {
+		if got := o.resolvers(); !slices.Equal(got, append(servers(own...), given...)) {
 			t.Errorf("%s: %v", when, got)
 		}
 	}

@@ -45,6 +45,8 @@ gets the verdict error.
    "dns":{"name":"x.example.test","type":"A"}}
   {"id":"11","from":"shop/web","to":"192.0.2.7","port":443,"protocol":"TCP",
    "names":["api.example.test"]}
+  {"id":"12","from":"shop/web","to":"192.0.2.7","port":443,"protocol":"TCP",
+   "names":["api.example.test"],"namesIn":"shop"}
 
   {"id":"7","verdict":"allowed|denied|l7|error",
    "egress":{"verdict","policy","rule","reason"},"ingress":{...}}

@@ -40,16 +40,21 @@ func NewSelector(matchName, matchPattern string) Selector {
 	return Selector{Pattern: b.String()}
 }
 
-// String spells the selector as a policy does, for people.
+// String spells the selector as a policy does, for people; behind its namespace
+// and a slash, where it has one.
 func (s Selector) String() string {
+	text := s.Name
 	if s.Pattern != "" {
-		return s.Pattern
+		text = s.Pattern
 	}
-	return s.Name
+	if s.Namespace != "" {
+		return s.Namespace + "/" + text
+	}
+	return text
 }
 
 // valid tells whether the selector selects names at all: exactly one of its
-// fields must be set.
+// Name and Pattern must be set.
 func (s Selector) valid() bool { return (s.Name == "") != (s.Pattern == "") }
 
 // cutLabels cuts off the "**." that stands for one or more labels.

@@ -14,14 +14,33 @@
 // (`\.`, `\032`), which no pattern but a lone "*" of a DNS rule matches.
 package dnsrules
 
-// Selector names DNS names: those of DNS rules and of toFQDNs. Exactly one
-// field is set. Both are in normal form: lower case, no final dot.
+import "cmp"
+
+// Selector names DNS names: those of DNS rules and of toFQDNs. Exactly one of
+// Name and Pattern is set, in normal form: lower case, no final dot.
 type Selector struct {
 	// Name is one name.
 	Name string `json:"matchName,omitempty"`
 	// Pattern is Cilium's matchPattern (pkg/fqdn/matchpattern): "*" within a
 	// label, a lone "*" every name, a leading "**." any number of labels.
 	Pattern string `json:"matchPattern,omitempty"`
+	// Namespace tells of a toFQDNs selector which answers it is about: those that
+	// count for everybody's policies (""), or those that count for the policies of
+	// one namespace only. Which names it is for does not depend on it.
+	Namespace string `json:"namespace,omitempty"`
+}
+
+// In is the selector for the same names in answers that count for the policies
+// of a namespace only.
+func (s Selector) In(namespace string) Selector {
+	s.Namespace = namespace
+	return s
+}
+
+// Compare orders selectors: by namespace, those for everybody first, then by
+// what they are for.
+func (s Selector) Compare(o Selector) int {
+	return cmp.Or(cmp.Compare(s.Namespace, o.Namespace), cmp.Compare(s.Name, o.Name), cmp.Compare(s.Pattern, o.Pattern))
 }
 
 // Rule is one DNS rule of a policy.

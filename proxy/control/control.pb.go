@@ -317,6 +317,7 @@ type RuleSet struct {
 	Protocol      uint32                 `protobuf:"varint,5,opt,name=protocol,proto3" json:"protocol,omitempty"` // policy.Protocol
 	Dns           []*DNSRule             `protobuf:"bytes,6,rep,name=dns,proto3" json:"dns,omitempty"`
 	Teaches       bool                   `protobuf:"varint,7,opt,name=teaches,proto3" json:"teaches,omitempty"`
+	TeachesFor    string                 `protobuf:"bytes,8,opt,name=teaches_for,json=teachesFor,proto3" json:"teaches_for,omitempty"` // namespace; empty: all policies
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -400,6 +401,13 @@ func (x *RuleSet) GetTeaches() bool {
 	return false
 }
 
+func (x *RuleSet) GetTeachesFor() string {
+	if x != nil {
+		return x.TeachesFor
+	}
+	return ""
+}
+
 type DNSRule struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Selector      *NameSelector          `protobuf:"bytes,1,opt,name=selector,proto3" json:"selector,omitempty"`
@@ -452,11 +460,14 @@ func (x *DNSRule) GetRule() uint32 {
 	return 0
 }
 
-// NameSelector has one field set, in normal form.
+// NameSelector has a name or a pattern, in normal form.
 type NameSelector struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
-	Pattern       string                 `protobuf:"bytes,2,opt,name=pattern,proto3" json:"pattern,omitempty"`
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	Name    string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Pattern string                 `protobuf:"bytes,2,opt,name=pattern,proto3" json:"pattern,omitempty"`
+	// Namespace: it is about answers that count for this namespace's policies
+	// only; empty: about those that count for all.
+	Namespace     string `protobuf:"bytes,3,opt,name=namespace,proto3" json:"namespace,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -501,6 +512,13 @@ func (x *NameSelector) GetName() string {
 func (x *NameSelector) GetPattern() string {
 	if x != nil {
 		return x.Pattern
+	}
+	return ""
+}
+
+func (x *NameSelector) GetNamespace() string {
+	if x != nil {
+		return x.Namespace
 	}
 	return ""
 }
@@ -609,7 +627,7 @@ type SetNamesRequest struct {
 	Identities []*NameIdentity `protobuf:"bytes,1,rep,name=identities,proto3" json:"identities,omitempty"`
 	// Resolvers are the servers that are believed, besides those of rule sets
 	// that teach.
-	Resolvers [][]byte `protobuf:"bytes,2,rep,name=resolvers,proto3" json:"resolvers,omitempty"`
+	Resolvers []*Server `protobuf:"bytes,4,rep,name=resolvers,proto3" json:"resolvers,omitempty"`
 	// Partial: the agent does not know all yet.
 	Partial       bool `protobuf:"varint,3,opt,name=partial,proto3" json:"partial,omitempty"`
 	unknownFields protoimpl.UnknownFields
@@ -653,7 +671,7 @@ func (x *SetNamesRequest) GetIdentities() []*NameIdentity {
 	return nil
 }
 
-func (x *SetNamesRequest) GetResolvers() [][]byte {
+func (x *SetNamesRequest) GetResolvers() []*Server {
 	if x != nil {
 		return x.Resolvers
 	}
@@ -667,6 +685,66 @@ func (x *SetNamesRequest) GetPartial() bool {
 	return false
 }
 
+type Server struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Address       []byte                 `protobuf:"bytes,1,opt,name=address,proto3" json:"address,omitempty"`
+	Port          uint32                 `protobuf:"varint,2,opt,name=port,proto3" json:"port,omitempty"`
+	Protocol      uint32                 `protobuf:"varint,3,opt,name=protocol,proto3" json:"protocol,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Server) Reset() {
+	*x = Server{}
+	mi := &file_control_proto_msgTypes[9]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Server) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Server) ProtoMessage() {}
+
+func (x *Server) ProtoReflect() protoreflect.Message {
+	mi := &file_control_proto_msgTypes[9]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Server.ProtoReflect.Descriptor instead.
+func (*Server) Descriptor() ([]byte, []int) {
+	return file_control_proto_rawDescGZIP(), []int{9}
+}
+
+func (x *Server) GetAddress() []byte {
+	if x != nil {
+		return x.Address
+	}
+	return nil
+}
+
+func (x *Server) GetPort() uint32 {
+	if x != nil {
+		return x.Port
+	}
+	return 0
+}
+
+func (x *Server) GetProtocol() uint32 {
+	if x != nil {
+		return x.Protocol
+	}
+	return 0
+}
+
 type SetNamesResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -675,7 +753,7 @@ type SetNamesResponse struct {
 
 func (x *SetNamesResponse) Reset() {
 	*x = SetNamesResponse{}
-	mi := &file_control_proto_msgTypes[9]
+	mi := &file_control_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -687,7 +765,7 @@ func (x *SetNamesResponse) String() string {
 func (*SetNamesResponse) ProtoMessage() {}
 
 func (x *SetNamesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[9]
+	mi := &file_control_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -700,7 +778,7 @@ func (x *SetNamesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetNamesResponse.ProtoReflect.Descriptor instead.
 func (*SetNamesResponse) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{9}
+	return file_control_proto_rawDescGZIP(), []int{10}
 }
 
 type WatchNameSetsRequest struct {
@@ -711,7 +789,7 @@ type WatchNameSetsRequest struct {
 
 func (x *WatchNameSetsRequest) Reset() {
 	*x = WatchNameSetsRequest{}
-	mi := &file_control_proto_msgTypes[10]
+	mi := &file_control_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -723,7 +801,7 @@ func (x *WatchNameSetsRequest) String() string {
 func (*WatchNameSetsRequest) ProtoMessage() {}
 
 func (x *WatchNameSetsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[10]
+	mi := &file_control_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -736,7 +814,7 @@ func (x *WatchNameSetsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchNameSetsRequest.ProtoReflect.Descriptor instead.
 func (*WatchNameSetsRequest) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{10}
+	return file_control_proto_rawDescGZIP(), []int{11}
 }
 
 type NameSets struct {
@@ -748,7 +826,7 @@ type NameSets struct {
 
 func (x *NameSets) Reset() {
 	*x = NameSets{}
-	mi := &file_control_proto_msgTypes[11]
+	mi := &file_control_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -760,7 +838,7 @@ func (x *NameSets) String() string {
 func (*NameSets) ProtoMessage() {}
 
 func (x *NameSets) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[11]
+	mi := &file_control_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -773,7 +851,7 @@ func (x *NameSets) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NameSets.ProtoReflect.Descriptor instead.
 func (*NameSets) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{11}
+	return file_control_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *NameSets) GetSets() []*NameSet {
@@ -797,7 +875,7 @@ type DNSSettings struct {
 
 func (x *DNSSettings) Reset() {
 	*x = DNSSettings{}
-	mi := &file_control_proto_msgTypes[12]
+	mi := &file_control_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -809,7 +887,7 @@ func (x *DNSSettings) String() string {
 func (*DNSSettings) ProtoMessage() {}
 
 func (x *DNSSettings) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[12]
+	mi := &file_control_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -822,7 +900,7 @@ func (x *DNSSettings) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DNSSettings.ProtoReflect.Descriptor instead.
 func (*DNSSettings) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{12}
+	return file_control_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *DNSSettings) GetMinTtl() int64 {
@@ -877,7 +955,7 @@ type ListNamesRequest struct {
 
 func (x *ListNamesRequest) Reset() {
 	*x = ListNamesRequest{}
-	mi := &file_control_proto_msgTypes[13]
+	mi := &file_control_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -889,7 +967,7 @@ func (x *ListNamesRequest) String() string {
 func (*ListNamesRequest) ProtoMessage() {}
 
 func (x *ListNamesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[13]
+	mi := &file_control_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -902,7 +980,7 @@ func (x *ListNamesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListNamesRequest.ProtoReflect.Descriptor instead.
 func (*ListNamesRequest) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{13}
+	return file_control_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *ListNamesRequest) GetMatch() string {
@@ -921,7 +999,7 @@ type NameBatch struct {
 
 func (x *NameBatch) Reset() {
 	*x = NameBatch{}
-	mi := &file_control_proto_msgTypes[14]
+	mi := &file_control_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -933,7 +1011,7 @@ func (x *NameBatch) String() string {
 func (*NameBatch) ProtoMessage() {}
 
 func (x *NameBatch) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[14]
+	mi := &file_control_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -946,7 +1024,7 @@ func (x *NameBatch) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NameBatch.ProtoReflect.Descriptor instead.
 func (*NameBatch) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{14}
+	return file_control_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *NameBatch) GetNames() []*Name {
@@ -957,18 +1035,21 @@ func (x *NameBatch) GetNames() []*Name {
 }
 
 type Name struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
-	Addresses     []*NameAddress         `protobuf:"bytes,2,rep,name=addresses,proto3" json:"addresses,omitempty"`
-	Selectors     []*NameSelector        `protobuf:"bytes,3,rep,name=selectors,proto3" json:"selectors,omitempty"` // that match it
-	Pods          [][]byte               `protobuf:"bytes,4,rep,name=pods,proto3" json:"pods,omitempty"`           // the latest that asked
+	state     protoimpl.MessageState `protogen:"open.v1"`
+	Name      string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Addresses []*NameAddress         `protobuf:"bytes,2,rep,name=addresses,proto3" json:"addresses,omitempty"`
+	Selectors []*NameSelector        `protobuf:"bytes,3,rep,name=selectors,proto3" json:"selectors,omitempty"` // that match it
+	Pods      [][]byte               `protobuf:"bytes,4,rep,name=pods,proto3" json:"pods,omitempty"`           // the latest that asked
+	// Namespace: it counts for this namespace's policies only; empty: for all. One
+	// name may be there for several.
+	Namespace     string `protobuf:"bytes,5,opt,name=namespace,proto3" json:"namespace,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Name) Reset() {
 	*x = Name{}
-	mi := &file_control_proto_msgTypes[15]
+	mi := &file_control_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -980,7 +1061,7 @@ func (x *Name) String() string {
 func (*Name) ProtoMessage() {}
 
 func (x *Name) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[15]
+	mi := &file_control_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -993,7 +1074,7 @@ func (x *Name) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Name.ProtoReflect.Descriptor instead.
 func (*Name) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{15}
+	return file_control_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *Name) GetName() string {
@@ -1024,6 +1105,13 @@ func (x *Name) GetPods() [][]byte {
 	return nil
 }
 
+func (x *Name) GetNamespace() string {
+	if x != nil {
+		return x.Namespace
+	}
+	return ""
+}
+
 type NameAddress struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Address       []byte                 `protobuf:"bytes,1,opt,name=address,proto3" json:"address,omitempty"`
@@ -1036,7 +1124,7 @@ type NameAddress struct {
 
 func (x *NameAddress) Reset() {
 	*x = NameAddress{}
-	mi := &file_control_proto_msgTypes[16]
+	mi := &file_control_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1048,7 +1136,7 @@ func (x *NameAddress) String() string {
 func (*NameAddress) ProtoMessage() {}
 
 func (x *NameAddress) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[16]
+	mi := &file_control_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1061,7 +1149,7 @@ func (x *NameAddress) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NameAddress.ProtoReflect.Descriptor instead.
 func (*NameAddress) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{16}
+	return file_control_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *NameAddress) GetAddress() []byte {
@@ -1106,7 +1194,7 @@ type HTTPRule struct {
 
 func (x *HTTPRule) Reset() {
 	*x = HTTPRule{}
-	mi := &file_control_proto_msgTypes[17]
+	mi := &file_control_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1118,7 +1206,7 @@ func (x *HTTPRule) String() string {
 func (*HTTPRule) ProtoMessage() {}
 
 func (x *HTTPRule) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[17]
+	mi := &file_control_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1131,7 +1219,7 @@ func (x *HTTPRule) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HTTPRule.ProtoReflect.Descriptor instead.
 func (*HTTPRule) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{17}
+	return file_control_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *HTTPRule) GetPath() string {
@@ -1187,7 +1275,7 @@ type HeaderMatch struct {
 
 func (x *HeaderMatch) Reset() {
 	*x = HeaderMatch{}
-	mi := &file_control_proto_msgTypes[18]
+	mi := &file_control_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1199,7 +1287,7 @@ func (x *HeaderMatch) String() string {
 func (*HeaderMatch) ProtoMessage() {}
 
 func (x *HeaderMatch) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[18]
+	mi := &file_control_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1212,7 +1300,7 @@ func (x *HeaderMatch) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HeaderMatch.ProtoReflect.Descriptor instead.
 func (*HeaderMatch) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{18}
+	return file_control_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *HeaderMatch) GetMismatch() string {
@@ -1248,7 +1336,7 @@ type SetRuleSetsRequest struct {
 
 func (x *SetRuleSetsRequest) Reset() {
 	*x = SetRuleSetsRequest{}
-	mi := &file_control_proto_msgTypes[19]
+	mi := &file_control_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1260,7 +1348,7 @@ func (x *SetRuleSetsRequest) String() string {
 func (*SetRuleSetsRequest) ProtoMessage() {}
 
 func (x *SetRuleSetsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[19]
+	mi := &file_control_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1273,7 +1361,7 @@ func (x *SetRuleSetsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetRuleSetsRequest.ProtoReflect.Descriptor instead.
 func (*SetRuleSetsRequest) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{19}
+	return file_control_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *SetRuleSetsRequest) GetUpsert() []*RuleSet {
@@ -1307,7 +1395,7 @@ type SetRuleSetsResponse struct {
 
 func (x *SetRuleSetsResponse) Reset() {
 	*x = SetRuleSetsResponse{}
-	mi := &file_control_proto_msgTypes[20]
+	mi := &file_control_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1319,7 +1407,7 @@ func (x *SetRuleSetsResponse) String() string {
 func (*SetRuleSetsResponse) ProtoMessage() {}
 
 func (x *SetRuleSetsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[20]
+	mi := &file_control_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1332,7 +1420,7 @@ func (x *SetRuleSetsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetRuleSetsResponse.ProtoReflect.Descriptor instead.
 func (*SetRuleSetsResponse) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{20}
+	return file_control_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *SetRuleSetsResponse) GetRejected() []*RejectedSet {
@@ -1352,7 +1440,7 @@ type RejectedSet struct {
 
 func (x *RejectedSet) Reset() {
 	*x = RejectedSet{}
-	mi := &file_control_proto_msgTypes[21]
+	mi := &file_control_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1364,7 +1452,7 @@ func (x *RejectedSet) String() string {
 func (*RejectedSet) ProtoMessage() {}
 
 func (x *RejectedSet) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[21]
+	mi := &file_control_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1377,7 +1465,7 @@ func (x *RejectedSet) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RejectedSet.ProtoReflect.Descriptor instead.
 func (*RejectedSet) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{21}
+	return file_control_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *RejectedSet) GetId() uint32 {
@@ -1402,7 +1490,7 @@ type RecordsRequest struct {
 
 func (x *RecordsRequest) Reset() {
 	*x = RecordsRequest{}
-	mi := &file_control_proto_msgTypes[22]
+	mi := &file_control_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1414,7 +1502,7 @@ func (x *RecordsRequest) String() string {
 func (*RecordsRequest) ProtoMessage() {}
 
 func (x *RecordsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[22]
+	mi := &file_control_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1427,7 +1515,7 @@ func (x *RecordsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RecordsRequest.ProtoReflect.Descriptor instead.
 func (*RecordsRequest) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{22}
+	return file_control_proto_rawDescGZIP(), []int{23}
 }
 
 type RecordBatch struct {
@@ -1441,7 +1529,7 @@ type RecordBatch struct {
 
 func (x *RecordBatch) Reset() {
 	*x = RecordBatch{}
-	mi := &file_control_proto_msgTypes[23]
+	mi := &file_control_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1453,7 +1541,7 @@ func (x *RecordBatch) String() string {
 func (*RecordBatch) ProtoMessage() {}
 
 func (x *RecordBatch) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[23]
+	mi := &file_control_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1466,7 +1554,7 @@ func (x *RecordBatch) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RecordBatch.ProtoReflect.Descriptor instead.
 func (*RecordBatch) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{23}
+	return file_control_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *RecordBatch) GetRecords() []*Record {
@@ -1517,7 +1605,7 @@ type Record struct {
 
 func (x *Record) Reset() {
 	*x = Record{}
-	mi := &file_control_proto_msgTypes[24]
+	mi := &file_control_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1529,7 +1617,7 @@ func (x *Record) String() string {
 func (*Record) ProtoMessage() {}
 
 func (x *Record) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[24]
+	mi := &file_control_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1542,7 +1630,7 @@ func (x *Record) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Record.ProtoReflect.Descriptor instead.
 func (*Record) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{24}
+	return file_control_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *Record) GetTime() int64 {
@@ -1701,7 +1789,7 @@ type DNS struct {
 
 func (x *DNS) Reset() {
 	*x = DNS{}
-	mi := &file_control_proto_msgTypes[25]
+	mi := &file_control_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1713,7 +1801,7 @@ func (x *DNS) String() string {
 func (*DNS) ProtoMessage() {}
 
 func (x *DNS) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[25]
+	mi := &file_control_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1726,7 +1814,7 @@ func (x *DNS) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DNS.ProtoReflect.Descriptor instead.
 func (*DNS) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{25}
+	return file_control_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *DNS) GetName() string {
@@ -1786,7 +1874,7 @@ type StatusRequest struct {
 
 func (x *StatusRequest) Reset() {
 	*x = StatusRequest{}
-	mi := &file_control_proto_msgTypes[26]
+	mi := &file_control_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1798,7 +1886,7 @@ func (x *StatusRequest) String() string {
 func (*StatusRequest) ProtoMessage() {}
 
 func (x *StatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[26]
+	mi := &file_control_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1811,7 +1899,7 @@ func (x *StatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusRequest.ProtoReflect.Descriptor instead.
 func (*StatusRequest) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{26}
+	return file_control_proto_rawDescGZIP(), []int{27}
 }
 
 type StatusResponse struct {
@@ -1852,7 +1940,7 @@ type StatusResponse struct {
 
 func (x *StatusResponse) Reset() {
 	*x = StatusResponse{}
-	mi := &file_control_proto_msgTypes[27]
+	mi := &file_control_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1864,7 +1952,7 @@ func (x *StatusResponse) String() string {
 func (*StatusResponse) ProtoMessage() {}
 
 func (x *StatusResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[27]
+	mi := &file_control_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1877,7 +1965,7 @@ func (x *StatusResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusResponse.ProtoReflect.Descriptor instead.
 func (*StatusResponse) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{27}
+	return file_control_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *StatusResponse) GetGeneration() uint32 {
@@ -2061,7 +2149,7 @@ type Held struct {
 
 func (x *Held) Reset() {
 	*x = Held{}
-	mi := &file_control_proto_msgTypes[28]
+	mi := &file_control_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2073,7 +2161,7 @@ func (x *Held) String() string {
 func (*Held) ProtoMessage() {}
 
 func (x *Held) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[28]
+	mi := &file_control_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2086,7 +2174,7 @@ func (x *Held) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Held.ProtoReflect.Descriptor instead.
 func (*Held) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{28}
+	return file_control_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *Held) GetGeneration() uint32 {
@@ -2126,7 +2214,7 @@ type DrainRequest struct {
 
 func (x *DrainRequest) Reset() {
 	*x = DrainRequest{}
-	mi := &file_control_proto_msgTypes[29]
+	mi := &file_control_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2138,7 +2226,7 @@ func (x *DrainRequest) String() string {
 func (*DrainRequest) ProtoMessage() {}
 
 func (x *DrainRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[29]
+	mi := &file_control_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2151,7 +2239,7 @@ func (x *DrainRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DrainRequest.ProtoReflect.Descriptor instead.
 func (*DrainRequest) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{29}
+	return file_control_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *DrainRequest) GetTimeout() int64 {
@@ -2183,7 +2271,7 @@ type DrainResponse struct {
 
 func (x *DrainResponse) Reset() {
 	*x = DrainResponse{}
-	mi := &file_control_proto_msgTypes[30]
+	mi := &file_control_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2195,7 +2283,7 @@ func (x *DrainResponse) String() string {
 func (*DrainResponse) ProtoMessage() {}
 
 func (x *DrainResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[30]
+	mi := &file_control_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2208,7 +2296,7 @@ func (x *DrainResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DrainResponse.ProtoReflect.Descriptor instead.
 func (*DrainResponse) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{30}
+	return file_control_proto_rawDescGZIP(), []int{31}
 }
 
 type EndGenerationRequest struct {
@@ -2220,7 +2308,7 @@ type EndGenerationRequest struct {
 
 func (x *EndGenerationRequest) Reset() {
 	*x = EndGenerationRequest{}
-	mi := &file_control_proto_msgTypes[31]
+	mi := &file_control_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2232,7 +2320,7 @@ func (x *EndGenerationRequest) String() string {
 func (*EndGenerationRequest) ProtoMessage() {}
 
 func (x *EndGenerationRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[31]
+	mi := &file_control_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2245,7 +2333,7 @@ func (x *EndGenerationRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EndGenerationRequest.ProtoReflect.Descriptor instead.
 func (*EndGenerationRequest) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{31}
+	return file_control_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *EndGenerationRequest) GetGeneration() uint32 {
@@ -2263,7 +2351,7 @@ type EndGenerationResponse struct {
 
 func (x *EndGenerationResponse) Reset() {
 	*x = EndGenerationResponse{}
-	mi := &file_control_proto_msgTypes[32]
+	mi := &file_control_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2275,7 +2363,7 @@ func (x *EndGenerationResponse) String() string {
 func (*EndGenerationResponse) ProtoMessage() {}
 
 func (x *EndGenerationResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[32]
+	mi := &file_control_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2288,7 +2376,7 @@ func (x *EndGenerationResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EndGenerationResponse.ProtoReflect.Descriptor instead.
 func (*EndGenerationResponse) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{32}
+	return file_control_proto_rawDescGZIP(), []int{33}
 }
 
 // HandOver is a message from a proxy to its successor, one packet of a unix
@@ -2309,7 +2397,7 @@ type HandOver struct {
 
 func (x *HandOver) Reset() {
 	*x = HandOver{}
-	mi := &file_control_proto_msgTypes[33]
+	mi := &file_control_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2321,7 +2409,7 @@ func (x *HandOver) String() string {
 func (*HandOver) ProtoMessage() {}
 
 func (x *HandOver) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[33]
+	mi := &file_control_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2334,7 +2422,7 @@ func (x *HandOver) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HandOver.ProtoReflect.Descriptor instead.
 func (*HandOver) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{33}
+	return file_control_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *HandOver) GetWhat() isHandOver_What {
@@ -2435,7 +2523,7 @@ type Predecessor struct {
 
 func (x *Predecessor) Reset() {
 	*x = Predecessor{}
-	mi := &file_control_proto_msgTypes[34]
+	mi := &file_control_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2447,7 +2535,7 @@ func (x *Predecessor) String() string {
 func (*Predecessor) ProtoMessage() {}
 
 func (x *Predecessor) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[34]
+	mi := &file_control_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2460,7 +2548,7 @@ func (x *Predecessor) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Predecessor.ProtoReflect.Descriptor instead.
 func (*Predecessor) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{34}
+	return file_control_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *Predecessor) GetBoot() string {
@@ -2487,7 +2575,7 @@ type Elsewhere struct {
 
 func (x *Elsewhere) Reset() {
 	*x = Elsewhere{}
-	mi := &file_control_proto_msgTypes[35]
+	mi := &file_control_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2499,7 +2587,7 @@ func (x *Elsewhere) String() string {
 func (*Elsewhere) ProtoMessage() {}
 
 func (x *Elsewhere) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[35]
+	mi := &file_control_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2512,7 +2600,7 @@ func (x *Elsewhere) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Elsewhere.ProtoReflect.Descriptor instead.
 func (*Elsewhere) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{35}
+	return file_control_proto_rawDescGZIP(), []int{36}
 }
 
 // Learned is the next part of what fqdn.Cache exports. Behind LearnedAll another
@@ -2526,7 +2614,7 @@ type Learned struct {
 
 func (x *Learned) Reset() {
 	*x = Learned{}
-	mi := &file_control_proto_msgTypes[36]
+	mi := &file_control_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2538,7 +2626,7 @@ func (x *Learned) String() string {
 func (*Learned) ProtoMessage() {}
 
 func (x *Learned) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[36]
+	mi := &file_control_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2551,7 +2639,7 @@ func (x *Learned) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Learned.ProtoReflect.Descriptor instead.
 func (*Learned) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{36}
+	return file_control_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *Learned) GetPart() []byte {
@@ -2569,7 +2657,7 @@ type LearnedAll struct {
 
 func (x *LearnedAll) Reset() {
 	*x = LearnedAll{}
-	mi := &file_control_proto_msgTypes[37]
+	mi := &file_control_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2581,7 +2669,7 @@ func (x *LearnedAll) String() string {
 func (*LearnedAll) ProtoMessage() {}
 
 func (x *LearnedAll) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[37]
+	mi := &file_control_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2594,7 +2682,7 @@ func (x *LearnedAll) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LearnedAll.ProtoReflect.Descriptor instead.
 func (*LearnedAll) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{37}
+	return file_control_proto_rawDescGZIP(), []int{38}
 }
 
 // Connection stands between two messages. Two descriptors come with it: the
@@ -2619,7 +2707,7 @@ type Connection struct {
 
 func (x *Connection) Reset() {
 	*x = Connection{}
-	mi := &file_control_proto_msgTypes[38]
+	mi := &file_control_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2631,7 +2719,7 @@ func (x *Connection) String() string {
 func (*Connection) ProtoMessage() {}
 
 func (x *Connection) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[38]
+	mi := &file_control_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2644,7 +2732,7 @@ func (x *Connection) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Connection.ProtoReflect.Descriptor instead.
 func (*Connection) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{38}
+	return file_control_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *Connection) GetSource() []byte {
@@ -2740,7 +2828,7 @@ const file_control_proto_rawDesc = "" +
 	" \x01(\bR\btakeOver\"3\n" +
 	"\x05Wired\x12\x14\n" +
 	"\x05error\x18\x01 \x01(\tR\x05error\x12\x14\n" +
-	"\x05stale\x18\x02 \x01(\bR\x05stale\"\xe2\x01\n" +
+	"\x05stale\x18\x02 \x01(\bR\x05stale\"\x83\x02\n" +
 	"\aRuleSet\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\rR\x02id\x12\x1b\n" +
 	"\tallow_all\x18\x02 \x01(\bR\ballowAll\x12\x1d\n" +
@@ -2749,24 +2837,31 @@ const file_control_proto_rawDesc = "" +
 	"\x04http\x18\x04 \x03(\v2\x17.weir.proxy.v1.HTTPRuleR\x04http\x12\x1a\n" +
 	"\bprotocol\x18\x05 \x01(\rR\bprotocol\x12(\n" +
 	"\x03dns\x18\x06 \x03(\v2\x16.weir.proxy.v1.DNSRuleR\x03dns\x12\x18\n" +
-	"\ateaches\x18\a \x01(\bR\ateaches\"V\n" +
+	"\ateaches\x18\a \x01(\bR\ateaches\x12\x1f\n" +
+	"\vteaches_for\x18\b \x01(\tR\n" +
+	"teachesFor\"V\n" +
 	"\aDNSRule\x127\n" +
 	"\bselector\x18\x01 \x01(\v2\x1b.weir.proxy.v1.NameSelectorR\bselector\x12\x12\n" +
-	"\x04rule\x18\x02 \x01(\rR\x04rule\"<\n" +
+	"\x04rule\x18\x02 \x01(\rR\x04rule\"Z\n" +
 	"\fNameSelector\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x18\n" +
-	"\apattern\x18\x02 \x01(\tR\apattern\"D\n" +
+	"\apattern\x18\x02 \x01(\tR\apattern\x12\x1c\n" +
+	"\tnamespace\x18\x03 \x01(\tR\tnamespace\"D\n" +
 	"\aNameSet\x129\n" +
 	"\tselectors\x18\x01 \x03(\v2\x1b.weir.proxy.v1.NameSelectorR\tselectors\"H\n" +
 	"\fNameIdentity\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\rR\x02id\x12(\n" +
-	"\x03set\x18\x02 \x01(\v2\x16.weir.proxy.v1.NameSetR\x03set\"\x86\x01\n" +
+	"\x03set\x18\x02 \x01(\v2\x16.weir.proxy.v1.NameSetR\x03set\"\xa3\x01\n" +
 	"\x0fSetNamesRequest\x12;\n" +
 	"\n" +
 	"identities\x18\x01 \x03(\v2\x1b.weir.proxy.v1.NameIdentityR\n" +
-	"identities\x12\x1c\n" +
-	"\tresolvers\x18\x02 \x03(\fR\tresolvers\x12\x18\n" +
-	"\apartial\x18\x03 \x01(\bR\apartial\"\x12\n" +
+	"identities\x123\n" +
+	"\tresolvers\x18\x04 \x03(\v2\x15.weir.proxy.v1.ServerR\tresolvers\x12\x18\n" +
+	"\apartial\x18\x03 \x01(\bR\apartialJ\x04\b\x02\x10\x03\"R\n" +
+	"\x06Server\x12\x18\n" +
+	"\aaddress\x18\x01 \x01(\fR\aaddress\x12\x12\n" +
+	"\x04port\x18\x02 \x01(\rR\x04port\x12\x1a\n" +
+	"\bprotocol\x18\x03 \x01(\rR\bprotocol\"\x12\n" +
 	"\x10SetNamesResponse\"\x16\n" +
 	"\x14WatchNameSetsRequest\"6\n" +
 	"\bNameSets\x12*\n" +
@@ -2781,12 +2876,13 @@ const file_control_proto_rawDesc = "" +
 	"\x10ListNamesRequest\x12\x14\n" +
 	"\x05match\x18\x01 \x01(\tR\x05match\"6\n" +
 	"\tNameBatch\x12)\n" +
-	"\x05names\x18\x01 \x03(\v2\x13.weir.proxy.v1.NameR\x05names\"\xa3\x01\n" +
+	"\x05names\x18\x01 \x03(\v2\x13.weir.proxy.v1.NameR\x05names\"\xc1\x01\n" +
 	"\x04Name\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x128\n" +
 	"\taddresses\x18\x02 \x03(\v2\x1a.weir.proxy.v1.NameAddressR\taddresses\x129\n" +
 	"\tselectors\x18\x03 \x03(\v2\x1b.weir.proxy.v1.NameSelectorR\tselectors\x12\x12\n" +
-	"\x04pods\x18\x04 \x03(\fR\x04pods\"s\n" +
+	"\x04pods\x18\x04 \x03(\fR\x04pods\x12\x1c\n" +
+	"\tnamespace\x18\x05 \x01(\tR\tnamespace\"s\n" +
 	"\vNameAddress\x12\x18\n" +
 	"\aaddress\x18\x01 \x01(\fR\aaddress\x12\x18\n" +
 	"\aexpires\x18\x02 \x01(\x03R\aexpires\x12\x14\n" +
@@ -2956,7 +3052,7 @@ func file_control_proto_rawDescGZIP() []byte {
 	return file_control_proto_rawDescData
 }
 
-var file_control_proto_msgTypes = make([]protoimpl.MessageInfo, 41)
+var file_control_proto_msgTypes = make([]protoimpl.MessageInfo, 42)
 var file_control_proto_goTypes = []any{
 	(*Welcome)(nil),               // 0: weir.proxy.v1.Welcome
 	(*Wiring)(nil),                // 1: weir.proxy.v1.Wiring
@@ -2967,85 +3063,87 @@ var file_control_proto_goTypes = []any{
 	(*NameSet)(nil),               // 6: weir.proxy.v1.NameSet
 	(*NameIdentity)(nil),          // 7: weir.proxy.v1.NameIdentity
 	(*SetNamesRequest)(nil),       // 8: weir.proxy.v1.SetNamesRequest
-	(*SetNamesResponse)(nil),      // 9: weir.proxy.v1.SetNamesResponse
-	(*WatchNameSetsRequest)(nil),  // 10: weir.proxy.v1.WatchNameSetsRequest
-	(*NameSets)(nil),              // 11: weir.proxy.v1.NameSets
-	(*DNSSettings)(nil),           // 12: weir.proxy.v1.DNSSettings
-	(*ListNamesRequest)(nil),      // 13: weir.proxy.v1.ListNamesRequest
-	(*NameBatch)(nil),             // 14: weir.proxy.v1.NameBatch
-	(*Name)(nil),                  // 15: weir.proxy.v1.Name
-	(*NameAddress)(nil),           // 16: weir.proxy.v1.NameAddress
-	(*HTTPRule)(nil),              // 17: weir.proxy.v1.HTTPRule
-	(*HeaderMatch)(nil),           // 18: weir.proxy.v1.HeaderMatch
-	(*SetRuleSetsRequest)(nil),    // 19: weir.proxy.v1.SetRuleSetsRequest
-	(*SetRuleSetsResponse)(nil),   // 20: weir.proxy.v1.SetRuleSetsResponse
-	(*RejectedSet)(nil),           // 21: weir.proxy.v1.RejectedSet
-	(*RecordsRequest)(nil),        // 22: weir.proxy.v1.RecordsRequest
-	(*RecordBatch)(nil),           // 23: weir.proxy.v1.RecordBatch
-	(*Record)(nil),                // 24: weir.proxy.v1.Record
-	(*DNS)(nil),                   // 25: weir.proxy.v1.DNS
-	(*StatusRequest)(nil),         // 26: weir.proxy.v1.StatusRequest
-	(*StatusResponse)(nil),        // 27: weir.proxy.v1.StatusResponse
-	(*Held)(nil),                  // 28: weir.proxy.v1.Held
-	(*DrainRequest)(nil),          // 29: weir.proxy.v1.DrainRequest
-	(*DrainResponse)(nil),         // 30: weir.proxy.v1.DrainResponse
-	(*EndGenerationRequest)(nil),  // 31: weir.proxy.v1.EndGenerationRequest
-	(*EndGenerationResponse)(nil), // 32: weir.proxy.v1.EndGenerationResponse
-	(*HandOver)(nil),              // 33: weir.proxy.v1.HandOver
-	(*Predecessor)(nil),           // 34: weir.proxy.v1.Predecessor
-	(*Elsewhere)(nil),             // 35: weir.proxy.v1.Elsewhere
-	(*Learned)(nil),               // 36: weir.proxy.v1.Learned
-	(*LearnedAll)(nil),            // 37: weir.proxy.v1.LearnedAll
-	(*Connection)(nil),            // 38: weir.proxy.v1.Connection
-	nil,                           // 39: weir.proxy.v1.StatusResponse.DeniedEntry
-	nil,                           // 40: weir.proxy.v1.StatusResponse.NamesCountsEntry
+	(*Server)(nil),                // 9: weir.proxy.v1.Server
+	(*SetNamesResponse)(nil),      // 10: weir.proxy.v1.SetNamesResponse
+	(*WatchNameSetsRequest)(nil),  // 11: weir.proxy.v1.WatchNameSetsRequest
+	(*NameSets)(nil),              // 12: weir.proxy.v1.NameSets
+	(*DNSSettings)(nil),           // 13: weir.proxy.v1.DNSSettings
+	(*ListNamesRequest)(nil),      // 14: weir.proxy.v1.ListNamesRequest
+	(*NameBatch)(nil),             // 15: weir.proxy.v1.NameBatch
+	(*Name)(nil),                  // 16: weir.proxy.v1.Name
+	(*NameAddress)(nil),           // 17: weir.proxy.v1.NameAddress
+	(*HTTPRule)(nil),              // 18: weir.proxy.v1.HTTPRule
+	(*HeaderMatch)(nil),           // 19: weir.proxy.v1.HeaderMatch
+	(*SetRuleSetsRequest)(nil),    // 20: weir.proxy.v1.SetRuleSetsRequest
+	(*SetRuleSetsResponse)(nil),   // 21: weir.proxy.v1.SetRuleSetsResponse
+	(*RejectedSet)(nil),           // 22: weir.proxy.v1.RejectedSet
+	(*RecordsRequest)(nil),        // 23: weir.proxy.v1.RecordsRequest
+	(*RecordBatch)(nil),           // 24: weir.proxy.v1.RecordBatch
+	(*Record)(nil),                // 25: weir.proxy.v1.Record
+	(*DNS)(nil),                   // 26: weir.proxy.v1.DNS
+	(*StatusRequest)(nil),         // 27: weir.proxy.v1.StatusRequest
+	(*StatusResponse)(nil),        // 28: weir.proxy.v1.StatusResponse
+	(*Held)(nil),                  // 29: weir.proxy.v1.Held
+	(*DrainRequest)(nil),          // 30: weir.proxy.v1.DrainRequest
+	(*DrainResponse)(nil),         // 31: weir.proxy.v1.DrainResponse
+	(*EndGenerationRequest)(nil),  // 32: weir.proxy.v1.EndGenerationRequest
+	(*EndGenerationResponse)(nil), // 33: weir.proxy.v1.EndGenerationResponse
+	(*HandOver)(nil),              // 34: weir.proxy.v1.HandOver
+	(*Predecessor)(nil),           // 35: weir.proxy.v1.Predecessor
+	(*Elsewhere)(nil),             // 36: weir.proxy.v1.Elsewhere
+	(*Learned)(nil),               // 37: weir.proxy.v1.Learned
+	(*LearnedAll)(nil),            // 38: weir.proxy.v1.LearnedAll
+	(*Connection)(nil),            // 39: weir.proxy.v1.Connection
+	nil,                           // 40: weir.proxy.v1.StatusResponse.DeniedEntry
+	nil,                           // 41: weir.proxy.v1.StatusResponse.NamesCountsEntry
 }
 var file_control_proto_depIdxs = []int32{
-	12, // 0: weir.proxy.v1.Wiring.dns:type_name -> weir.proxy.v1.DNSSettings
-	17, // 1: weir.proxy.v1.RuleSet.http:type_name -> weir.proxy.v1.HTTPRule
+	13, // 0: weir.proxy.v1.Wiring.dns:type_name -> weir.proxy.v1.DNSSettings
+	18, // 1: weir.proxy.v1.RuleSet.http:type_name -> weir.proxy.v1.HTTPRule
 	4,  // 2: weir.proxy.v1.RuleSet.dns:type_name -> weir.proxy.v1.DNSRule
 	5,  // 3: weir.proxy.v1.DNSRule.selector:type_name -> weir.proxy.v1.NameSelector
 	5,  // 4: weir.proxy.v1.NameSet.selectors:type_name -> weir.proxy.v1.NameSelector
 	6,  // 5: weir.proxy.v1.NameIdentity.set:type_name -> weir.proxy.v1.NameSet
 	7,  // 6: weir.proxy.v1.SetNamesRequest.identities:type_name -> weir.proxy.v1.NameIdentity
-	6,  // 7: weir.proxy.v1.NameSets.sets:type_name -> weir.proxy.v1.NameSet
-	15, // 8: weir.proxy.v1.NameBatch.names:type_name -> weir.proxy.v1.Name
-	16, // 9: weir.proxy.v1.Name.addresses:type_name -> weir.proxy.v1.NameAddress
-	5,  // 10: weir.proxy.v1.Name.selectors:type_name -> weir.proxy.v1.NameSelector
-	18, // 11: weir.proxy.v1.HTTPRule.header_matches:type_name -> weir.proxy.v1.HeaderMatch
-	3,  // 12: weir.proxy.v1.SetRuleSetsRequest.upsert:type_name -> weir.proxy.v1.RuleSet
-	21, // 13: weir.proxy.v1.SetRuleSetsResponse.rejected:type_name -> weir.proxy.v1.RejectedSet
-	24, // 14: weir.proxy.v1.RecordBatch.records:type_name -> weir.proxy.v1.Record
-	25, // 15: weir.proxy.v1.Record.dns:type_name -> weir.proxy.v1.DNS
-	39, // 16: weir.proxy.v1.StatusResponse.denied:type_name -> weir.proxy.v1.StatusResponse.DeniedEntry
-	28, // 17: weir.proxy.v1.StatusResponse.held:type_name -> weir.proxy.v1.Held
-	40, // 18: weir.proxy.v1.StatusResponse.names_counts:type_name -> weir.proxy.v1.StatusResponse.NamesCountsEntry
-	34, // 19: weir.proxy.v1.HandOver.predecessor:type_name -> weir.proxy.v1.Predecessor
-	36, // 20: weir.proxy.v1.HandOver.learned:type_name -> weir.proxy.v1.Learned
-	37, // 21: weir.proxy.v1.HandOver.learned_all:type_name -> weir.proxy.v1.LearnedAll
-	38, // 22: weir.proxy.v1.HandOver.connection:type_name -> weir.proxy.v1.Connection
-	35, // 23: weir.proxy.v1.HandOver.elsewhere:type_name -> weir.proxy.v1.Elsewhere
-	19, // 24: weir.proxy.v1.Proxy.SetRuleSets:input_type -> weir.proxy.v1.SetRuleSetsRequest
-	8,  // 25: weir.proxy.v1.Proxy.SetNames:input_type -> weir.proxy.v1.SetNamesRequest
-	10, // 26: weir.proxy.v1.Proxy.WatchNameSets:input_type -> weir.proxy.v1.WatchNameSetsRequest
-	13, // 27: weir.proxy.v1.Proxy.ListNames:input_type -> weir.proxy.v1.ListNamesRequest
-	22, // 28: weir.proxy.v1.Proxy.Records:input_type -> weir.proxy.v1.RecordsRequest
-	26, // 29: weir.proxy.v1.Proxy.Status:input_type -> weir.proxy.v1.StatusRequest
-	29, // 30: weir.proxy.v1.Proxy.Drain:input_type -> weir.proxy.v1.DrainRequest
-	31, // 31: weir.proxy.v1.Proxy.EndGeneration:input_type -> weir.proxy.v1.EndGenerationRequest
-	20, // 32: weir.proxy.v1.Proxy.SetRuleSets:output_type -> weir.proxy.v1.SetRuleSetsResponse
-	9,  // 33: weir.proxy.v1.Proxy.SetNames:output_type -> weir.proxy.v1.SetNamesResponse
-	11, // 34: weir.proxy.v1.Proxy.WatchNameSets:output_type -> weir.proxy.v1.NameSets
-	14, // 35: weir.proxy.v1.Proxy.ListNames:output_type -> weir.proxy.v1.NameBatch
-	23, // 36: weir.proxy.v1.Proxy.Records:output_type -> weir.proxy.v1.RecordBatch
-	27, // 37: weir.proxy.v1.Proxy.Status:output_type -> weir.proxy.v1.StatusResponse
-	30, // 38: weir.proxy.v1.Proxy.Drain:output_type -> weir.proxy.v1.DrainResponse
-	32, // 39: weir.proxy.v1.Proxy.EndGeneration:output_type -> weir.proxy.v1.EndGenerationResponse
-	32, // [32:40] is the sub-list for method output_type
-	24, // [24:32] is the sub-list for method input_type
-	24, // [24:24] is the sub-list for extension type_name
-	24, // [24:24] is the sub-list for extension extendee
-	0,  // [0:24] is the sub-list for field type_name
+	9,  // 7: weir.proxy.v1.SetNamesRequest.resolvers:type_name -> weir.proxy.v1.Server
+	6,  // 8: weir.proxy.v1.NameSets.sets:type_name -> weir.proxy.v1.NameSet
+	16, // 9: weir.proxy.v1.NameBatch.names:type_name -> weir.proxy.v1.Name
+	17, // 10: weir.proxy.v1.Name.addresses:type_name -> weir.proxy.v1.NameAddress
+	5,  // 11: weir.proxy.v1.Name.selectors:type_name -> weir.proxy.v1.NameSelector
+	19, // 12: weir.proxy.v1.HTTPRule.header_matches:type_name -> weir.proxy.v1.HeaderMatch
+	3,  // 13: weir.proxy.v1.SetRuleSetsRequest.upsert:type_name -> weir.proxy.v1.RuleSet
+	22, // 14: weir.proxy.v1.SetRuleSetsResponse.rejected:type_name -> weir.proxy.v1.RejectedSet
+	25, // 15: weir.proxy.v1.RecordBatch.records:type_name -> weir.proxy.v1.Record
+	26, // 16: weir.proxy.v1.Record.dns:type_name -> weir.proxy.v1.DNS
+	40, // 17: weir.proxy.v1.StatusResponse.denied:type_name -> weir.proxy.v1.StatusResponse.DeniedEntry
+	29, // 18: weir.proxy.v1.StatusResponse.held:type_name -> weir.proxy.v1.Held
+	41, // 19: weir.proxy.v1.StatusResponse.names_counts:type_name -> weir.proxy.v1.StatusResponse.NamesCountsEntry
+	35, // 20: weir.proxy.v1.HandOver.predecessor:type_name -> weir.proxy.v1.Predecessor
+	37, // 21: weir.proxy.v1.HandOver.learned:type_name -> weir.proxy.v1.Learned
+	38, // 22: weir.proxy.v1.HandOver.learned_all:type_name -> weir.proxy.v1.LearnedAll
+	39, // 23: weir.proxy.v1.HandOver.connection:type_name -> weir.proxy.v1.Connection
+	36, // 24: weir.proxy.v1.HandOver.elsewhere:type_name -> weir.proxy.v1.Elsewhere
+	20, // 25: weir.proxy.v1.Proxy.SetRuleSets:input_type -> weir.proxy.v1.SetRuleSetsRequest
+	8,  // 26: weir.proxy.v1.Proxy.SetNames:input_type -> weir.proxy.v1.SetNamesRequest
+	11, // 27: weir.proxy.v1.Proxy.WatchNameSets:input_type -> weir.proxy.v1.WatchNameSetsRequest
+	14, // 28: weir.proxy.v1.Proxy.ListNames:input_type -> weir.proxy.v1.ListNamesRequest
+	23, // 29: weir.proxy.v1.Proxy.Records:input_type -> weir.proxy.v1.RecordsRequest
+	27, // 30: weir.proxy.v1.Proxy.Status:input_type -> weir.proxy.v1.StatusRequest
+	30, // 31: weir.proxy.v1.Proxy.Drain:input_type -> weir.proxy.v1.DrainRequest
+	32, // 32: weir.proxy.v1.Proxy.EndGeneration:input_type -> weir.proxy.v1.EndGenerationRequest
+	21, // 33: weir.proxy.v1.Proxy.SetRuleSets:output_type -> weir.proxy.v1.SetRuleSetsResponse
+	10, // 34: weir.proxy.v1.Proxy.SetNames:output_type -> weir.proxy.v1.SetNamesResponse
+	12, // 35: weir.proxy.v1.Proxy.WatchNameSets:output_type -> weir.proxy.v1.NameSets
+	15, // 36: weir.proxy.v1.Proxy.ListNames:output_type -> weir.proxy.v1.NameBatch
+	24, // 37: weir.proxy.v1.Proxy.Records:output_type -> weir.proxy.v1.RecordBatch
+	28, // 38: weir.proxy.v1.Proxy.Status:output_type -> weir.proxy.v1.StatusResponse
+	31, // 39: weir.proxy.v1.Proxy.Drain:output_type -> weir.proxy.v1.DrainResponse
+	33, // 40: weir.proxy.v1.Proxy.EndGeneration:output_type -> weir.proxy.v1.EndGenerationResponse
+	33, // [33:41] is the sub-list for method output_type
+	25, // [25:33] is the sub-list for method input_type
+	25, // [25:25] is the sub-list for extension type_name
+	25, // [25:25] is the sub-list for extension extendee
+	0,  // [0:25] is the sub-list for field type_name
 }
 
 func init() { file_control_proto_init() }
@@ -3053,7 +3151,7 @@ func file_control_proto_init() {
 	if File_control_proto != nil {
 		return
 	}
-	file_control_proto_msgTypes[33].OneofWrappers = []any{
+	file_control_proto_msgTypes[34].OneofWrappers = []any{
 		(*HandOver_Predecessor)(nil),
 		(*HandOver_Learned)(nil),
 		(*HandOver_LearnedAll)(nil),
@@ -3066,7 +3164,7 @@ func file_control_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_control_proto_rawDesc), len(file_control_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   41,
+			NumMessages:   42,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

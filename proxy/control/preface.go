@@ -13,7 +13,7 @@ import (
 )
 
 // Protocol is the version of the conversation this binary speaks.
-const Protocol = 1
+const Protocol = 2
 
 // magic opens every frame of the preface.
 const magic = 0x77656972

@@ -23,7 +23,7 @@ func TestRuleSetsAreNotChanged(t *testing.T) {
 			{Path: "/a", Method: "GET", Host: "h", Headers: []string{"X", "Y: z"}, Rule: 4},
 			{HeaderMatches: []httprules.HeaderMatch{{Mismatch: "ADD", Name: "n", Value: "v"}, {Name: "m"}}, Rule: 5},
 		}},
-		{ID: 4, Protocol: policy.ProtocolDNS, Teaches: true, DNS: []dnsrules.Rule{
+		{ID: 4, Protocol: policy.ProtocolDNS, Teaches: true, TeachesFor: "shop", DNS: []dnsrules.Rule{
 			{Selector: dnsrules.Selector{Name: "api.example.test"}, Rule: 6},
 			{Selector: dnsrules.Selector{Pattern: "*.cdn.example.test"}},
 		}},

@@ -1,6 +1,10 @@
 package control
 
 import (
+	"fmt"
+	"math"
+	"net/netip"
+
 	"github.com/weirnet/weir/policy"
 	"github.com/weirnet/weir/policy/dnsrules"
 	"github.com/weirnet/weir/policy/httprules"
@@ -28,7 +32,8 @@ const MaxCheckpoint = 128 << 20
 // RuleSetOf is the message of a rule set.
 func RuleSetOf(rs *policy.RuleSet) *RuleSet {
 	m := &RuleSet{
-		Id: rs.ID, Protocol: uint32(rs.Protocol), AllowAll: rs.AllowAll, AllowRule: rs.AllowRule, Teaches: rs.Teaches,
+		Id: rs.ID, Protocol: uint32(rs.Protocol), AllowAll: rs.AllowAll, AllowRule: rs.AllowRule,
+		Teaches: rs.Teaches, TeachesFor: rs.TeachesFor,
 		Http: make([]*HTTPRule, len(rs.HTTP)), Dns: make([]*DNSRule, len(rs.DNS)),
 	}
 	for i := range rs.HTTP {
@@ -50,7 +55,8 @@ func RuleSetOf(rs *policy.RuleSet) *RuleSet {
 func RuleSetFrom(m *RuleSet) policy.RuleSet {
 	rs := policy.RuleSet{
 		ID: m.Id, Protocol: policy.Protocol(min(m.Protocol, unknownProtocol)),
-		AllowAll: m.AllowAll, AllowRule: m.AllowRule, Teaches: m.Teaches,
+		AllowAll: m.AllowAll, AllowRule: m.AllowRule,
+		Teaches: m.Teaches, TeachesFor: m.TeachesFor,
 	}
 	for _, h := range m.Http {
 		r := httprules.Rule{Path: h.Path, Method: h.Method, Host: h.Host, Headers: h.Headers, Rule: h.Rule}
@@ -70,10 +76,24 @@ const unknownProtocol = 255
 
 // NameSelectorOf is the message of a selector.
 func NameSelectorOf(s dnsrules.Selector) *NameSelector {
-	return &NameSelector{Name: s.Name, Pattern: s.Pattern}
+	return &NameSelector{Name: s.Name, Pattern: s.Pattern, Namespace: s.Namespace}
 }
 
 // NameSelectorFrom converts back; nil gives the zero Selector, which is none.
 func NameSelectorFrom(m *NameSelector) dnsrules.Selector {
-	return dnsrules.Selector{Name: m.GetName(), Pattern: m.GetPattern()}
+	return dnsrules.Selector{Name: m.GetName(), Pattern: m.GetPattern(), Namespace: m.GetNamespace()}
+}
+
+// ServerOf is the message of a server.
+func ServerOf(s policy.Server) *Server {
+	return &Server{Address: s.Addr.Addr().AsSlice(), Port: uint32(s.Addr.Port()), Protocol: uint32(s.Protocol)}
+}
+
+// ServerFrom converts back; what is no server is an error.
+func ServerFrom(m *Server) (policy.Server, error) {
+	a, ok := netip.AddrFromSlice(m.GetAddress())
+	if !ok || m.GetPort() > math.MaxUint16 || m.GetProtocol() > math.MaxUint8 {
+		return policy.Server{}, fmt.Errorf("server %x, port %d, protocol %d: there is no such", m.GetAddress(), m.GetPort(), m.GetProtocol())
+	}
+	return policy.Server{Addr: netip.AddrPortFrom(a.Unmap(), uint16(m.GetPort())), Protocol: uint8(m.GetProtocol())}, nil
 }

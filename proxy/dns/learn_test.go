@@ -75,12 +75,16 @@ func TestAnswersAreLearned(t *testing.T) {
 
 func TestTeachingRuleSets(t *testing.T) {
 	for _, teaches := range []bool{false, true} {
-		if NewRuleSet(&policy.RuleSet{Teaches: teaches}).Teaches() != teaches {
-			t.Errorf("teaches: %v", !teaches)
+		for _, namespace := range []string{"", "shop"} {
+			if in, ok := NewRuleSet(&policy.RuleSet{Teaches: teaches, TeachesFor: namespace}).Teaches(); ok != teaches || ok && in != namespace {
+				t.Errorf("teaches: %v, %q", ok, in)
+			}
 		}
 	}
-	if (*RuleSet)(nil).Teaches() || Closed().Teaches() {
-		t.Error("no rule set teaches")
+	for _, rs := range []*RuleSet{nil, Closed()} {
+		if _, ok := rs.Teaches(); ok {
+			t.Error("no rule set teaches")
+		}
 	}
 }
 

@@ -12,19 +12,30 @@ type RuleSet struct {
 	allowAll  bool
 	allowRule uint32
 	teaches   bool
+	// teachesFor is the namespace for whose policies alone; "": for all.
+	teachesFor string
 }
 
 // NewRuleSet makes a rule set ready.
 func NewRuleSet(rs *policy.RuleSet) *RuleSet {
-	return &RuleSet{set: dnsrules.Compile(rs.DNS), allowAll: rs.AllowAll, allowRule: rs.AllowRule, teaches: rs.Teaches}
+	return &RuleSet{
+		set: dnsrules.Compile(rs.DNS), allowAll: rs.AllowAll, allowRule: rs.AllowRule,
+		teaches: rs.Teaches, teachesFor: rs.TeachesFor,
+	}
 }
 
 // Closed is a rule set that lets nothing pass: for numbers that stand for no
 // known rule set, and for sets of another protocol.
 func Closed() *RuleSet { return &RuleSet{} }
 
-// Teaches tells whether the servers the set leads to are believed.
-func (rs *RuleSet) Teaches() bool { return rs != nil && rs.teaches }
+// Teaches tells whether the servers the set leads to are believed, and for which
+// namespace's policies alone what they say counts; "": for all.
+func (rs *RuleSet) Teaches() (namespace string, ok bool) {
+	if rs == nil || !rs.teaches {
+		return "", false
+	}
+	return rs.teachesFor, true
+}
 
 // Rules are what a question must pass: the rule sets of both directions. A nil
 // set lets everything pass.
@@ -32,6 +43,8 @@ type Rules struct {
 	Egress, Ingress *RuleSet
 	// Believed: what the server answers is learned.
 	Believed bool
+	// BelievedFor is the namespace for whose policies alone; "": for all.
+	BelievedFor string
 }
 
 // judgement is what rules say of a question.

@@ -253,7 +253,7 @@ func (p *stream) learn(sc *scratch, m []byte) {
 	}
 	a := fqdn.Answer{
 		Name: unsafe.String(unsafe.SliceData(sc.q.name), len(sc.q.name)), Chain: sc.a.chain, Records: sc.a.records,
-		Pod: p.conn.Pod,
+		Pod: p.conn.Pod, Namespace: rules.BelievedFor,
 	}
 	err := p.relay.Learner.Learn(p.relay.atOnce, a)
 	if errors.Is(err, context.Canceled) {

@@ -47,7 +47,7 @@ func (r *relay) answer(up *upstream, m []byte) {
 		r.end(s)
 	case !r.a.read(m, &r.q):
 		r.giveUp(p, ReasonAnswerMalformed, true)
-	case rules.Believed && len(r.a.records) > 0 && rcode(m) == rcodeSuccess && r.learn(p, m):
+	case rules.Believed && len(r.a.records) > 0 && rcode(m) == rcodeSuccess && r.learn(p, m, rules.BelievedFor):
 	default:
 		r.takeOut(p)
 		r.release(p, m, r.a.chain, r.a.records)
@@ -91,10 +91,10 @@ func answers(m []byte, q *question, a asked, wire []byte) bool {
 
 // learn makes an answer known. later: that takes waiting; the question is taken
 // out, and the answer is passed on when it is done.
-func (r *relay) learn(p *pending, m []byte) (later bool) {
+func (r *relay) learn(p *pending, m []byte, namespace string) (later bool) {
 	a := fqdn.Answer{
 		Name: unsafe.String(unsafe.SliceData(r.q.name), len(r.q.name)), Chain: r.a.chain, Records: r.a.records,
-		Pod: p.session.client,
+		Pod: p.session.client, Namespace: namespace,
 	}
 	err := r.Learner.Learn(r.atOnce, a)
 	if err == nil {
