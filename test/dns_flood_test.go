@@ -47,10 +47,10 @@ func (p *place) askSteadily(t *testing.T, server string, b []byte, during time.D
 		return 0, 0
 	}
 	defer c.Close()
+	_ = c.(*net.UDPConn).SetReadBuffer(1 << 20) // what is looked for is lost elsewhere
 	var got atomic.Int64
 	var over sync.WaitGroup
 	over.Go(func() { countAnswers(c, &got) })
-	b = append([]byte(nil), b...)
 	for begin := time.Now(); time.Since(begin) < during; time.Sleep(time.Millisecond) {
 		for ; asked < int(time.Since(begin)/time.Millisecond); asked++ {
 			binary.BigEndian.PutUint16(b, uint16(asked))
@@ -79,14 +79,14 @@ func countAnswers(c net.Conn, n *atomic.Int64) {
 }
 
 // TestFloodsOfQuestions: whatever a pod sends as fast as it can, another one's
-// questions are answered. By IPv6 they surely have another lane than the flood by
+// questions are answered: by the proxy alone, or it would be seen how a server
+// bears it. By IPv6 they surely have another lane than the flood by
 // IPv4; by IPv4 they have in 63 of 64 cases, and must not perish in the other.
 func TestFloodsOfQuestions(t *testing.T) {
 	t.Parallel()
 	needRoot(t)
 	s := tell(t, "setups/dns-own.txtar")
 	o := s.serveOwn(s.places["kube-system/dns"])
-	o.name("victim", "60", s.places["ns"])
 	o.on("silence", func(*dns.Msg) []*dns.Msg { return nil })
 	s.must("start")
 	at := s.places["kube-system/dns"]
@@ -97,7 +97,7 @@ func TestFloodsOfQuestions(t *testing.T) {
 		}
 		return b
 	}
-	unparsable := message("victim.good.test.")
+	unparsable := message("n1.good.test.")
 	unparsable[5] = 2 // questions, it says
 	during := time.Second
 	if long := os.Getenv("WEIR_FLOOD"); long != "" {
@@ -114,7 +114,7 @@ func TestFloodsOfQuestions(t *testing.T) {
 		var all sync.WaitGroup
 		for family, most := range []float64{90, 1} {
 			all.Go(func() {
-				asked, answered := s.places["shop/web"].askSteadily(t, addrPort(at, family, 53).String(), message("victim.good.test."), during)
+				asked, answered := s.places["shop/web"].askSteadily(t, addrPort(at, family, 53).String(), message("victim.example.org."), during)
 				lost := 100 - 100*float64(answered)/float64(max(asked, 1))
 				t.Logf("%s flood, IPv%d: %d asked, %d answered: %.2f %% lost", f.what, 4+2*family, asked, answered, lost)
 				if asked == 0 || lost > most {
