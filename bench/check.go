@@ -75,6 +75,7 @@ func (r *report) judge() {
 	add("DNS, added latency, p99, us", median(difference("dns-1", weirHTTP, direct, p99)), "<=", 1000)
 	add("connections refused after an answer", value(figurePairs), "<=", 0)
 	add("100,000 names with 300,000 addresses, proxy RSS, MB", value(figureNames), "<=", 120)
+	add(figureReplace, value(figureReplace), "<=", 0)
 	add("heap allocations per request", value(figureAllocs), "<=", 0)
 	add("10,000 idle connections, proxy RSS, MB", value(figureIdle), "<=", 120)
 	add("policy change until enforced, p99, ms", value(figureChange), "<=", 100)
@@ -88,5 +89,6 @@ const (
 	figureIdle        = "idle connections: weir RSS"
 	figurePairs       = "names connected to as soon as they are answered: refused"
 	figureNames       = "names learned: weir RSS"
+	figureReplace     = "agent killed, proxy replaced twice, under load: failed"
 	figureChange      = "policy change until enforced, p99"
 )

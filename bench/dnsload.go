@@ -61,7 +61,7 @@ func dnsLoadCommand(args []string) error {
 	case dnsLearn:
 		s, err = askPaced(server, first, count, d)
 	case dnsPairs:
-		s, err = askAndConnect(server, first, count)
+		s, err = askAndConnect(server, first, count, d)
 	case dnsMany:
 		s, err = askMany(server, first, count)
 	default:
@@ -201,10 +201,11 @@ func askMany(server netip.AddrPort, first, count int) (dnsSummary, error) {
 // pairWorkers is how many pods' worth of clients ask at a time.
 const pairWorkers = 4
 
-// askAndConnect asks for count new names and connects to the address of each as
-// soon as the answer is there.
-func askAndConnect(server netip.AddrPort, first, count int) (dnsSummary, error) {
-	var next, lost, refused atomic.Int64
+// askAndConnect asks for count new names, or as many as it can within d (0: all),
+// and connects to the address of each as soon as the answer is there.
+func askAndConnect(server netip.AddrPort, first, count int, d time.Duration) (dnsSummary, error) {
+	var next, asked, lost, refused atomic.Int64
+	begin := time.Now()
 	var mu sync.Mutex
 	var example, failed error
 	var all sync.WaitGroup
@@ -214,7 +215,8 @@ func askAndConnect(server netip.AddrPort, first, count int) (dnsSummary, error) 
 			return dnsSummary{}, err
 		}
 		all.Go(func() {
-			for n := int(next.Add(1)) - 1; n < count; n = int(next.Add(1)) - 1 {
+			for n := int(next.Add(1)) - 1; n < count && (d == 0 || time.Since(begin) < d); n = int(next.Add(1)) - 1 {
+				asked.Add(1)
 				answer, err := r.ask(strconv.Itoa(first+n), "pairs", "test")
 				if errors.Is(err, errLost) {
 					lost.Add(1)
@@ -243,7 +245,7 @@ func askAndConnect(server netip.AddrPort, first, count int) (dnsSummary, error) 
 	if failed != nil {
 		return dnsSummary{}, failed
 	}
-	s := dnsSummary{Questions: count, Lost: int(lost.Load()), Refused: int(refused.Load())}
+	s := dnsSummary{Questions: int(asked.Load()), Lost: int(lost.Load()), Refused: int(refused.Load())}
 	if example != nil {
 		s.Error = example.Error()
 	}

@@ -18,5 +18,6 @@ func extras() []extra {
 		{"dns-pairs", pairFigures},
 		{"program-cost", programFigures},
 		{"allocations", allocationFigures},
+		{"replace", replaceFigures}, // last: the proxy is another one then
 	}
 }

@@ -119,7 +119,7 @@ spec:
   egress:
   - toEndpoints: [{matchLabels: {role: server}}]
     toPorts:
-    - ports: [{port: "%d", protocol: UDP}, {port: "%d", protocol: UDP}]
+    - ports: [{port: "%d", protocol: ANY}, {port: "%d", protocol: UDP}]
       rules:
         dns: [{matchPattern: "*.bench.test"}, {matchPattern: "*.pairs.test"}]
   - toFQDNs: [{matchPattern: "*.pairs.test"}]
@@ -132,7 +132,7 @@ spec:
   endpointSelector: {matchLabels: {role: server}}
   ingress:
   - fromEndpoints: [{matchLabels: {role: client}}]
-    toPorts: [{ports: [{port: "%[2]d", protocol: UDP}, {port: "%[3]d", protocol: UDP}]}]
+    toPorts: [{ports: [{port: "%[2]d", protocol: ANY}, {port: "%[3]d", protocol: UDP}]}]
 `, namespace, dnsPort, madeUpPort, worldPort)
 }
 

@@ -32,16 +32,17 @@ type effort struct {
 	pairs      int           // names that are connected to
 	names      int           // names that are kept
 	rest       time.Duration // until a proxy with idle connections is looked at
+	replace    time.Duration // of the load while the agent is killed and the proxy replaced
 }
 
 func fullEffort() effort {
 	return effort{rounds: 5, duration: 3 * time.Second, l4Rounds: 25, l4Duration: 600 * time.Millisecond, idle: 10000, changes: 200,
-		repeats: 5, rest: 5 * time.Second, pairs: 100_000, names: 100_000}
+		repeats: 5, rest: 5 * time.Second, pairs: 100_000, names: 100_000, replace: time.Minute}
 }
 
 func quickEffort() effort {
 	return effort{rounds: 1, duration: time.Second, l4Rounds: 3, l4Duration: 300 * time.Millisecond, idle: 500, changes: 20,
-		repeats: 1, rest: time.Second, pairs: 2000, names: 2000}
+		repeats: 1, rest: time.Second, pairs: 2000, names: 2000, replace: 20 * time.Second}
 }
 
 // cells is everything that is measured by putting targets under load in turn.

@@ -60,6 +60,12 @@ func (p *process) stop() {
 	<-p.done
 }
 
+// kill ends the program itself at once.
+func (p *process) kill() {
+	_ = p.cmd.Process.Kill()
+	<-p.done
+}
+
 // tail is the end of what the program printed, for error messages.
 func (p *process) tail() string {
 	b, err := os.ReadFile(p.log)

@@ -19,6 +19,7 @@ type weirAgent struct {
 	binary  string
 	state   string
 	objects string   // directory of YAML
+	dir     string   // for logs
 	proxy   *process // launcher and proxy
 	agent   *process
 }
@@ -47,9 +48,8 @@ func startWeir(ctx context.Context, s *stage, n *node) (*weirAgent, error) {
 	if err != nil {
 		return nil, err
 	}
-	w.agent, err = start(n.name, s.dir, "weir-agent", nil, w.binary, "agent", "--objects", w.objects, "--node-name", nodeName,
-		"--state", w.state)
-	if err != nil {
+	w.dir = s.dir
+	if err := w.startAgent(); err != nil {
 		return w, err
 	}
 	begin := time.Now()
@@ -71,6 +71,12 @@ func startWeir(ctx context.Context, s *stage, n *node) (*weirAgent, error) {
 		}
 		time.Sleep(100 * time.Millisecond)
 	}
+}
+
+func (w *weirAgent) startAgent() (err error) {
+	w.agent, err = start(w.node.name, w.dir, "weir-agent", nil, w.binary, "agent", "--objects", w.objects, "--node-name", nodeName,
+		"--state", w.state)
+	return err
 }
 
 // pids are all processes of this Weir: agent, launcher and proxy. Whatever they

@@ -22,6 +22,7 @@ type resolver struct {
 	*node.Pod
 	mu    sync.Mutex
 	asked map[string]netip.Addr // by name: who asked last
+	slow  chan struct{}         // closed when names that begin with "slow" are answered
 }
 
 // addResolver makes the pod kube-system/dns with a server in it. Names below
@@ -36,7 +37,7 @@ func (s *story) addResolver() *resolver {
 	if err := errors.Join(s.objects.PutNamespace("kube-system"), s.objects.PutPod(p)); err != nil {
 		s.t.Fatal(err)
 	}
-	r := &resolver{Pod: p, asked: map[string]netip.Addr{}}
+	r := &resolver{Pod: p, asked: map[string]netip.Addr{}, slow: make(chan struct{})}
 	for _, network := range []string{"4", "6"} {
 		packets, err := p.Netns.ListenPacket("udp"+network, ":53")
 		if err != nil {
@@ -64,7 +65,7 @@ func (r *resolver) ServeDNS(w dns.ResponseWriter, q *dns.Msg) {
 	r.asked[name], _ = netip.ParseAddr(from)
 	r.mu.Unlock()
 	if strings.HasPrefix(name, "slow.") {
-		time.Sleep(1500 * time.Millisecond)
+		<-r.slow
 	}
 	text := ""
 	var number int

@@ -1,6 +1,9 @@
 package test
 
 import (
+	"context"
+	"net/netip"
+	"sync"
 	"testing"
 	"time"
 
@@ -58,19 +61,25 @@ func TestAnswerAfterReplacement(t *testing.T) {
 	w := s.nodes[0].Weir()
 	first := w.ProxyPids()
 	client := s.places["shop/client"]
-	c := s.stub(client, "udp", server.Addrs[0])
 	done := make(chan struct{})
+	answer := sync.OnceFunc(func() { close(server.slow) })
+	defer func() { answer(); <-done }()
 	go func() {
 		defer close(done)
-		s.mustAnswer(c, "slow.many.test.", dns.TypeA, dns.RcodeSuccess, 1)
+		to := netip.AddrPortFrom(server.Addrs[0], 53)
+		m, err := client.askDNS(context.Background(), "udp", to, dns.TypeA, "slow.many.test.", 4*patience)
+		if err != nil || m.Rcode != dns.RcodeSuccess || len(m.Answer) != 1 {
+			t.Errorf("%v, %v", m, err)
+		}
 	}()
 	until(t, "the question", func() bool { return server.whoAsked("slow.many.test.").IsValid() })
 	if _, err := w.Command(t.Context(), "proxy", "replace"); err != nil {
 		t.Fatal(err)
 	}
 	if got := s.names("slow.many"); len(got) != 0 {
-		t.Fatalf("the answer came too early to tell anything: %q", got)
+		t.Fatalf("before the answer weir fqdn lists %q", got)
 	}
+	answer()
 	<-done
 	gone(t, w, first)
 	if got := s.names("slow.many"); len(got) != 1 || got[0] != "slow.many.test 1 of 1 [shop/client]" {
