@@ -46,6 +46,8 @@ func command() *cobra.Command {
 		Short:         "A real Kubernetes cluster on this machine",
 		SilenceUsage:  true,
 		SilenceErrors: true,
+		// kubectl parses its own flags, and those before it are ours.
+		TraverseChildren: true,
 	}
 	root.PersistentFlags().StringVar(&f.name, "name", cluster.DefaultName, "name of the cluster")
 	root.PersistentFlags().StringVar(&f.cache, "cache", "", "where built programs are kept (the user's cache directory)")
