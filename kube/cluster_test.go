@@ -118,13 +118,13 @@ func TestClusterReadsAndFollows(t *testing.T) {
 				f.put("pods", "shop/a", fakePod("10.0.0.1"))
 				f.put("networkpolicies", "shop/web", fakePolicy("ingress"))
 			})
-			c.soon("everything", func() bool { return c.sink.calls > 0 })
+			c.soon("everything", func() bool { return c.sink.called() > 0 })
 			c.sync()
 			if got := c.source.Report().Kinds; got["Namespace"] != 1203 || got["Pod"] != 1 || got["NetworkPolicy"] != 1 {
 				t.Errorf("%v", got)
 			}
-			if c.sink.calls != 1 {
-				t.Errorf("everything came in %d batches", c.sink.calls)
+			if c.sink.called() != 1 {
+				t.Errorf("everything came in %d batches", c.sink.called())
 			}
 			c.server.put("pods", "shop/b", fakePod("10.0.0.2"))
 			c.server.put("pods", "shop/a", nil)
@@ -162,8 +162,8 @@ func TestClusterWaitsForAllKinds(t *testing.T) {
 	})
 	c.soon("the others are known", func() bool { return c.watch("Pod").Known && c.watch("Service").Known && c.watch("Node").Error != "" })
 	time.Sleep(50 * time.Millisecond)
-	if r := c.source.Report(); r.Complete || c.sink.calls != 0 || !strings.HasSuffix(r.From(), "NOT READ YET") {
-		t.Errorf("%d calls, report %+v", c.sink.calls, r)
+	if r := c.source.Report(); r.Complete || c.sink.called() != 0 || !strings.HasSuffix(r.From(), "NOT READ YET") {
+		t.Errorf("%d calls, report %+v", c.sink.called(), r)
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
 	defer cancel()
@@ -281,7 +281,7 @@ func TestClusterBrokenObjects(t *testing.T) {
 	if r := c.source.Report(); r.Complete || len(r.Problems) != 1 || r.Problems[0].Kind != BrokenObject || r.Problems[0].Fallback || r.Problems[0].Object != "Pod shop/b" {
 		t.Errorf("report: %+v", r)
 	}
-	calls := c.sink.calls
+	calls := c.sink.called()
 	c.server.put("pods", "shop/b", fakePod("10.0.0.2"))
 	c.has("Pod shop/a, Pod shop/b")
 	c.soon("complete", func() bool { return c.source.Report().Complete })
@@ -295,7 +295,7 @@ func TestClusterBrokenObjects(t *testing.T) {
 	if r := c.source.Report(); len(r.Problems) != 0 {
 		t.Errorf("problems of an object that is gone: %v", r.Problems)
 	}
-	if c.sink.calls == calls {
+	if c.sink.called() == calls {
 		t.Error("nothing was handed on")
 	}
 }
