@@ -2,6 +2,7 @@ package dns
 
 import (
 	"bytes"
+	"context"
 	"fmt"
 	"net"
 	"sync/atomic"
@@ -9,6 +10,7 @@ import (
 	"time"
 
 	"github.com/miekg/dns"
+	"golang.org/x/sys/unix"
 )
 
 // offered is a connection whose Server may let go of it.
@@ -273,4 +275,47 @@ func TestAdoptRefuses(t *testing.T) {
 		}
 	}
 	(&streamRig{rig: g}).end(client, true)
+}
+
+// TestBusy: a datagram that nobody has read yet counts as a question that waits.
+func TestBusy(t *testing.T) {
+	g := newStreams(t)
+	busy := func() bool { return g.server.Busy(t.Context()) }
+	if busy() {
+		t.Error("busy with nothing")
+	}
+	c, err := net.ListenUDP("udp4", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1)})
+	g.must(err)
+	defer c.Close()
+	f, err := c.File()
+	g.must(err)
+	defer f.Close()
+	g.must(unix.SetNonblock(int(f.Fd()), true))
+	// It is not watched: the loop never reads it.
+	fd, err := unix.FcntlInt(f.Fd(), unix.F_DUPFD_CLOEXEC, 0)
+	g.must(err)
+	g.loop(func(r *relay) { r.listeners = append(r.listeners, &lane{sock: sock{fd: fd}}) })
+	if busy() {
+		t.Error("busy, and nothing has come")
+	}
+	_, err = c.WriteTo([]byte("x"), c.LocalAddr())
+	g.must(err)
+	if !busy() {
+		t.Error("not busy, and a datagram waits to be read")
+	}
+	var b [1]byte
+	_, _, err = c.ReadFrom(b[:])
+	g.must(err)
+	if busy() {
+		t.Error("busy, and all is read")
+	}
+	// A loop that does not come round may have something.
+	stuck := make(chan struct{})
+	defer close(stuck)
+	g.relay.post(func() { <-stuck })
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
+	defer cancel()
+	if !g.server.Busy(ctx) {
+		t.Error("not busy, and stuck")
+	}
 }
