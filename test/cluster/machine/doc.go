@@ -10,7 +10,7 @@
 //	/dev                 ---->  /dev               the host's
 //	CGROUP of each hierarchy -> /sys/fs/cgroup/... a cgroup namespace
 //	                            /proc, /sys        of its own namespaces
-//	                            /run, /tmp, /var/lib/{containerd,kubelet}  memory
+//	                            /run, /tmp, /var/lib/kubelet, /etc/cni, ...  memory
 //	                            /sys/fs/bpf        a bpffs of its own
 //
 // Start is called on the host; it starts the init binary (machine/init), which

@@ -103,6 +103,10 @@ func makeRoot(spec Spec, all []hierarchy) error {
 		{"tmpfs", "/var/lib/containerd", "tmpfs", 0, "mode=711"},
 		{"tmpfs", "/var/lib/kubelet", "tmpfs", 0, "mode=750"},
 	}
+	// What the host may have of a cluster of its own is not seen here.
+	for _, dir := range []string{"/etc/cni", "/opt/cni", "/etc/kubernetes", "/var/lib/cni", "/var/lib/etcd", "/var/log/pods", "/var/log/containers"} {
+		mounts = append(mounts, mount{"tmpfs", dir, "tmpfs", 0, "mode=755"})
+	}
 	for _, dir := range append(spec.Binds, spec.Dir) {
 		mounts = append(mounts, mount{dir, dir, "", unix.MS_BIND, ""})
 	}
