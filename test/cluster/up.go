@@ -165,20 +165,22 @@ func (c *Cluster) up(ctx context.Context, say func(string)) error {
 			return err
 		}
 		tell("API server is ready")
-		if _, err := c.Kubectl(gctx, c.manifest(), "apply", "-f", "-"); err != nil {
-			return err
-		}
 		for _, n := range c.Nodes {
 			if err := c.describeNode(gctx, n); err != nil {
 				return err
 			}
 		}
-		tell("nodes are registered, DNS service is deployed")
+		tell("nodes are registered")
 		return nil
 	})
 	if err := g.Wait(); err != nil {
 		return err
 	}
+	// A pod whose image is not there yet is tried again after ten seconds only.
+	if _, err := c.Kubectl(ctx, c.manifest(), "apply", "-f", "-"); err != nil {
+		return err
+	}
+	say("DNS service is deployed")
 	if _, err := c.Kubectl(ctx, "", "wait", "--for=condition=Ready", "nodes", "--all", "--timeout=60s"); err != nil {
 		return err
 	}
