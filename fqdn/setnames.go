@@ -101,7 +101,7 @@ func (c *Cache) foretell(u *universe) {
 }
 
 // matchWork is how much of a step's work it is to match a name.
-const matchWork = 4
+const matchWork = 2
 
 // Steps of what goes through all there is: how many places are looked at, and
 // how many rows written at most, while Learn waits; and the time that others

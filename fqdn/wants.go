@@ -26,10 +26,11 @@ const (
 
 // costOf is what it costs to want a set.
 func (u *universe) costOf(set uint32) int32 {
-	bytes := 0
+	const heads = 16 // tags and lengths
+	bytes := heads
 	for _, at := range u.sets[set].selectors {
 		s := &u.selectors[at]
-		bytes += len(s.Name) + len(s.Pattern) + len(s.Namespace) + 16 // tags and lengths
+		bytes += len(s.Name) + len(s.Pattern) + len(s.Namespace) + heads
 	}
 	return int32(1 + bytes/wantBytes)
 }

@@ -14,8 +14,10 @@ import (
 
 	"golang.org/x/sys/unix"
 	"google.golang.org/grpc"
+	"google.golang.org/protobuf/proto"
 
 	"github.com/weirnet/weir/fqdn"
+	"github.com/weirnet/weir/identity"
 	"github.com/weirnet/weir/policy"
 	"github.com/weirnet/weir/policy/dnsrules"
 	"github.com/weirnet/weir/proxy/control"
@@ -201,6 +203,48 @@ func TestNameSetsOfAnAgent(t *testing.T) {
 		t.Errorf("got %q, want %q", got, want)
 	}
 	<-answered
+}
+
+// However many combinations there are, and of however long selectors: what is told
+// of them is no more than the agent takes.
+func TestNameSetsAreSmall(t *testing.T) {
+	n := &names{Cache: fqdn.New(fqdn.Options{})}
+	label := strings.Repeat("x", 60)
+	identities := map[identity.ID][]dnsrules.Selector{}
+	name := func(i int) string { return fmt.Sprintf("n%d.%s.%s.%s.test", i, label, label, label) }
+	for i := range 64 {
+		identities[identity.ID(300+i)] = []dnsrules.Selector{dnsrules.NewSelector(name(i), "").In("shop")}
+	}
+	if err := n.SetNames(identities, nil); err != nil {
+		t.Fatal(err)
+	}
+	a := fqdn.Answer{Pod: netip.MustParseAddr("10.0.0.1"), Name: "x.test", Namespace: "shop"}
+	for i := range 2000 {
+		a.Chain = nil
+		for j := range 64 {
+			if j < 24 || (i*2654435761)>>(j%32)&1 != 0 {
+				a.Chain = append(a.Chain, name(j))
+			}
+		}
+		a.Records = []fqdn.Record{{Addr: netip.AddrFrom4([4]byte{198, 18, byte(i >> 8), byte(i)}), TTL: time.Hour}}
+		if err := n.Learn(t.Context(), a); err != nil {
+			t.Fatal(err)
+		}
+	}
+	stream, err := newNamesClient(t, n).WatchNameSets(t.Context(), &control.WatchNameSetsRequest{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	m, err := stream.Recv()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if size := proto.Size(m); size > 4<<20 || size < 3<<19 {
+		t.Errorf("%d combinations are told in %d bytes", len(m.Sets), size)
+	}
+	if s := m.Sets[0].Selectors[0]; s.Namespace != "shop" {
+		t.Errorf("selector %v", s)
+	}
 }
 
 func TestNamesBeforeWiring(t *testing.T) {

@@ -220,6 +220,11 @@ func (s *story) resolve(ctx context.Context, p *probe, from *place, server netip
 					names = append(names, strings.TrimSuffix(c.Target, "."))
 				}
 			}
+			if p.scope != "" {
+				for i := len(s.taught[a]); i < len(names); i++ {
+					names[i] = p.scope + "/" + names[i]
+				}
+			}
 			slices.Sort(names)
 			s.taught[a] = slices.Compact(names)
 		}

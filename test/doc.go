@@ -37,7 +37,8 @@
 // and UDP on 53 (not in stories with servers of names) and 7000. The verbs are
 // tcp, udp, ping and resolve, or an HTTP method. Before "=>" may stand
 // family=4|6, size=BYTES (of what is sent), header= and host=; type= and
-// over=udp|tcp of questions, and believed=no if the answer teaches nothing.
+// over=udp|tcp of questions, and believed=no if the answer teaches nothing, or
+// believed=NAMESPACE if it counts for policies of that one only.
 // What may come of it is ok, dropped (nothing came back, and a record of a drop
 // says so), refused or reset, an HTTP status, or a code of DNS. After that, each
 // name=value must hold: seen=PLACE (whose address the server saw),

@@ -5,8 +5,8 @@ import (
 	"encoding/json"
 	"fmt"
 	"net/http"
+	"net/netip"
 	"os/exec"
-	"slices"
 	"strings"
 
 	"github.com/miekg/dns"
@@ -78,6 +78,20 @@ func (s *story) explain(p *probe) error {
 	return nil
 }
 
+// namesFor are the names of an address that count for all, and those that count
+// for the namespace of a pod.
+func (s *story) namesFor(a netip.Addr, pod string) (all, own []string) {
+	namespace, _, _ := strings.Cut(pod, "/")
+	for _, n := range s.taught[a] {
+		if in, name, ok := strings.Cut(n, "/"); !ok {
+			all = append(all, n)
+		} else if in == namespace {
+			own = append(own, name)
+		}
+	}
+	return all, own
+}
+
 // question is a probe as explain takes it, and what must be answered; not ok
 // where policy does not tell what comes of it.
 func (s *story) question(p *probe, family int) (q map[string]any, want policy.Verdict, ok bool) {
@@ -125,8 +139,13 @@ func (s *story) question(p *probe, family int) (q map[string]any, want policy.Ve
 		q["http"] = map[string]any{"method": p.verb, "path": p.path, "host": host, "headers": header}
 	}
 	s.mu.Lock()
-	if names := s.taught[target.Addr()]; len(names) > 0 {
-		q["names"] = slices.Clone(names)
+	names, own := s.namesFor(target.Addr(), p.from)
+	switch {
+	case len(names) > 0:
+		q["names"] = names
+	case len(own) > 0:
+		q["names"] = own
+		q["namesIn"], _, _ = strings.Cut(p.from, "/")
 	}
 	s.mu.Unlock()
 	if name, ok := strings.CutPrefix(p.from, "host-"); ok {

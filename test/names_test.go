@@ -58,6 +58,7 @@ func (s *story) names(match string) (out []string) {
 	for line := range strings.Lines(text) {
 		var n struct {
 			Name      string
+			Namespace string
 			Addresses []struct{ Identity uint32 }
 			Selectors []struct{ MatchName, MatchPattern string }
 			Pods      []string
@@ -70,6 +71,9 @@ func (s *story) names(match string) (out []string) {
 			if a.Identity != 0 {
 				known++
 			}
+		}
+		if n.Namespace != "" {
+			n.Name = n.Namespace + "/" + n.Name
 		}
 		out = append(out, fmt.Sprintf("%s %d of %d %s", n.Name, known, len(n.Addresses), n.Pods))
 	}

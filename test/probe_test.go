@@ -43,6 +43,7 @@ type probe struct {
 	kind     uint16 // of a question; 0: addresses of the probe's family
 	over     string // udp or tcp
 	believed bool   // the answer teaches
+	scope    string // the namespace alone that it teaches
 	want     string
 	checks   map[string]string
 }
@@ -90,7 +91,9 @@ func (s *story) parseProbe(w []string) (*probe, error) {
 		case "over":
 			p.over = v
 		case "believed":
-			p.believed = v == "yes"
+			if p.believed = v != "no"; v != "yes" && p.believed {
+				p.scope = v
+			}
 		default:
 			return nil, fmt.Errorf("a probe has no %s", k)
 		}

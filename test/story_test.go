@@ -58,7 +58,7 @@ type story struct {
 	// noExplain: what is in the directory is not what is in force.
 	noExplain bool
 	noEcho53  bool                    // real DNS servers have the port
-	taught    map[netip.Addr][]string // names, by what pods were told of them
+	taught    map[netip.Addr][]string // names, by what pods were told of them; "namespace/name" if it counts there only
 	// beside: addresses that a node has and its object does not name.
 	beside  map[string][]netip.Addr
 	started map[string]bool // by node
