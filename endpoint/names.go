@@ -7,7 +7,8 @@ import (
 	"github.com/weirnet/weir/policy"
 )
 
-// names tells which pod has an address. Of two that claim it the newest does.
+// names tells which pod has an address. Of those that claim it and
+// are not being deleted the newest does.
 type names struct {
 	pods   map[policy.Object]*policy.Pod
 	byAddr map[netip.Addr][]*policy.Pod
@@ -47,7 +48,7 @@ func (n *names) apply(changes []policy.Change) {
 func (n *names) lookup(a netip.Addr) *policy.Pod {
 	var best *policy.Pod
 	for _, p := range n.byAddr[a.Unmap()] {
-		if best == nil || p.Created > best.Created {
+		if best == nil || best.Deleting && !p.Deleting || p.Created > best.Created && p.Deleting == best.Deleting {
 			best = p
 		}
 	}

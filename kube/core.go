@@ -50,7 +50,7 @@ func pod(key policy.Object, o *corev1.Pod) (any, error) {
 		Namespace: key.Namespace, Name: key.Name, UID: string(o.UID),
 		Node: o.Spec.NodeName, Labels: o.Labels,
 		ServiceAccount: o.Spec.ServiceAccountName, HostNetwork: o.Spec.HostNetwork,
-		Created: o.CreationTimestamp.Unix(),
+		Created: o.CreationTimestamp.Unix(), Deleting: o.DeletionTimestamp != nil,
 	}
 	if o.CreationTimestamp.IsZero() {
 		p.Created = 0

@@ -40,6 +40,7 @@ type Engine struct {
 	pairs     map[pairKey]*pair
 	resolvers *resolvers
 	frontends *frontends
+	strangers *strangers
 	// apiServerHere: the API server has an address of this node.
 	apiServerHere bool
 
@@ -77,6 +78,9 @@ type pod struct {
 }
 
 func (p *pod) newer(q *pod) bool {
+	if p.src.Deleting != q.src.Deleting {
+		return q.src.Deleting
+	}
 	return cmp.Or(cmp.Compare(p.src.Created, q.src.Created), compareObjects(q.object, p.object)) > 0
 }
 
@@ -94,7 +98,7 @@ func NewEngine(o Options) (*Engine, error) {
 		policies: map[Object]*policyObject{}, scoped: map[string][]*policyObject{}, groups: map[string]*cidrGroup{}, nodeKeys: map[string]int{},
 		claims: newClaims(), prefixes: newPrefixTable(), endpoints: map[netip.Addr]*Endpoint{},
 		peers: newPeerTable(ids), selectors: newSelectorTable(), ruleSets: newRuleSetTable(newNumbering(1, o.Seeds.RuleSets)),
-		subjects: map[identity.Digest]*subject{}, names: newNameTable(), pairs: map[pairKey]*pair{}, resolvers: newResolvers(o), frontends: newFrontends(),
+		subjects: map[identity.Digest]*subject{}, names: newNameTable(), pairs: map[pairKey]*pair{}, resolvers: newResolvers(o), frontends: newFrontends(), strangers: newStrangers(),
 		policyNumbers: newNumbering(1, o.Seeds.Policies), rules: newRuleTable(newNumbering(1, o.Seeds.Rules)),
 		dirty: newDirty(), askedOf: map[identity.Digest]*subject{},
 	}, nil
@@ -105,7 +109,7 @@ func NewEngine(o Options) (*Engine, error) {
 // the Delta holds with an error, too.
 func (e *Engine) Apply(changes []Change) (Delta, error) {
 	e.delta = Delta{Prefixes: map[netip.Prefix]Peer{}, Policies: map[uint32]*Resolved{},
-		Endpoints: map[netip.Addr]*Endpoint{}, Names: map[identity.ID]*NameSet{}, Pairs: map[Pair]identity.ID{}}
+		Endpoints: map[netip.Addr]*Endpoint{}, Names: map[identity.ID]*NameSet{}, Pairs: map[Pair]identity.ID{}, Strangers: map[string]*Guess{}}
 	clear(e.askedOf)
 	var errs []error
 	for _, c := range changes {
@@ -191,6 +195,7 @@ func (e *Engine) settle() error {
 		e.touchNodes(key)
 	}
 	note(e.settlePods())
+	e.settleStrangers()
 	e.settleHost()
 	e.settleNodeAddresses()
 	changed, err := e.settlePrefixes()
@@ -220,6 +225,7 @@ func (e *Engine) settle() error {
 		note(e.follow(s, *change, removed, e.dirty.services))
 	}
 	e.settlePairs()
+	note(e.settleUnions())
 	return errors.Join(errs...)
 }
 

@@ -23,8 +23,10 @@ type (
 		HostNetwork     bool
 		Addresses       []netip.Addr
 		Ports           []NamedPort
-		// Created orders pods that claim one address: the newest owns it.
-		Created int64 // seconds since the epoch
+		// Created orders pods that claim one address: of those that are not Deleting
+		// the newest owns it, else the newest of the others.
+		Created  int64 // seconds since the epoch
+		Deleting bool  // its deletion was asked for
 	}
 	// NamedPort is a container port with a name.
 	NamedPort struct {
@@ -94,11 +96,11 @@ type (
 // Object is a key of what the engine holds: kind is one of Pod, Namespace,
 // Node, Service, EndpointSlice, NetworkPolicy, CiliumNetworkPolicy,
 // CiliumClusterwideNetworkPolicy, CiliumCIDRGroup, NameSet, which is an
-// asker's, and HostAddresses, which is the node's own.
+// asker's, and HostAddresses and Stranger, which are the node's own.
 type Object struct{ Kind, Namespace, Name string }
 
 // Change is an object's new state. Value is nil (gone), or a *Pod,
-// *Namespace, *Node, *Service, *EndpointSlice, *NameSet, *HostAddresses, or an
+// *Namespace, *Node, *Service, *EndpointSlice, *NameSet, *HostAddresses, *Stranger, or an
 // *api.Policy or *api.CIDRGroup as the decoder made it, refused ones included
 // (Refused set): the engine closes what they would select.
 type Change struct {
@@ -142,6 +144,9 @@ type Delta struct {
 	// Endpoints by address of a local pod that is not on the host network;
 	// nil: gone.
 	Endpoints map[netip.Addr]*Endpoint
+	// Strangers, by the name of the change that spoke of them: under which policy
+	// they are; nil: under none, they are left alone.
+	Strangers map[string]*Guess
 	// RuleSets by id; nil: gone.
 	RuleSets map[uint32]*RuleSet
 	// Names by identity: what the addresses of toFQDNs selectors are known as;

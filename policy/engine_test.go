@@ -92,7 +92,7 @@ func TestNothingTwice(t *testing.T) {
 		gone = append(gone, Change{Object: c.Object})
 	}
 	step(t, e, tb, gone...)
-	if len(tb.policies)+len(tb.endpoints)+len(tb.ruleSets)+len(tb.names)+len(tb.pairs) > 0 || len(tb.prefixes) != 2 {
+	if len(tb.policies)+len(tb.endpoints)+len(tb.ruleSets)+len(tb.names)+len(tb.pairs) > 0 || len(tb.prefixes) != 3 { // of the world, and link-local
 		t.Errorf("left: %v %v %v %v", tb.policies, tb.endpoints, tb.ruleSets, tb.prefixes)
 	}
 	if n := tb.numbers; len(n.Identities)+len(n.Policies)+len(n.RuleSets)+len(n.Rules) > 0 {

@@ -40,7 +40,7 @@ func TestHostAddresses(t *testing.T) {
 		{"a pod's of this node", "10.0.0.11", who("10.0.0.11"), who("10.0.0.11")},
 		{"a pod's of another node", "10.1.0.12", who("10.1.0.12"), "reserved:host"},
 		{"a cluster IP", "10.96.0.7", "service:shop/api", "service:shop/api"},
-		{"link-local", "fe80::1", "world", "reserved:host"},
+		{"link-local", "fe80::1", "reserved:unknown-pod", "reserved:host"},
 	}
 	var all []string
 	for _, c := range cases {

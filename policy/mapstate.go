@@ -69,6 +69,11 @@ const (
 // One Deny anywhere denies. Else the first Redirect or Refuse found counts,
 // else the first Allow. ok is false if nothing was found: default deny.
 func Lookup(m map[Key]Entry, dir Direction, peers []identity.ID, proto uint8, port uint16) (e Entry, ok bool) {
+	return lookup(m, dir, peers, ports{proto: proto, port: port, bits: 16})
+}
+
+// lookup is Lookup for those of these ports that no entry for fewer is about.
+func lookup(m map[Key]Entry, dir Direction, peers []identity.ID, at ports) (e Entry, ok bool) {
 	var redirect, allow Entry
 	consider := func(k Key) (denied bool) {
 		v, found := m[k]
@@ -97,10 +102,10 @@ func Lookup(m map[Key]Entry, dir Direction, peers []identity.ID, proto uint8, po
 				continue
 			}
 		}
-		if proto != 0 {
-			for bits := 16; bits >= 0; bits-- {
-				k := Key{Direction: dir, Identity: id, Protocol: proto, PortBits: uint8(bits)}
-				k.Port = port & uint16(0xffff<<(16-bits))
+		if at.proto != 0 {
+			for bits := int(at.bits); bits >= 0; bits-- {
+				k := Key{Direction: dir, Identity: id, Protocol: at.proto, PortBits: uint8(bits)}
+				k.Port = at.port & uint16(0xffff<<(16-bits))
 				if consider(k) {
 					return e, ok
 				}

@@ -133,6 +133,8 @@ func naivePeers(e *Engine) map[netip.Addr]*peer {
 			out[a] = e.podPeer(owner)
 		case len(nodes) > 0:
 			out[a] = e.nodePeerOf(nodes, isAPI)
+		case e.strangers.at[a] != nil:
+			out[a] = e.strangers.at[a].claim
 		case isAPI:
 			out[a] = newWorldPeer(hostPrefix(a), true)
 		case inRange && netip.MustParsePrefix("10.0.0.0/25").Contains(a):

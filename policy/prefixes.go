@@ -80,8 +80,13 @@ func newClaims() *claims {
 	for _, world := range [...]string{"0.0.0.0/0", "::/0"} {
 		c.dirty[netip.MustParsePrefix(world)] = struct{}{}
 	}
+	c.podCIDR(linkLocal6, true)
 	return c
 }
+
+// linkLocal6 is handled as a range of pods: who answers there is on the pod's own
+// link, another pod or the node, and never the world.
+var linkLocal6 = netip.MustParsePrefix("fe80::/10")
 
 func (c *claims) touch(a netip.Addr) {
 	if a.IsValid() {
@@ -206,6 +211,9 @@ func (e *Engine) wanted(p netip.Prefix) *peer {
 		}
 		if s := c.services[a]; len(s) > 0 {
 			return newServicePeer(slices.MinFunc(s, func(a, b *service) int { return compareObjects(a.object, b.object) }).object)
+		}
+		if s := e.strangers.at[a]; s != nil {
+			return s.claim
 		}
 		if c.apiServers[a] > 0 {
 			return newWorldPeer(p, true)

@@ -41,6 +41,9 @@ func (r random) pod(i int) Change {
 	if p.HostNetwork {
 		p.Addresses = []netip.Addr{netip.MustParseAddr(map[string]string{"n1": "192.168.0.1", "n2": "192.168.0.2"}[p.Node])}
 	}
+	if r.some(15) {
+		p.Addresses = nil
+	}
 	if r.some(60) {
 		p.Ports = append(p.Ports, NamedPort{"web", protoTCP, pick[uint16](r, 80, 8080, 81)})
 	}
@@ -318,6 +321,18 @@ func (r random) vary(c Change) Change {
 }
 
 // other makes one of the objects that are neither pod nor policy.
+func (r random) stranger() Change {
+	s := &Stranger{New: r.some(70), Fresh: r.some(70)}
+	for range r.IntN(3) {
+		s.Addresses = append(s.Addresses, netip.MustParseAddr(pick(r, "10.0.0.20", "10.0.0.21", "10.0.0.10", "10.9.9.9", "fd00::99")))
+	}
+	c := Change{Object{Kind: KindStranger, Name: fmt.Sprint(r.IntN(4))}, s}
+	if r.some(20) {
+		c.Value = nil
+	}
+	return c
+}
+
 func (r random) other(i int) Change {
 	switch i % 8 {
 	case 0:

@@ -21,6 +21,7 @@ type tables struct {
 	pairs     map[Pair]identity.ID
 	services  map[Frontend]*Backends
 	nodeAddrs map[netip.Addr]bool
+	strangers map[string]*Guess
 	numbers   Seeds
 	// entries are those of policies, brought along by what Deltas say was edited.
 	entries map[uint32]map[Key]Entry
@@ -28,7 +29,7 @@ type tables struct {
 
 func newTables() *tables {
 	return &tables{map[netip.Prefix]Peer{}, map[uint32]*Resolved{}, map[netip.Addr]*Endpoint{}, map[uint32]*RuleSet{},
-		map[identity.ID]*NameSet{}, map[Pair]identity.ID{}, map[Frontend]*Backends{}, map[netip.Addr]bool{},
+		map[identity.ID]*NameSet{}, map[Pair]identity.ID{}, map[Frontend]*Backends{}, map[netip.Addr]bool{}, map[string]*Guess{},
 		Seeds{map[uint32]identity.Digest{}, map[uint32]identity.Digest{}, map[uint32]identity.Digest{}, map[uint32]identity.Digest{}},
 		map[uint32]map[Key]Entry{}}
 }
@@ -83,6 +84,7 @@ func (tb *tables) apply(t testing.TB, d Delta) {
 		}
 	}
 	put(tb.names, d.Names)
+	put(tb.strangers, d.Strangers)
 	for p, id := range d.Pairs {
 		if (tb.pairs[p] == 0) == (id == 0) {
 			t.Errorf("pair %+v is %d, and was %d", p, id, tb.pairs[p])
@@ -150,6 +152,12 @@ func (tb *tables) check(t testing.TB) {
 	}
 	for id := range tb.names {
 		identityKnown("names", id)
+	}
+	for name, g := range tb.strangers {
+		identityKnown(name, g.Identity)
+		if tb.policies[g.Policy] == nil {
+			t.Errorf("stranger %s has policy %d, which is not there", name, g.Policy)
+		}
 	}
 	for p, id := range tb.pairs {
 		identityKnown("pair", id)

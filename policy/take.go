@@ -45,6 +45,8 @@ func (e *Engine) take(c Change) error {
 		return takeAs(c, e.takeGroup)
 	case KindHostAddresses:
 		return takeAs(c, func(_ Object, h *HostAddresses) { e.takeHostAddresses(h) })
+	case KindStranger:
+		return takeAs(c, func(o Object, s *Stranger) { e.takeStranger(o.Name, s) })
 	case KindNameSet:
 		return takeAs(c, func(o Object, set *NameSet) { e.names.ask(o.Name, set) })
 	}

@@ -1,0 +1,396 @@
+package policy
+
+import (
+	"errors"
+	"fmt"
+	"maps"
+	"net/netip"
+	"slices"
+	"strings"
+
+	"github.com/weirnet/weir/identity"
+)
+
+// KindStranger is no object of the cluster, see Stranger.
+const KindStranger = "Stranger"
+
+// Stranger is an interface of this node behind which is no address that an
+// object says is a pod's. It is the value of a Change of that kind; the name of
+// the change's object is the asker's to choose, and stays the interface's.
+//
+// The address of a pod comes to its object well after its first packet may have
+// left. But the object, with node and labels, is there before the interface is.
+// So what comes new belongs to one of the pods of this node that wait for their
+// address when it is first spoken of, and is under what is the strictest of their
+// policies together. The same objects in another order can therefore make other
+// tables, as far as strangers are concerned.
+type Stranger struct {
+	// Addresses that are behind it, as far as they are known. They should be none
+	// that whoever is behind it can choose.
+	Addresses []netip.Addr
+	// New: it appeared under the eyes of the asker, when everything that was known
+	// of pods then had been applied; not: it may be older than any pod that waits.
+	New bool
+	// Fresh: it is new enough for its pod's object to be still on its way here.
+	Fresh bool
+	// Pod, if not nil, is whose it is: somebody told who knows.
+	Pod *PodName
+}
+
+// PodName names one life of a pod. UID may be empty: not known.
+type PodName struct{ Namespace, Name, UID string }
+
+// String is namespace/name.
+func (p PodName) String() string { return p.Namespace + "/" + p.Name }
+
+// Guess is what becomes of a stranger.
+type Guess struct {
+	// Pods are those that it may be, ordered. None: all that is known is that it is
+	// a pod, since its address lies in a range of this node's, and the policy lets
+	// nothing pass.
+	Pods []PodName
+	// Identity is the pod's where there is no doubt, else that of an address which
+	// no known pod has.
+	Identity identity.ID
+	Policy   uint32 // key of Delta.Policies
+	// Exact: the policy is the pod's own. Pods with equal labels share it, so there
+	// may be more than one.
+	Exact bool
+}
+
+func (g *Guess) equal(o *Guess) bool {
+	if g == nil || o == nil {
+		return g == o
+	}
+	return g.Identity == o.Identity && g.Policy == o.Policy && g.Exact == o.Exact && slices.Equal(g.Pods, o.Pods)
+}
+
+// strangers are the interfaces whose pods are not known, and the pods that wait.
+type strangers struct {
+	byName map[string]*stranger
+	at     map[netip.Addr]*stranger // whose address it is, of those with a guess
+	// Of this node, not on the host network: all pods, and those without address.
+	local, waiting map[*pod]struct{}
+	unions         map[identity.Digest]*union
+}
+
+type stranger struct {
+	name       string
+	src        *Stranger
+	candidates map[*pod]struct{} // when it was first spoken of
+	pods       []*pod            // who it may be now, ordered
+	sure       bool              // that it is one of them
+	alone      bool              // it is none of Weir's business
+	claim      *peer             // what its addresses stand for
+	union      *union            // nil: the policy is the pod's own
+	told       *Guess
+}
+
+// union is the strictest of several policies together; of none, one that lets
+// nothing pass.
+type union struct {
+	id       uint32
+	digest   identity.Digest
+	subjects []*subject
+	users    int
+	told     bool // it was in a Delta
+	stale    bool // made, or of other subjects, since
+}
+
+func newStrangers() *strangers {
+	return &strangers{byName: map[string]*stranger{}, at: map[netip.Addr]*stranger{},
+		local: map[*pod]struct{}{}, waiting: map[*pod]struct{}{}, unions: map[identity.Digest]*union{}}
+}
+
+func (e *Engine) takeStranger(name string, src *Stranger) {
+	t := e.strangers
+	s := t.byName[name]
+	if src == nil {
+		if s != nil {
+			s.src = nil
+		}
+		return
+	}
+	if s == nil {
+		s = &stranger{name: name}
+		t.byName[name] = s
+	}
+	s.src = src
+}
+
+// settleStrangers finds out who strangers may be. The pods are settled.
+func (e *Engine) settleStrangers() {
+	t := e.strangers
+	for p := range e.dirty.pods {
+		delete(t.local, p)
+		delete(t.waiting, p)
+		if p.gone || p.subject == nil {
+			continue
+		}
+		t.local[p] = struct{}{}
+		if !slices.ContainsFunc(p.src.Addresses, netip.Addr.IsValid) {
+			t.waiting[p] = struct{}{}
+		}
+	}
+	if len(t.byName) == 0 {
+		return
+	}
+	ranges, follows := e.podRanges()
+	list := slices.SortedFunc(maps.Values(t.byName), func(a, b *stranger) int { return strings.Compare(a.name, b.name) })
+	taken := map[*pod]*stranger{}
+	for _, s := range list {
+		if s.src == nil {
+			continue
+		}
+		if s.candidates == nil {
+			s.candidates = maps.Clone(t.waiting)
+		}
+		inside, outside := s.within(ranges)
+		s.look(t, inside)
+		s.alone = len(s.pods) == 0 && !inside && s.src.Pod == nil || outside && follows && s.src.Pod == nil
+		if s.sure && len(s.pods) == 1 {
+			taken[s.pods[0]] = s
+		}
+	}
+	// What is surely another's is not this one's.
+	for again := len(taken) > 0; again; {
+		again = false
+		for _, s := range list {
+			if s.src == nil || len(s.pods) < 2 {
+				continue
+			}
+			left := slices.DeleteFunc(slices.Clone(s.pods), func(p *pod) bool { return taken[p] != nil })
+			if len(left) == 0 || len(left) == len(s.pods) {
+				continue
+			}
+			s.pods = left
+			if s.sure && len(left) == 1 {
+				taken[left[0]], again = s, true
+			}
+		}
+	}
+	e.claimStrangers(list)
+}
+
+// look finds the pods that a stranger may be.
+func (s *stranger) look(t *strangers, inside bool) {
+	s.pods, s.sure = nil, s.src.New && inside
+	if told := s.src.Pod; told != nil {
+		s.sure = true
+		for p := range t.local {
+			if p.src.Namespace == told.Namespace && p.src.Name == told.Name && (told.UID == "" || told.UID == p.src.UID) {
+				s.pods = append(s.pods, p)
+			}
+		}
+		return
+	}
+	for p := range s.candidates {
+		if _, still := t.waiting[p]; still {
+			s.pods = append(s.pods, p)
+		} else {
+			delete(s.candidates, p)
+		}
+	}
+	if len(s.pods) == 0 && inside && s.src.Fresh {
+		s.pods, s.sure = slices.Collect(maps.Keys(t.waiting)), false
+	}
+	slices.SortFunc(s.pods, func(a, b *pod) int { return compareObjects(a.object, b.object) })
+}
+
+// within tells whether one of a stranger's addresses lies in the pod ranges of
+// this node, or it has addresses and none does.
+func (s *stranger) within(ranges []netip.Prefix) (inside, outside bool) {
+	for _, a := range s.src.Addresses {
+		a = a.Unmap()
+		if slices.ContainsFunc(ranges, func(p netip.Prefix) bool { return p.Contains(a) }) {
+			return true, false
+		}
+		outside = outside || a.IsValid() && !a.IsLinkLocalUnicast()
+	}
+	return false, outside
+}
+
+// podRanges are this node's, and whether pods are seen to get their addresses
+// from there: not every CNI asks the Node object.
+func (e *Engine) podRanges() (ranges []netip.Prefix, follows bool) {
+	n := e.nodes[e.nodeName]
+	if n == nil {
+		return nil, false
+	}
+	for _, p := range n.PodCIDRs {
+		if p.IsValid() {
+			ranges = append(ranges, p.Masked())
+		}
+	}
+	for p := range e.strangers.local {
+		for _, a := range p.src.Addresses {
+			if !slices.ContainsFunc(ranges, func(r netip.Prefix) bool { return r.Contains(a.Unmap()) }) {
+				return ranges, false
+			}
+			follows = true
+		}
+	}
+	return ranges, follows
+}
+
+// claimStrangers says what the strangers' addresses stand for. Of two that have
+// one address the one that had it before keeps it.
+func (e *Engine) claimStrangers(list []*stranger) {
+	t := e.strangers
+	was := maps.Clone(t.at)
+	claims := map[*stranger]*peer{}
+	clear(t.at)
+	for _, s := range list {
+		old := s.claim
+		if claims[s] = old; s.src == nil || s.alone {
+			continue
+		}
+		s.claim = newUnknownPeer()
+		if s.sure && s.sameSubject() {
+			s.claim = s.pods[0].peer
+		}
+		for _, a := range s.src.Addresses {
+			if a = a.Unmap(); !a.IsValid() || a.IsLinkLocalUnicast() {
+				continue
+			}
+			if first := was[a]; t.at[a] == nil || first == s {
+				t.at[a] = s
+			}
+		}
+	}
+	for a, s := range t.at {
+		if was[a] != s || claims[s] == nil || claims[s].digest != s.claim.digest {
+			e.claims.touch(a)
+		}
+	}
+	for a := range was {
+		if t.at[a] == nil {
+			e.claims.touch(a)
+		}
+	}
+}
+
+// sameSubject tells whether all that it may be share one policy.
+func (s *stranger) sameSubject() bool {
+	for _, p := range s.pods {
+		if p.subject != s.pods[0].subject {
+			return false
+		}
+	}
+	return len(s.pods) > 0
+}
+
+// settleUnions puts strangers under their policies. Those of subjects are settled.
+func (e *Engine) settleUnions() error {
+	t := e.strangers
+	var failed []error
+	var before []*union
+	for name, s := range t.byName {
+		before = append(before, s.union)
+		s.union = nil
+		var g *Guess
+		switch {
+		case s.src == nil, s.alone:
+		case s.sameSubject():
+			g = &Guess{Identity: s.claim.id, Policy: s.pods[0].subject.id, Exact: true}
+			if s.claim.kind == unknownPeer {
+				g.Identity = identity.UnknownPod
+			}
+		default:
+			u, err := e.unionOf(s.pods)
+			if err != nil {
+				failed = append(failed, err)
+				continue
+			}
+			s.union = u
+			g = &Guess{Identity: identity.UnknownPod, Policy: u.id}
+		}
+		if g != nil {
+			for _, p := range s.pods {
+				g.Pods = append(g.Pods, PodName{p.src.Namespace, p.src.Name, p.src.UID})
+			}
+		}
+		if !g.equal(s.told) {
+			s.told = g
+			e.delta.Strangers[name] = g
+		}
+		if s.src == nil {
+			delete(t.byName, name)
+		}
+	}
+	for _, u := range before {
+		if u != nil {
+			u.users--
+		}
+	}
+	for digest, u := range t.unions {
+		if u.users == 0 {
+			delete(t.unions, digest)
+			if u.told {
+				e.delta.Policies[u.id] = nil
+			}
+			e.policyNumbers.release(u.id)
+			continue
+		}
+		e.judgeUnion(u)
+	}
+	return errors.Join(failed...)
+}
+
+// unionOf finds or makes the policy of a stranger that may be any of these pods.
+func (e *Engine) unionOf(pods []*pod) (*union, error) {
+	t := e.strangers
+	var subjects []*subject
+	for _, p := range pods {
+		if !slices.Contains(subjects, p.subject) {
+			subjects = append(subjects, p.subject)
+		}
+	}
+	slices.SortFunc(subjects, func(a, b *subject) int { return slices.Compare(a.peer.digest[:], b.peer.digest[:]) })
+	sum := []byte("any of\x00")
+	for _, s := range subjects {
+		sum = append(sum, s.peer.digest[:]...)
+	}
+	digest := identity.DigestOf(sum)
+	u := t.unions[digest]
+	if u == nil {
+		id, err := e.policyNumbers.get(digest)
+		if err != nil {
+			return nil, fmt.Errorf("number a policy: %w", err)
+		}
+		u = &union{id: id, digest: digest, stale: true}
+		t.unions[digest] = u
+	}
+	if !slices.Equal(u.subjects, subjects) {
+		u.subjects, u.stale = subjects, true
+	}
+	u.users++
+	return u, nil
+}
+
+// judgeUnion brings a union up to date with the policies that it is made of.
+func (e *Engine) judgeUnion(u *union) {
+	changed := u.stale
+	all := make([]*Resolved, 0, len(u.subjects))
+	for _, s := range u.subjects {
+		_, now := e.delta.Policies[s.id]
+		changed = changed || now
+		if s.resolved != nil {
+			all = append(all, s.resolved)
+		}
+	}
+	if !changed {
+		return
+	}
+	u.told, u.stale = true, false
+	if len(u.subjects) == 0 || len(all) < len(u.subjects) { // one could not be computed
+		e.delta.Policies[u.id] = &Resolved{Enforced: [2]bool{true, true}, Entries: map[Key]Entry{},
+			Selecting: [2][]string{{unknownPods}, {unknownPods}}}
+		return
+	}
+	e.delta.Policies[u.id] = e.strictest(all)
+}
+
+// unknownPods stands where the policies are named that put a pod under default
+// deny, of one that is not known.
+const unknownPods = "(no pod is known that it could be)"
