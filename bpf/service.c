@@ -104,7 +104,8 @@ static __always_inline int forward(struct bpf_sock_addr *ctx, const struct ends 
 		return PROCEED;
 	}
 	if (!s->count) {
-		count_service(SERVICE_REFUSED);
+		if (s->id) /* else it is a probe's */
+			count_service(SERVICE_REFUSED);
 		return refuse();
 	}
 	chosen = remember ? bpf_map_lookup_elem(&choices, &asker) : NULL;

@@ -12,7 +12,7 @@ struct service_key {
 	__u8 pad;
 };
 struct service {
-	__u32 id;	/* of backends, members and affinity; rows may share one */
+	__u32 id;	/* of backends, members and affinity; rows may share one; 0: for a probe */
 	__u32 count;	/* slots; 0: refused */
 	__u32 affinity; /* seconds a client stays with a backend after its last use; 0: no such */
 	__u32 pad;
