@@ -25,6 +25,8 @@ type Options struct {
 	// is called often. nil: none are.
 	Resolvers func() []policy.Server
 	Veths     *Veths
+	// Services is told what becomes of services; nil: nobody translates them.
+	Services *Services
 	// MTU is told the largest of the pods' veths, whenever it changes.
 	MTU func(int) error
 	// Complete tells whether the source has everything it was given: until
@@ -46,6 +48,7 @@ type Manager struct {
 	metrics  *Metrics
 	complete func() bool
 	tellMTU  func(int) error
+	services *Services
 	submits  chan submit
 	waits    chan chan error
 	wants    wants
@@ -124,7 +127,7 @@ func newManager(o Options, k kernel) (*Manager, error) {
 		return nil, err
 	}
 	m := &Manager{
-		node: o.Node, log: o.Log, veths: o.Veths, metrics: o.Metrics, complete: o.Complete, tellMTU: o.MTU,
+		node: o.Node, log: o.Log, veths: o.Veths, metrics: o.Metrics, complete: o.Complete, tellMTU: o.MTU, services: o.Services,
 		submits: make(chan submit), waits: make(chan chan error),
 		r: r, engine: engine, names: newNames(), labels: map[uint32][]string{},
 		wants: newWants(), heard: o.Names == nil,
@@ -182,10 +185,12 @@ func (m *Manager) Run(ctx context.Context) error {
 	deaf := time.NewTimer(hearing)
 	defer deaf.Stop()
 	for {
+		m.services.working(false)
 		select {
 		case <-ctx.Done():
 			return nil
 		case s := <-m.submits:
+			m.services.working(true)
 			m.apply(s)
 		case w := <-m.waits:
 			waiting = append(waiting, w)
@@ -205,6 +210,7 @@ func (m *Manager) Run(ctx context.Context) error {
 				m.veths.Invalidate()
 			}
 		}
+		m.services.working(true)
 		m.takeMore(&waiting)
 		if !m.started {
 			continue
@@ -263,6 +269,7 @@ func (m *Manager) compute(changes []policy.Change) error {
 	delta, err := m.engine.Apply(changes)
 	// With an error, too: only what made no sense is left out.
 	m.r.fold(delta)
+	m.services.note(delta)
 	// Asked now: it speaks of what has just been taken over.
 	m.whole = m.started && m.heard && m.complete()
 	if m.whole && !m.seedless {
@@ -270,6 +277,7 @@ func (m *Manager) compute(changes []policy.Change) error {
 		m.engine.DropUnusedSeeds()
 		delta, dropErr := m.engine.Apply(nil)
 		m.r.fold(delta)
+		m.services.note(delta)
 		m.seedless, err = true, errors.Join(err, dropErr)
 	}
 	m.names.apply(changes)
@@ -318,6 +326,8 @@ func (m *Manager) pass(ctx context.Context) error {
 	if m.passes++; err == nil || m.passes > activateAfter {
 		err = errors.Join(err, m.r.activate())
 	}
+	// Now that the kernel knows who the backends are.
+	m.services.release(m.whole)
 	took := time.Since(start)
 	m.metrics.realise.Observe(took.Seconds())
 	if err != nil {
