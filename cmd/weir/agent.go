@@ -51,6 +51,7 @@ type agentOptions struct {
 	keepFlows   int
 	proxyDrain  time.Duration
 	clsact      bool
+	cgroup      string
 	dns         dnsOptions
 }
 
@@ -87,6 +88,7 @@ func newAgentCommand() *cobra.Command {
 	f.IntVar(&o.keepFlows, "keep-flows", 16384, "how many of the latest flow records are kept")
 	f.DurationVar(&o.proxyDrain, "proxy-drain", time.Hour, "how long a proxy that was replaced may go on with what it is in the middle of")
 	f.BoolVar(&o.clsact, "clsact", false, "attach programs as clsact filters also where the kernel has tcx (tcx runs before filters of others)")
+	f.StringVar(&o.cgroup, "cgroup", "auto", cgroupUsage)
 	o.dns.addFlags(cmd)
 	return cmd
 }
@@ -148,6 +150,12 @@ func (o *agentOptions) run(ctx context.Context) error {
 		}
 	}()
 
+	services, err := o.services(datapath, log)
+	if err != nil {
+		return err
+	}
+	defer services.close(log)
+
 	// What was seen.
 	registry := prometheus.NewRegistry()
 	registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
@@ -183,7 +191,7 @@ func (o *agentOptions) run(ctx context.Context) error {
 	})
 	manager, err = endpoint.New(endpoint.Options{
 		Node: o.node, Datapath: datapath, RuleSets: proxies, MTU: proxies.SetMTU, Veths: veths,
-		Names: proxies, Resolvers: o.dns.resolvers,
+		Names: proxies, Resolvers: o.dns.resolvers, Services: services.Services,
 		Complete: func() bool { return source.Report().Complete },
 		Log:      log, Metrics: endpoint.NewMetrics(registry),
 	})
@@ -191,7 +199,8 @@ func (o *agentOptions) run(ctx context.Context) error {
 		return err
 	}
 	watch := newProxyWatch(proxies)
-	registry.MustRegister(manager.Collector(), source.Collector(), watch)
+	services.pods = func() []endpoint.EndpointStatus { return manager.Status().Endpoints }
+	registry.MustRegister(manager.Collector(), source.Collector(), services.Collector(), watch)
 	if err := endpoint.RegisterCapacities(registry, datapath); err != nil {
 		return err
 	}
@@ -203,7 +212,7 @@ func (o *agentOptions) run(ctx context.Context) error {
 		},
 		source: source, manager: manager, kernel: kernelCounts, proxy: watch.status,
 		ring: ring, lost: readersLost, registry: registry, log: log,
-		names: proxies.ListNames, podAt: manager.PodAt,
+		names: proxies.ListNames, podAt: manager.PodAt, services: services.Status,
 	}
 	socket, err := server.listen(o.state.socket())
 	if err != nil {
@@ -215,6 +224,7 @@ func (o *agentOptions) run(ctx context.Context) error {
 	group.Go(func() error { return veths.Run(ctx) })
 	group.Go(func() error { return proxies.Run(ctx) })
 	group.Go(func() error { return manager.Run(ctx) })
+	group.Go(func() error { return services.Run(ctx) })
 	group.Go(func() error { return manager.Records(ctx, datapath, publish) })
 	group.Go(func() error { return source.Run(ctx, manager) })
 	group.Go(func() error { return server.serve(ctx, socket, server.private()) })

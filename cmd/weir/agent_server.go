@@ -34,12 +34,14 @@ type agentStatus struct {
 	Ready   bool     `json:"ready"`
 	Reasons []string `json:"reasons,omitempty"`
 	// Waited is the answer to --wait: empty when it is so.
-	Waited  string             `json:"waited,omitempty"`
-	Objects kube.Report        `json:"objects"`
-	Policy  endpoint.Status    `json:"policy"`
-	Proxy   proxyStatus        `json:"proxy"`
-	Kernel  []flow.KernelCount `json:"kernel"`
-	Lost    lostStatus         `json:"lost"`
+	Waited  string          `json:"waited,omitempty"`
+	Objects kube.Report     `json:"objects"`
+	Policy  endpoint.Status `json:"policy"`
+	Proxy   proxyStatus     `json:"proxy"`
+	// Services is how pods' connections to services are translated.
+	Services endpoint.ServicesStatus `json:"services"`
+	Kernel   []flow.KernelCount      `json:"kernel"`
+	Lost     lostStatus              `json:"lost"`
 }
 
 // lostStatus counts records that were not made or not read.
@@ -71,6 +73,7 @@ type agentServer struct {
 	registry *prometheus.Registry
 	log      *slog.Logger
 	names    nameLister
+	services func() endpoint.ServicesStatus
 	// podAt names the pod of an address, if there is one.
 	podAt func(netip.Addr) (namespace, name string, ok bool)
 }
@@ -138,6 +141,7 @@ func (s *agentServer) status() agentStatus {
 	st.Objects = s.source.Report()
 	st.Policy = s.manager.Status()
 	st.Proxy = s.proxy()
+	st.Services = s.services()
 	st.Lost.Readers, st.Lost.Proxy = s.lost.Load(), st.Proxy.RecordsLost
 	counts, err := s.kernel()
 	if err != nil {

@@ -38,6 +38,7 @@ func (s *agentStatus) print(out io.Writer) error {
 	}
 	w.printf("\nproxy    %s\n", s.Proxy.line())
 	w.keep(s.Proxy.others(w))
+	printServices(w, s.Services)
 	w.printf("tables   %s\n", tablesLine(s.Policy.Tables))
 	if len(s.Policy.HostAddresses) > 0 {
 		w.printf("host     %s\n", hostLine(s.Policy.HostAddresses))
