@@ -73,6 +73,7 @@ func commands() []*cobra.Command {
 		newProxyCommand(),
 		newPolicyCommand(),
 		newDemoCommand(),
+		newProbeServicesCommand(),
 		newVersionCommand(),
 	}
 }
