@@ -11,6 +11,7 @@ import (
 	"testing"
 
 	"github.com/weirnet/weir/test/node"
+	"github.com/weirnet/weir/test/sockets"
 )
 
 // prefix begins the names of everything the stories make.
@@ -24,6 +25,7 @@ var program, scratch string
 func TestMain(m *testing.M) { os.Exit(run(m)) }
 
 func run(m *testing.M) int {
+	sockets.Main()
 	if name := os.Getenv(fetchVariable); name != "" {
 		return fetchByGo(name)
 	}

@@ -136,6 +136,9 @@ type Node struct {
 	Host *Netns
 	// State is the --state of the Weir that runs here, unique on the machine.
 	State string
+	// Cgroup (v2) is that of the pods; only processes that Pod.Contain puts there
+	// are in it. "": there is no cgroup v2.
+	Cgroup string
 
 	network *Network
 	number  int
@@ -167,6 +170,9 @@ func (w *Network) AddNode(o NodeOptions) (_ *Node, err error) {
 			err = fmt.Errorf("make node %s: %w", o.Name, err)
 		}
 	}()
+	if err := n.makeCgroup(); err != nil {
+		return nil, err
+	}
 	if n.Host, err = NewNetns(w.Name + ".host-" + o.Name); err != nil {
 		return nil, err
 	}
@@ -261,7 +267,7 @@ func (n *Node) close() error {
 		errs = append(errs, n.Host.Close())
 		n.Host = nil
 	}
-	return errors.Join(errs...)
+	return errors.Join(append(errs, removeCgroup(n.Cgroup))...)
 }
 
 // UniqueName is a Network name that no other process or call has, and that

@@ -22,7 +22,10 @@ const runDir = "/run/weir"
 // UniqueName(prefix, ...).
 func RemoveStale(prefix string) error {
 	stale := map[string]bool{}
-	for _, dir := range []string{netnsDir, runDir} {
+	for _, dir := range []string{netnsDir, runDir, cgroupRoot()} {
+		if dir == "" {
+			continue
+		}
 		entries, err := os.ReadDir(dir)
 		if err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return fmt.Errorf("look for stale networks: %w", err)
@@ -73,6 +76,12 @@ func RemoveNetwork(network string) error {
 	}
 	for _, path := range names {
 		errs = append(errs, DeleteNetns(filepath.Base(path)))
+	}
+	if root := cgroupRoot(); root != "" {
+		groups, _ := filepath.Glob(filepath.Join(root, network+".*")) // as above
+		for _, path := range groups {
+			errs = append(errs, removeCgroup(path))
+		}
 	}
 	return errors.Join(errs...)
 }

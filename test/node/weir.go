@@ -38,7 +38,12 @@ func (n *Node) Weir() *Weir { return n.weir }
 
 // AgentArgs is the agent's command line after the program's name.
 func (w *Weir) AgentArgs(extra ...string) []string {
-	return append([]string{"agent", "--objects", w.Objects.Dir, "--node-name", w.node.Name, "--state", w.node.State}, extra...)
+	// Never the machine's own: of several nodes each has its part.
+	cgroup := w.node.Cgroup
+	if cgroup == "" {
+		cgroup = "none"
+	}
+	return append([]string{"agent", "--objects", w.Objects.Dir, "--node-name", w.node.Name, "--state", w.node.State, "--cgroup", cgroup}, extra...)
 }
 
 // Start starts the agent; Wait tells when it enforces.
