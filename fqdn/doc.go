@@ -21,6 +21,19 @@
 // for it for a moment, and the row is put right when it comes, however late. Of
 // several such parts the one that the address has now stays: flows depend on it.
 //
+// # For whom
+//
+// An answer counts for the toFQDNs selectors of all policies, or, where only
+// policies of one namespace name the server, for those of that namespace: then
+// they are other selectors (dnsrules.Selector.Namespace), and the name is another
+// one (scopes.go). An address that has both kinds of names has a set of both kinds
+// of selectors, and each policy finds its own among them.
+//
+// The agent makes an identity for so many combinations and no more; the pods whose
+// names call for them share those (wants.go).
+//
+// # What can't be claimed
+//
 // What an answer says of pods, nodes and services is written like the rest, and
 // means nothing: the kernel asks this table only about addresses that ipcache
 // knows as outside. Addresses that no outside peer can have are left out: also

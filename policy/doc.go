@@ -21,6 +21,11 @@
 // the one and then the other; where rules about both meet on a port with L7
 // rules, they have a peer for both together (Delta.Pairs), which is asked first.
 //
+// What a server says that only policies of one namespace name counts there alone:
+// selectors about that bear the namespace, and only rules of its policies have
+// them. They are there in namespaces with such policies, beside those about what
+// counts for all.
+//
 // Where a policy is about names, DNS that it lets through on port 53 without
 // DNS rules goes to the proxy all the same, where every question passes and the
 // answers are seen: Cilium wants a DNS rule for that. What is not let through

@@ -19,6 +19,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/weirnet/weir/policy"
+	"github.com/weirnet/weir/policy/dnsrules"
 	"github.com/weirnet/weir/proxy/control"
 )
 
@@ -37,6 +38,11 @@ func namesServer(fail error) *agentServer {
 			},
 			Selectors: []*control.NameSelector{{Name: "api.example.test"}, {Pattern: "*.example.test"}},
 			Pods:      [][]byte{bytesOf("10.0.0.1"), bytesOf("10.0.0.2")},
+		},
+		{
+			Name: "api.example.test", Namespace: "shop",
+			Addresses: []*control.NameAddress{{Address: bytesOf("192.0.2.7"), Expires: namesAt.Add(time.Minute).UnixNano(), Identity: 302}},
+			Selectors: []*control.NameSelector{{Name: "api.example.test", Namespace: "shop"}},
 		},
 	}
 	return &agentServer{
@@ -84,7 +90,7 @@ func TestNamesText(t *testing.T) {
 }
 
 func TestNamesFilter(t *testing.T) {
-	for match, want := range map[string]int{"": 2, "API.Example": 1, "api.example.test.": 1, "nothing": 0} {
+	for match, want := range map[string]int{"": 3, "API.Example": 2, "api.example.test.": 2, "nothing": 0} {
 		names, err := askNames(t, namesServer(nil), match)
 		if err != nil || len(names) != want {
 			t.Errorf("%q: %d names, %v", match, len(names), err)
@@ -96,6 +102,9 @@ func TestNamesJSON(t *testing.T) {
 	names, err := askNames(t, namesServer(nil), "api")
 	if err != nil {
 		t.Fatal(err)
+	}
+	if n := names[1]; len(names) != 2 || names[0].Namespace != "" || n.Namespace != "shop" || n.Selectors[0] != (dnsrules.Selector{Name: "api.example.test", Namespace: "shop"}) {
+		t.Errorf("%+v", names)
 	}
 	text, err := json.Marshal(names[0])
 	if err != nil {

@@ -96,6 +96,7 @@ func newPolicyExplainCommand() *cobra.Command {
 	fl.StringVar(&f.dns.Name, "dns-name", "", "name of a DNS question (then --protocol is UDP and --port 53, unless given)")
 	fl.StringVar(&f.dns.Type, "dns-type", "A", "type of a DNS question")
 	fl.StringArrayVar(&f.question.Names, "name", nil, "DNS name that the address --to stands for (repeatable)")
+	fl.StringVar(&f.question.NamesIn, "names-in", "", "a server told them that only policies of this namespace name")
 	fl.StringVar(&f.node, "node-name", "", "node that pods without one, and entity:host, belong to")
 	fl.StringSliceVar(&f.nodeAddresses, "node-address", nil, "address that node --node-name has on some interface, besides what its object says; weir status shows them (repeatable)")
 	fl.StringVar(&f.batch, "batch", "", "file of questions, one JSON object a line; - for standard input")

@@ -217,6 +217,9 @@ func TestPolicyExplainBatch(t *testing.T) {
 		`{"id":"7","from":"shop/api","to":"service:shop/web","port":80,"http":{"method":"GET","path":"/v1/x?y","host":"h","headers":{"X-A":["b"]}}}`,
 		`{"id":"8","from":"shop/api","to":"192.0.2.7","port":443,"names":["api.example.test"]}`,
 		`{"id":"9","from":"shop/api","to":"shop/web","port":53,"protocol":"UDP","dns":{"name":"x.example.test","type":"A"}}`,
+		`{"id":"10","from":"shop/api","to":"192.0.2.7","port":443,"names":["api.example.test"],"namesIn":"shop"}`,
+		`{"id":"11","from":"shop/api","to":"192.0.2.7","port":443,"namesIn":"shop"}`,
+		`{"id":"12","from":"shop/api","to":"192.0.2.7","port":443,"names":["api.example.test"],"namesIn":7}`,
 	}, "\n") // the last line without an end
 	out, status := runPolicy(t, in, "explain", "--objects", dir, "--batch", "-")
 	var got []string
@@ -231,7 +234,7 @@ func TestPolicyExplainBatch(t *testing.T) {
 		}
 		got = append(got, fmt.Sprint(a.ID, " ", a.Verdict, " ", a.Error != ""))
 	}
-	want := []string{"1 l7 false", "2 denied false", "<nil> error true", "4 error true", "5 denied false", "6 error true", "7 allowed false", "8 allowed false", "9 denied false"}
+	want := []string{"1 l7 false", "2 denied false", "<nil> error true", "4 error true", "5 denied false", "6 error true", "7 allowed false", "8 allowed false", "9 denied false", "10 allowed false", "11 error true", "12 error true"}
 	if diff := cmp.Diff(want, got); diff != "" || status != 0 {
 		t.Errorf("exit status %d\n%s", status, diff)
 	}
