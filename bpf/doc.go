@@ -30,6 +30,27 @@
 // as tcx links or as filters, since one before them could let packets pass
 // unjudged; [Datapath.Overtaken] tells where that is not so any more.
 //
+// # Services
+//
+// service.c stands at the sockets of pods, not at interfaces, with the tables in
+// service.h; [Services] is its handle. It shares nothing with the rest but the
+// directory of pins, and either works without the other.
+//
+//	connect, sendmsg: named ── services ──> backends ──> the socket's peer
+//	                                          │ reverse
+//	recvmsg, getpeername: named <─────────────┘
+//
+//   - A connected IPv6 socket for IPv4 has sendmsg4 called with the address it is
+//     connected to, the backend's: that is no new name for it.
+//   - What a socket named is written before it is sent there, and programs that
+//     tell it are attached first and taken off last.
+//   - A socket that names a backend by its own address is told that address, also
+//     if it came there by a service before.
+//
+// A connection costs 0.9 microseconds where it is translated and 0.4 where not, a
+// datagram of an unconnected socket 1.3 and 0.2 on its way back, on the machine
+// below.
+//
 // # Where the kernel or an attacker asked for more than was planned
 //
 //   - ICMP echo: only the asking end has the identifier as its port. With both

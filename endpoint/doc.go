@@ -6,7 +6,11 @@
 //	              |                                      +----------> rule sets in the proxy
 //	              +-- the node's own addresses --> policy.Engine
 //
-// One goroutine, Manager.Run, computes and writes. It holds what the tables
+// Services are beside that: what the engine says of them goes to Services, whose
+// own goroutine writes their tables once the kernel knows who the backends are,
+// and tells the kernel every second that it keeps them.
+//
+// One goroutine, Manager.Run, computes, and writes all else. It holds what the tables
 // are to say and what they say; every pass writes the difference, so a
 // restart, a lost event and a failed write take the same path. What is pointed
 // to is written before what points to it and deleted after.
