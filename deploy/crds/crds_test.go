@@ -96,9 +96,9 @@ func testRefusals(t *testing.T, s *apiserver.Server) {
 	for _, tt := range []struct{ name, object, want string }{
 		{"field", head + web + `{},{"fromEndpoint":[{}]}]}}`, "spec.ingress[1].fromEndpoint: unknown field; did you mean fromEndpoints?"},
 		{"case", head + `"spec":{"endpointSelector":{"matchlabels":{"a":"b"}},"ingress":[{}]}}`, "spec.endpointSelector.matchlabels: unknown field; did you mean matchLabels?"},
-		{"letters", head + web + `{"toProts":[]}]}}`, "spec.ingress[0].toProts: unknown field; did you mean toPorts?"},
+		{"letters", head + web + `{"toProts":[]}]}}`, "spec.ingress[0].toProts: unknown field; did you mean ports or toPorts?"},
 		{"nothing near", head + web + `{"xyz":1}]}}`, "spec.ingress[0].xyz: unknown field"},
-		{"top", head + `"sepc":{},` + web + `{}]}}`, "sepc: unknown field; did you mean spec?"},
+		{"top", head + `"sepc":{},` + web + `{}]}}`, "sepc: unknown field; did you mean spec or specs?"},
 		{"specs", head + `"specs":[{"endpointSelector":{},"ingress":[{}]},{"endpointSelector":{},"egress":[{"toFQDN":[]}]}]}`, "specs[1].egress[0].toFQDN: unknown field; did you mean toFQDNs?"},
 		{"spec and specs", head + web + `{}]},"specs":[{"endpointSelector":{},"egress":[{"toFQDN":[]}]}]}`, "specs[0].egress[0].toFQDN: unknown field"},
 		{"deep", head + web + `{"toPorts":[{"ports":[{"port":"80","protocol":"TCP"}],"rules":{"http":[{},{"headerMatches":[{"name":"a","vale":"b"}]}]}}]}]}}`,

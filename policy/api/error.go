@@ -14,6 +14,9 @@ type Error struct {
 	Line     int    // from 1; 0: not known
 	Field    string // "spec.ingress[0].toPorts"; empty: the document as a whole
 	Message  string
+	// NotEnforced, of a warning: what stands there is accepted, and not enforced
+	// as written.
+	NotEnforced bool
 }
 
 // Error says "file:line: field: message" on one line, less what is not known.

@@ -19,6 +19,13 @@ func (l *linter) warn(path, format string, args ...any) {
 	l.found = append(l.found, l.d.newError(path, format, args...))
 }
 
+// unenforced warns of what Weir does not do.
+func (l *linter) unenforced(path, what string) {
+	e := l.d.newError(path, "is not enforced by this version: %s", what)
+	e.NotEnforced = true
+	l.found = append(l.found, e)
+}
+
 // lint looks for what is allowed but hardly meant, and for what this version
 // doesn't enforce.
 func (d *decoder) lint(p *Policy, meta objectMeta) []*Error {
@@ -56,7 +63,7 @@ func (l *linter) cidr(c CIDR, path string) {
 func (l *linter) rule(r *Rule, path, namespace string) {
 	l.subjects(r.EndpointSelector, path+".endpointSelector", namespace)
 	if r.NodeSelector != nil {
-		l.warn(path+".nodeSelector", "is not enforced by this version: nothing of the nodes' own traffic is filtered")
+		l.unenforced(path+".nodeSelector", "nothing of the nodes' own traffic is filtered")
 	}
 	if c := r.EnableDefaultDeny; c != nil {
 		if c.Ingress != nil && *c.Ingress && len(r.Ingress)+len(r.IngressDeny) == 0 {

@@ -81,13 +81,13 @@ func (l *linter) portRules(rules []PortRule, path string, ingress bool) {
 		}
 		l.ports(r.Ports, p+".ports", ingress)
 		if len(r.ServerNames) > 0 {
-			l.warn(p+".serverNames", "is not enforced by this version: the traffic is denied")
+			l.unenforced(p+".serverNames", "the traffic is denied")
 		}
 		if r.Rules == nil {
 			continue
 		}
 		if len(r.Rules.Kafka) > 0 {
-			l.warn(p+".rules.kafka", "is not enforced by this version: the traffic is denied")
+			l.unenforced(p+".rules.kafka", "the traffic is denied")
 		}
 		for j, d := range r.Rules.DNS {
 			l.dnsPattern(d.MatchPattern, index(p+".rules.dns", j)+".matchPattern")

@@ -2,6 +2,7 @@ package main
 
 import (
 	"fmt"
+	"maps"
 	"slices"
 	"strconv"
 	"strings"
@@ -56,51 +57,63 @@ func admission(name string, resources []string, variables []variable) []any {
 	return []any{policy, binding}
 }
 
-// policyVariables are the variables for policies. The lists of rules are
-// looked at in expressions of their own: each has a budget.
+// policyVariables are the variables for policies. An expression costs an API
+// server the square of its length when it is compiled, and has a budget when it
+// is evaluated: so there is one for each field of each list of rules.
 func policyVariables(root schema) []variable {
 	rule := root.child("spec")
 	lists := []string{"ingress", "ingressDeny", "egress", "egressDeny"}
 	var w walker
 	out := []variable{
 		{"rules", "(has(object.spec) && object.spec != null ? [object.spec] : []) + (has(object.specs) && object.specs != null ? object.specs : [])"},
-		{"place", "has(object.spec) && object.spec != null ? 'spec' : ''"},
-		{"top", w.own("object", root)},
+		{"single", "has(object.spec) && object.spec != null"},
+		{"top", lines(w.own("object", root))},
 	}
+	names := []string{"variables.top"}
 	add := func(name string, text func(r string) string) {
 		r := w.name("r")
 		// Equal rules have the same problems, so it does not matter which is named.
-		at := "(variables.place != '' && variables.rules.indexOf(" + r + ") == 0 ? 'spec' : " +
-			"'specs[' + string(variables.rules.indexOf(" + r + ") - (variables.place != '' ? 1 : 0)) + ']')"
+		i := "variables.rules.indexOf(" + r + ")"
+		at := "(variables.single && " + i + " == 0 ? '.spec' : '.specs[' + string(" + i + " - (variables.single ? 1 : 0)) + ']')"
 		out = append(out, variable{name, "variables.rules.map(" + r + ", " + w.prefixed(text(r), at) + ").filter(s, s != '').join('\\n')"})
+		names = append(names, "variables."+name)
 	}
-	add("head", func(r string) string {
+	add("rule", func(r string) string {
 		return w.object(r, rule, func(key string) bool { return !slices.Contains(lists, key) })
 	})
 	for _, list := range lists {
-		add(list, func(r string) string {
-			return "(" + w.field(r, list, rule.child(list)) + ").filter(s, s != '').join('\\n')"
-		})
+		items := rule.child(list).items()
+		each := func(problems func(y string) string) func(r string) string {
+			return func(r string) string { return lines(w.items(r, list, problems)) }
+		}
+		add(list, each(func(y string) string { return lines(w.own(y, items)) }))
+		for _, key := range items.keys() {
+			if w.field("x", key, items.child(key)) != "" {
+				add(list+"_"+key, each(func(y string) string { return lines(w.field(y, key, items.child(key))) }))
+			}
+		}
 	}
-	names := []string{"variables.top.join('\\n')", "variables.head"}
-	for _, list := range lists {
-		names = append(names, "variables."+list)
-	}
-	return append(out, problems(names...))
+	return append(out, problems(root, names))
 }
 
 func groupVariables(root schema) []variable {
 	var w walker
 	return []variable{
 		{"top", w.object("object", root, func(key string) bool { return key == "spec" })},
-		problems("variables.top"),
+		problems(root, []string{"variables.top"}),
 	}
 }
 
-// problems is the variable of all problems. The dot that a path begins with
-// is dropped.
-func problems(lists ...string) variable {
-	return variable{"problems", "[" + strings.Join(lists, ", ") + "].filter(s, s != '').map(s, s.split('\\n').map(l, l.startsWith('.') ? l.substring(1) : l).join('\\n')).join('\\n')"}
+// problems is the variable of all problems, with hints. The dot that a path
+// begins with is dropped.
+func problems(root schema, names []string) variable {
+	const unknown = ": unknown field"
+	known := list(slices.Sorted(maps.Keys(root.allKeys(map[string]bool{}))))
+	hint := "[l.substring(l.lastIndexOf('.') + 1, l.size() - " + strconv.Itoa(len(unknown)) + ")].map(k, " +
+		known + ".filter(f, " + similar("f", "k") + ").join(' or '))[0]"
+	hinted := "l.endsWith('" + unknown + "') ? [" + hint + "].map(h, h == '' ? l : l + '; did you mean ' + h + '?')[0] : l"
+	return variable{"problems", "[" + strings.Join(names, ", ") + "].filter(s, s != '').map(s, s.split('\\n').map(l, " +
+		hinted + ").map(l, l.startsWith('.') ? l.substring(1) : l).join('\\n')).join('\\n')"}
 }
 
 // walker writes CEL that looks through an object for what its schema does not
@@ -114,6 +127,9 @@ func (w *walker) name(prefix string) string {
 	return prefix + strconv.Itoa(w.names)
 }
 
+// lines joins a list of lines.
+func lines(list string) string { return "(" + list + ").filter(s, s != '').join('\\n')" }
+
 // object is a string with the problems of x, which has the schema, in lines.
 func (w *walker) object(x string, s schema, wanted func(key string) bool) string {
 	terms := []string{w.own(x, s)}
@@ -124,33 +140,28 @@ func (w *walker) object(x string, s schema, wanted func(key string) bool) string
 			}
 		}
 	}
-	return "(" + strings.Join(terms, " + ") + ").filter(s, s != '').join('\\n')"
+	return lines(strings.Join(terms, " + "))
 }
 
 // own is a list of x's own problems: fields that are unknown or null, and what
 // can't stand together.
 func (w *walker) own(x string, s schema) string {
-	k, f := w.name("k"), w.name("f")
-	known := list(s.keys())
-	// A hint is a name that has almost the same letters.
-	hint := known + ".filter(" + f + ", " + similar(f, k) + ")"
-	terms := []string{x + ".filter(" + k + ", !(" + k + " in " + known + ") || " + x + "[" + k + "] == null)" +
-		".map(" + k + ", '.' + " + k + " + (" + k + " in " + known + " ? ': must not be null' : ': unknown field' + " +
-		hint + ".map(" + f + ", '; did you mean ' + " + f + " + '?').join('')))"}
+	terms := []string{x + ".filter(k, !(k in " + list(s.keys()) + ") || " + x + "[k] == null)" +
+		".map(k, '.' + k + (" + x + "[k] == null ? ': must not be null' : ': unknown field'))"}
 	for _, c := range checks(s) {
 		terms = append(terms, "("+strings.ReplaceAll(c.when, "$", x)+" ? ["+strings.ReplaceAll(c.say, "$", x)+"] : [])")
 	}
 	return strings.Join(terms, " + ")
 }
 
-// similar tells whether a name may have been meant by a key: it begins with it
-// or the other way round, or no more than a letter of either is not in the
-// other.
+// similar tells whether a name may have been meant by a key of about its
+// length: it begins with it or the other way round, or no more than a letter of
+// either is not in the other.
 func similar(name, key string) string {
 	n, k := name+".lowerAscii()", key+".lowerAscii()"
-	return n + ".startsWith(" + k + ") || " + k + ".startsWith(" + n + ") || " +
-		name + ".size() - " + key + ".size() in [-1, 0, 1] && " +
-		n + ".split('').filter(c, !" + k + ".contains(c)).size() + " + k + ".split('').filter(c, !" + n + ".contains(c)).size() <= 1"
+	return name + " != " + key + " && " + name + ".size() - " + key + ".size() in [-2, -1, 0, 1, 2] && (" +
+		n + ".startsWith(" + k + ") || " + k + ".startsWith(" + n + ") || " +
+		n + ".split('').filter(c, !" + k + ".contains(c)).size() + " + k + ".split('').filter(c, !" + n + ".contains(c)).size() <= 1)"
 }
 
 // field is a list of strings with the problems below x's field; "" if there
@@ -160,12 +171,9 @@ func (w *walker) field(x, key string, s schema) string {
 	there := "has(" + field + ") && " + field + " != null"
 	switch {
 	case s.items() != nil && s.items().checked():
-		y := w.name("y")
-		at := "'." + key + "[' + string(" + field + ".indexOf(" + y + ")) + ']'"
-		return "(" + there + " ? " + field + " : []).map(" + y + ", " + w.prefixed(w.object(y, s.items(), nil), at) + ")"
+		return w.items(x, key, func(y string) string { return w.object(y, s.items(), nil) })
 	case s.values() != nil:
-		k := w.name("k")
-		return "(" + there + " ? " + field + ".filter(" + k + ", " + field + "[" + k + "] == null).map(" + k + ", '." + key + "[' + " + k + " + ']: must not be null') : [])"
+		return "(" + there + " ? " + field + ".filter(k, " + field + "[k] == null).map(k, '." + key + "[' + k + ']: must not be null') : [])"
 	case len(s.keys()) > 0:
 		y := w.name("y")
 		return "(" + there + " ? [" + field + "] : []).map(" + y + ", " + w.prefixed(w.object(y, s, nil), "'."+key+"'") + ")"
@@ -173,10 +181,17 @@ func (w *walker) field(x, key string, s schema) string {
 	return ""
 }
 
+// items is a list of strings with the problems of the items of x's field.
+func (w *walker) items(x, key string, problems func(y string) string) string {
+	field := x + "." + key
+	y := w.name("y")
+	at := "'." + key + "[' + string(" + field + ".indexOf(" + y + ")) + ']'"
+	return "(has(" + field + ") && " + field + " != null ? " + field + " : []).map(" + y + ", " + w.prefixed(problems(y), at) + ")"
+}
+
 // prefixed puts a path before each line.
 func (w *walker) prefixed(lines, at string) string {
-	s, l := w.name("s"), w.name("l")
-	return "[" + lines + "].map(" + s + ", " + s + " == '' ? '' : " + s + ".split('\\n').map(" + l + ", " + at + " + " + l + ").join('\\n'))[0]"
+	return "[" + lines + "].map(s, s == '' ? '' : s.split('\\n').map(l, " + at + " + l).join('\\n'))[0]"
 }
 
 func list(names []string) string { return "['" + strings.Join(names, "', '") + "']" }
