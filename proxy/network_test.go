@@ -8,13 +8,16 @@ import (
 	"net/netip"
 	"os"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
+	"github.com/cilium/ebpf"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
 	"github.com/weirnet/weir/bpf"
+	"github.com/weirnet/weir/proxy/control"
 )
 
 // tcpPair returns both ends of a connection.
@@ -348,6 +351,21 @@ func TestListenersAreNotMultipath(t *testing.T) {
 			t.Errorf("%d listeners, %v", len(ls), err)
 		}
 	})
+}
+
+// TestAgentOfAnotherVersion: a table for fewer listeners is refused, before
+// anything is set up, and the agent is told why.
+func TestAgentOfAnotherVersion(t *testing.T) {
+	needRoot(t)
+	older, err := ebpf.NewMap(&ebpf.MapSpec{Type: ebpf.SockMap, KeySize: 4, ValueSize: 8, MaxEntries: 4})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer older.Close()
+	w, err := (&process{}).setUp(&control.Wiring{Generation: 1}, &tables{listeners: older})
+	if err == nil || w != nil || !strings.Contains(err.Error(), "another version") {
+		t.Errorf("wired: %v, %v", w, err)
+	}
 }
 
 func TestNamespaceIsConfiguredTwice(t *testing.T) {

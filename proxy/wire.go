@@ -271,9 +271,10 @@ const podShare = 4
 
 // maxPairs is how many connections the limit of open files leaves room for: a
 // pair has two sockets, and some have pipes for a while, which are done
-// without when they can't be had. Questions by UDP get an eighth of all.
+// without when they can't be had. Questions by UDP get an eighth of all, besides
+// those they come to.
 func maxPairs() int {
-	const others = 256
+	const others = 256 + uint64(bpf.Listeners)
 	var l syscall.Rlimit
 	if err := syscall.Getrlimit(syscall.RLIMIT_NOFILE, &l); err != nil || l.Cur <= 2*others {
 		return 1
