@@ -74,10 +74,8 @@ func (d textDecoder) item(o fields) (*item, error) {
 		return nil, fmt.Errorf("metadata: %w", err)
 	}
 	annotations := map[string]string{}
-	if raw := metadata["annotations"]; raw != nil {
-		if err := json.Unmarshal(raw, &annotations); err != nil {
-			return nil, fmt.Errorf("metadata.annotations: %w", err)
-		}
+	if raw := metadata["annotations"]; raw != nil && json.Unmarshal(raw, &annotations) != nil {
+		annotations = nil // the strict decoder says what is wrong
 	}
 	i := &item{
 		name:    name{metadata.text("namespace"), metadata.text("name")},
