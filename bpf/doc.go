@@ -40,6 +40,8 @@
 //	                                          │ reverse
 //	recvmsg, getpeername: named <─────────────┘
 //
+// What is easily got wrong:
+//
 //   - A connected IPv6 socket for IPv4 has sendmsg4 called with the address it is
 //     connected to, the backend's: that is no new name for it.
 //   - What a socket named is written before it is sent there, and programs that

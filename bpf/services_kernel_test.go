@@ -251,8 +251,10 @@ func askOn(s *sockets.Socket, typ int, connects bool, to netip.AddrPort) (string
 		if err := s.Connect(to); err != nil {
 			return "", fmt.Errorf("connect: %w", err)
 		}
-		if peer, err := s.Peer(); err != nil || peer != to {
-			return "", fmt.Errorf("connected to %v, but its peer is said to be %v (%v)", to, peer, err)
+		if peer, err := s.Peer(); err != nil {
+			return "", fmt.Errorf("peer: %w", err)
+		} else if peer != to {
+			return "", fmt.Errorf("connected to %v, but its peer is said to be %v", to, peer)
 		}
 		if err := s.Send("who"); err != nil {
 			return "", fmt.Errorf("send: %w", err)

@@ -91,9 +91,12 @@ func ProbeHere() error {
 		}
 		err = unix.Connect(fd, p.to)
 		_ = unix.Close(fd) // nothing was sent
-		// Without the programs it is unreachable, or there is nothing to say.
+		// Without the programs it is unreachable, or nobody objects.
+		if err == nil {
+			return errors.New("the programs do not see what processes in the cgroup connect to")
+		}
 		if !errors.Is(err, unix.ECONNREFUSED) {
-			return fmt.Errorf("the programs do not see what processes in the cgroup connect to (%v)", err)
+			return fmt.Errorf("the programs do not see what processes in the cgroup connect to: %w", err)
 		}
 	}
 	return nil
