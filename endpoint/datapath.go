@@ -4,6 +4,8 @@ import (
 	"cmp"
 	"slices"
 
+	"github.com/vishvananda/netlink"
+
 	"github.com/weirnet/weir/bpf"
 	"github.com/weirnet/weir/flow"
 )
@@ -15,10 +17,19 @@ func kernelOf(d *bpf.Datapath) kernel {
 		ipcache: d.IPCache, devices: d.Devices, endpoints: d.Endpoints, names: d.Names, pairs: d.Pairs,
 		forget: func(addrs map[bpf.Addr]bool) error { return forget(d, addrs) },
 		unname: func(ids map[uint32]bool) error { return unname(d, ids) },
-		attach: d.AttachPod, detach: d.DetachPod, attached: d.Attached, activate: d.Activate,
+		attach: d.AttachPod, detach: d.DetachPod, attached: d.Attached, activate: d.Activate, sent: sentFrom,
 		overtaken: d.Overtaken,
 		revision:  d.Revision, revise: d.BumpRevision,
 	}
+}
+
+// sentFrom counts the packets that came out of a veth.
+func sentFrom(ifindex int) (uint64, error) {
+	l, err := netlink.LinkByIndex(ifindex)
+	if err != nil || l.Attrs().Statistics == nil {
+		return 0, err
+	}
+	return l.Attrs().Statistics.RxPackets, nil
 }
 
 // forget deletes all flows from and to these addresses.

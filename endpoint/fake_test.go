@@ -101,6 +101,7 @@ func (f *fakeKernel) kernel() kernel {
 			return nil
 		},
 		overtaken: func() ([]bpf.Overtaken, error) { return f.overtaken, nil },
+		sent:      func(int) (uint64, error) { return 0, nil },
 		attached:  func() ([]int, error) { return slices.Sorted(maps.Keys(f.programs)), nil },
 		activate:  func() error { f.activated++; return nil },
 		revise:    func() uint32 { f.revision++; f.note("revise"); return f.revision },

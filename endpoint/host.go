@@ -30,8 +30,13 @@ func (v *Veths) HostAddresses() ([]netip.Addr, error) {
 		return v.host, nil
 	}
 	var found []netip.Addr
+	subnet := map[int]bool{}
 	err := v.dump(unix.RTM_GETADDR, unix.RTM_NEWADDR, nl.NewIfAddrmsg(unix.AF_UNSPEC), nil, func(h []byte, a map[uint16][]byte) {
-		found = append(found, reached(nl.DeserializeIfAddrmsg(h), a)...)
+		m := nl.DeserializeIfAddrmsg(h)
+		found = append(found, reached(m, a)...)
+		if at, ok := netip.AddrFromSlice(a[unix.IFA_ADDRESS]); ok && !at.IsLinkLocalUnicast() && int(m.Prefixlen) < at.BitLen() {
+			subnet[int(m.Index)] = true
+		}
 	})
 	if err != nil {
 		v.mu.Lock()
@@ -40,9 +45,15 @@ func (v *Veths) HostAddresses() ([]netip.Addr, error) {
 		return nil, fmt.Errorf("list the node's addresses: %w", err)
 	}
 	slices.SortFunc(found, netip.Addr.Compare)
-	v.host = slices.Compact(found)
+	v.host, v.subnet = slices.Compact(found), subnet
 	return v.host, nil
 }
+
+// InSubnet tells, as of the last HostAddresses, whether an interface of the node
+// has an address that comes with a subnet: then it is how the node itself is
+// joined to a network. The host side of a pod's veth has no address, or a
+// gateway's with its full length.
+func (v *Veths) InSubnet(ifindex int) bool { return v.subnet[ifindex] }
 
 // reached is where packets arrive because of one address of an interface.
 func reached(h *nl.IfAddrmsg, attrs map[uint16][]byte) (out []netip.Addr) {

@@ -42,23 +42,29 @@ type Options struct {
 // takes changes of objects (Submit), watches for the pods' veths, and writes
 // the tables. One goroutine, Run, does all of it.
 type Manager struct {
-	node     string
-	log      *slog.Logger
-	veths    *Veths
-	metrics  *Metrics
-	complete func() bool
-	tellMTU  func(int) error
-	services *Services
-	submits  chan submit
-	waits    chan chan error
-	wants    wants
+	node      string
+	log       *slog.Logger
+	veths     *Veths
+	metrics   *Metrics
+	complete  func() bool
+	tellMTU   func(int) error
+	services  *Services
+	submits   chan submit
+	waits     chan chan error
+	announces chan announceCall
+	wants     wants
 
 	// Of Run alone.
-	r       *realiser
-	mtu     int // last told
-	mtuTurn sync.Mutex
-	started bool // the first changes are in
-	passes  int
+	r *realiser
+	// scanned: the veths that were there from the start are known. freshStrangers:
+	// there is one whose time to become known runs.
+	scanned, freshStrangers bool
+	announced               announcements
+	announceCalls           []announceCall
+	mtu                     int // last told
+	mtuTurn                 sync.Mutex
+	started                 bool // the first changes are in
+	passes                  int
 	// whole: the source had everything when it last submitted; seedless: the
 	// numbers that nothing stands for were taken from the engine then.
 	whole, seedless bool
@@ -87,6 +93,8 @@ type Manager struct {
 	// icmpTypes are their own indexes: what records point to.
 	icmpTypes [256]uint8
 	shown     Status
+	// unannounced tells what stands in the way of pods that were announced.
+	unannounced map[policy.PodName]string
 }
 
 type submit struct {
@@ -129,9 +137,11 @@ func newManager(o Options, k kernel) (*Manager, error) {
 	m := &Manager{
 		node: o.Node, log: o.Log, veths: o.Veths, metrics: o.Metrics, complete: o.Complete, tellMTU: o.MTU, services: o.Services,
 		submits: make(chan submit), waits: make(chan chan error),
+		announces: make(chan announceCall), announced: announcements{}, unannounced: map[policy.PodName]string{},
 		r: r, engine: engine, names: newNames(), labels: map[uint32][]string{},
 		wants: newWants(), heard: o.Names == nil,
 	}
+	r.unguarded = m.metrics.noteUnguarded
 	for i := range m.icmpTypes {
 		m.icmpTypes[i] = uint8(i)
 	}
@@ -195,6 +205,8 @@ func (m *Manager) Run(ctx context.Context) error {
 		case w := <-m.waits:
 			waiting = append(waiting, w)
 			m.lookAgain()
+		case c := <-m.announces:
+			m.hear(c)
 		case <-m.wants.changed:
 			m.need(m.wants.take())
 		case <-deaf.C:
@@ -217,7 +229,7 @@ func (m *Manager) Run(ctx context.Context) error {
 		}
 		err := m.pass(ctx)
 		next := rescan
-		if m.waitingPods() > 0 {
+		if m.waitingPods() > 0 || m.freshStrangers || len(m.announceCalls) > 0 {
 			next = rescanWaiting
 		}
 		if err != nil {
@@ -246,6 +258,8 @@ func (m *Manager) takeMore(waiting *[]chan error) {
 		case w := <-m.waits:
 			*waiting = append(*waiting, w)
 			m.lookAgain()
+		case c := <-m.announces:
+			m.hear(c)
 		case <-m.wants.changed:
 			m.need(m.wants.take())
 		case <-m.veths.Changed():
@@ -309,6 +323,8 @@ func (m *Manager) pass(ctx context.Context) error {
 	}
 	hostErr := m.followHost()
 	m.r.place()
+	m.announced.expire(start, m.r.pods)
+	hostErr = errors.Join(hostErr, m.followStrangers(start))
 	var overtaken map[int]string
 	if attached != nil && veths != nil {
 		m.noteLost(m.r.dropLost(attached))
@@ -328,6 +344,7 @@ func (m *Manager) pass(ctx context.Context) error {
 	}
 	// Now that the kernel knows who the backends are.
 	m.services.release(m.whole)
+	m.answerAnnounced()
 	took := time.Since(start)
 	m.metrics.realise.Observe(took.Seconds())
 	if err != nil {

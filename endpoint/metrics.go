@@ -13,6 +13,8 @@ type Metrics struct {
 	lost      prometheus.Counter
 	overtaken prometheus.Counter
 	behind    prometheus.Gauge
+	unguarded *prometheus.CounterVec
+	late      *prometheus.CounterVec
 }
 
 // NewMetrics registers them with reg. What can be read off a status is added
@@ -41,11 +43,35 @@ func NewMetrics(reg prometheus.Registerer) *Metrics {
 			Help: "Pods' interfaces where another's program runs before Weir's and could not be overtaken.",
 		}),
 	}
-	reg.MustRegister(m.realise, m.errors, m.lost, m.overtaken, m.behind)
+	m.unguarded = prometheus.NewCounterVec(prometheus.CounterOpts{
+		Name: "weir_unguarded_packets_total",
+		Help: "Packets that pods sent before Weir's programs were at their interface: \"before\" Weir, or while it was away, or \"while\" it ran. Neighbour discovery of the pods' kernels is among them.",
+	}, []string{"agent"})
+	m.late = prometheus.NewCounterVec(prometheus.CounterOpts{
+		Name: "weir_unguarded_interfaces_total",
+		Help: "Interfaces of pods that had sent something before Weir's programs were there.",
+	}, []string{"agent"})
+	for _, when := range []string{"before", "while"} {
+		m.unguarded.WithLabelValues(when)
+		m.late.WithLabelValues(when)
+	}
+	reg.MustRegister(m.realise, m.errors, m.lost, m.overtaken, m.behind, m.unguarded, m.late)
 	for _, doing := range []string{"policy", "realise"} {
 		m.errors.WithLabelValues(doing) // so that 0 is shown
 	}
 	return m
+}
+
+// noteUnguarded counts what a pod sent before its interface had the programs.
+func (m *Metrics) noteUnguarded(packets uint64, live bool) {
+	when := "before"
+	if live {
+		when = "while"
+	}
+	m.unguarded.WithLabelValues(when).Add(float64(packets))
+	if packets > 0 {
+		m.late.WithLabelValues(when).Inc()
+	}
 }
 
 // RegisterCapacities exports how many entries each table can hold.

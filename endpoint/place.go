@@ -17,7 +17,19 @@ import (
 func (r *realiser) place() {
 	owners := make(map[netip.Addr]owner, len(r.pods))
 	for a, e := range r.pods {
-		owners[a] = owner{e.Namespace, e.Name, e.UID}
+		o := owner{e.Namespace, e.Name, e.UID}
+		if _, there := r.veths[r.placed[a]]; e.Deleting && !there && r.placed[a] != 0 {
+			r.vacated[a] = o
+		}
+		// Who comes with its address now is another pod.
+		if v, ok := r.vacated[a]; !ok || v != o {
+			owners[a] = o
+		}
+	}
+	for a, o := range r.vacated {
+		if e := r.pods[a]; e == nil || o != (owner{e.Namespace, e.Name, e.UID}) {
+			delete(r.vacated, a)
+		}
 	}
 	for a, o := range r.owners {
 		if owners[a] != o {
@@ -39,6 +51,7 @@ func (r *realiser) place() {
 		}
 		devices[uint32(index)] = bpf.Device{Policy: e.Policy, Identity: uint32(e.Identity)}
 	}
+	r.placeStrangers(rows, devices)
 	r.endpoints.replace(rows)
 	r.devices.replace(devices)
 }
@@ -66,6 +79,7 @@ func (r *realiser) attachAll() (written int, err error) {
 			r.unattached++
 			continue
 		}
+		r.countUnguarded(i)
 		if err := r.k.attach(i); err != nil {
 			r.failed[i] = err
 			errs = append(errs, fmt.Errorf("attach to %s: %w", r.veths[i].Name, err))

@@ -30,6 +30,8 @@ type kernel struct {
 	// attached lists the interfaces with programs, a predecessor's included,
 	// activate puts ours in their place.
 	attached func() ([]int, error)
+	// sent counts the packets that came out of a veth since it was made.
+	sent     func(ifindex int) (uint64, error)
 	activate func() error
 	// overtaken lists where others' programs run before ours; attach helps, if
 	// anything does.
@@ -60,12 +62,18 @@ type realiser struct {
 	veths    map[int]Veth
 	owners   map[netip.Addr]owner // of pods, as of the last place
 	placed   map[netip.Addr]int
-	cleared  map[bpf.Addr]bool // flows forgotten, row not written yet
+	vacated  map[netip.Addr]owner // pods that are being deleted and whose veth is gone
+	cleared  map[bpf.Addr]bool    // flows forgotten, row not written yet
 	attached map[int]bool
 	failed   map[int]error // attaching, by ifindex
 	// unattached counts veths that were left to the next pass.
 	unattached int
-	active     bool // our programs are attached everywhere
+	// strangers are veths of pods that are not known yet, or not any more.
+	strangers map[int]*stranger
+	// unguarded is told what came out of a veth before it had the programs, and
+	// whether that was made while an agent ran.
+	unguarded func(packets uint64, live bool)
+	active    bool // our programs are attached everywhere
 }
 
 func newRealiser(k kernel, rules RuleSets) *realiser {
@@ -80,9 +88,9 @@ func newRealiser(k kernel, rules RuleSets) *realiser {
 		pairs:     newTable("pairs", k.pairs),
 		ruleSets:  newRuleSets(rules),
 		nameSets:  newNameSets(),
-		pods:      map[netip.Addr]*policy.Endpoint{}, veths: map[int]Veth{}, placed: map[netip.Addr]int{},
+		pods:      map[netip.Addr]*policy.Endpoint{}, veths: map[int]Veth{}, placed: map[netip.Addr]int{}, vacated: map[netip.Addr]owner{},
 		cleared: map[bpf.Addr]bool{}, mayBeNames: map[uint32]bool{},
-		attached: map[int]bool{}, failed: map[int]error{},
+		attached: map[int]bool{}, failed: map[int]error{}, strangers: map[int]*stranger{}, unguarded: func(uint64, bool) {},
 	}
 }
 
@@ -165,6 +173,9 @@ func (r *realiser) fold(d policy.Delta) {
 			row.Flags = bpf.PeerWorld
 		}
 		r.ipcache.set(bpf.PrefixOf(prefix), row)
+	}
+	for name, g := range d.Strangers {
+		r.guessed(name, g)
 	}
 	for a, e := range d.Endpoints {
 		if e == nil {

@@ -19,6 +19,8 @@ type Status struct {
 	TookNs    time.Duration    `json:"tookNs,omitempty"`
 	Revision  uint32           `json:"revision"`
 	Endpoints []EndpointStatus `json:"endpoints"`
+	// Strangers are veths that no object says whose they are.
+	Strangers []StrangerStatus `json:"strangers,omitempty"`
 	// HostAddresses are where the node itself is reached, by what its interfaces
 	// have. Those of its Node object count besides.
 	HostAddresses []netip.Addr  `json:"hostAddresses"`
@@ -122,6 +124,7 @@ func (m *Manager) show(err error, took time.Duration) {
 			p.State, p.Error = EndpointPending, why
 		}
 	}
+	s.Strangers = m.strangersShown()
 	for _, p := range pods {
 		slices.SortFunc(p.Addresses, netip.Addr.Compare)
 		s.Endpoints = append(s.Endpoints, *p)

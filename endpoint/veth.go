@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"os"
 	"slices"
+	"strings"
 	"sync"
 
 	"github.com/vishvananda/netlink"
@@ -21,6 +22,8 @@ type Veth struct {
 	MTU     int
 	HostMAC [6]byte
 	PodMAC  [6]byte // of the peer
+	// Ours: it leads to a proxy of Weir's.
+	Ours bool
 	// Addresses that the peer has; Nearby those of other interfaces in its
 	// namespace.
 	Addresses, Nearby []netip.Addr
@@ -38,6 +41,7 @@ type Veths struct {
 	spaces map[int32]*space // by nsid
 	known  map[int]hostVeth // by ifindex, as of the last Scan
 	host   []netip.Addr     // of this namespace, as of the last HostAddresses
+	subnet map[int]bool     // likewise: interfaces of it with an address in a subnet
 
 	changed   chan struct{}
 	mu        sync.Mutex
@@ -63,6 +67,7 @@ type hostVeth struct {
 	mac   [6]byte
 	peer  int
 	space int32
+	ours  bool
 }
 
 // OpenVeths opens the netlink sockets in the current network namespace.
@@ -157,7 +162,7 @@ func (v *Veths) result(links map[int]hostVeth) map[int]Veth {
 	out := make(map[int]Veth, len(links))
 	for index, l := range links {
 		sp := v.spaces[l.space]
-		d := Veth{Ifindex: index, Name: l.name, MTU: l.mtu, HostMAC: l.mac, PodMAC: sp.mac[l.peer]}
+		d := Veth{Ifindex: index, Name: l.name, MTU: l.mtu, Ours: l.ours, HostMAC: l.mac, PodMAC: sp.mac[l.peer]}
 		for _, p := range sp.addresses {
 			if p.ifindex == l.peer {
 				d.Addresses = append(d.Addresses, p.addr)
@@ -171,6 +176,10 @@ func (v *Veths) result(links map[int]hostVeth) map[int]Veth {
 	}
 	return out
 }
+
+// proxyAlias is how the alias of the interfaces begins that package redirect
+// makes, for whatever state.
+const proxyAlias = "weir proxy of state "
 
 // skipStats is RTEXT_FILTER_SKIP_STATS of the kernel's rtnetlink.h.
 const skipStats = 1 << 3
@@ -219,6 +228,7 @@ func (v *Veths) links() (map[int]hostVeth, error) {
 			return
 		}
 		l := hostVeth{name: nl.BytesToString(a[unix.IFLA_IFNAME]), space: int32(binary.NativeEndian.Uint32(id))}
+		l.ours = strings.HasPrefix(string(a[unix.IFLA_IFALIAS]), proxyAlias)
 		copy(l.mac[:], a[unix.IFLA_ADDRESS])
 		if mtu := a[unix.IFLA_MTU]; len(mtu) >= 4 {
 			l.mtu = int(binary.NativeEndian.Uint32(mtu))

@@ -220,6 +220,7 @@ type Endpoint struct {
 	Namespace, Name, UID string
 	Identity             identity.ID
 	Policy               uint32 // key of Delta.Policies
+	Deleting             bool   // it gets no other interface than it has
 }
 
 // Resolved is the policy of one label set: what the kernel's policy map says

@@ -203,16 +203,18 @@ func (e *Engine) wanted(p netip.Prefix) *peer {
 		if e.onHost(a) {
 			return newHostPeer(e.apiServerHere)
 		}
-		if owner := c.owner(a); owner != nil {
+		s := e.strangers.at[a]
+		// A pod that is being deleted may have its address no more.
+		if owner := c.owner(a); owner != nil && (s == nil || !owner.src.Deleting) {
 			return owner.peer
 		}
 		if names := c.nodes[a]; len(names) > 0 {
 			return e.nodePeerOf(names, c.apiServers[a] > 0)
 		}
-		if s := c.services[a]; len(s) > 0 {
-			return newServicePeer(slices.MinFunc(s, func(a, b *service) int { return compareObjects(a.object, b.object) }).object)
+		if of := c.services[a]; len(of) > 0 {
+			return newServicePeer(slices.MinFunc(of, func(a, b *service) int { return compareObjects(a.object, b.object) }).object)
 		}
-		if s := e.strangers.at[a]; s != nil {
+		if s != nil {
 			return s.claim
 		}
 		if c.apiServers[a] > 0 {
@@ -294,7 +296,7 @@ func (e *Engine) settlePrefixes() ([]netip.Prefix, error) {
 func (e *Engine) settleEndpoint(a netip.Addr) {
 	var want *Endpoint
 	if p := e.claims.owner(a); p != nil && p.subject != nil {
-		want = &Endpoint{Namespace: p.src.Namespace, Name: p.src.Name, UID: p.src.UID, Identity: p.peer.id, Policy: p.subject.id}
+		want = &Endpoint{Namespace: p.src.Namespace, Name: p.src.Name, UID: p.src.UID, Identity: p.peer.id, Policy: p.subject.id, Deleting: p.src.Deleting}
 	}
 	old := e.endpoints[a]
 	switch {

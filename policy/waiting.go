@@ -33,6 +33,10 @@ type Stranger struct {
 	New bool
 	// Fresh: it is new enough for its pod's object to be still on its way here.
 	Fresh bool
+	// Left: it was a pod's that is gone; it is none of those that wait.
+	Left bool
+	// Unread: not all objects could be read, so that a pod may be missing.
+	Unread bool
 	// Pod, if not nil, is whose it is: somebody told who knows.
 	Pod *PodName
 }
@@ -80,6 +84,7 @@ type stranger struct {
 	candidates map[*pod]struct{} // when it was first spoken of
 	pods       []*pod            // who it may be now, ordered
 	sure       bool              // that it is one of them
+	inside     bool              // its address is in a range of this node's pods
 	alone      bool              // it is none of Weir's business
 	claim      *peer             // what its addresses stand for
 	union      *union            // nil: the policy is the pod's own
@@ -146,30 +151,48 @@ func (e *Engine) settleStrangers() {
 			s.candidates = maps.Clone(t.waiting)
 		}
 		inside, outside := s.within(ranges)
+		s.inside = inside
 		s.look(t, inside)
-		s.alone = len(s.pods) == 0 && !inside && s.src.Pod == nil || outside && follows && s.src.Pod == nil
-		if s.sure && len(s.pods) == 1 {
+		s.alone = s.src.Pod == nil && (outside && follows || len(s.pods) == 0 && (!inside || s.src.Unread))
+		if s.sure && len(s.pods) == 1 && taken[s.pods[0]] == nil {
 			taken[s.pods[0]] = s
 		}
 	}
-	// What is surely another's is not this one's.
+	t.exclude(list, taken)
+	e.claimStrangers(list)
+}
+
+// exclude takes the pods that have a stranger for sure from what the others may
+// be.
+func (t *strangers) exclude(list []*stranger, taken map[*pod]*stranger) {
 	for again := len(taken) > 0; again; {
 		again = false
 		for _, s := range list {
-			if s.src == nil || len(s.pods) < 2 {
+			anothers := func(p *pod) bool { return taken[p] != nil && taken[p] != s }
+			if s.src == nil || s.src.Pod != nil || !slices.ContainsFunc(s.pods, anothers) {
 				continue
 			}
-			left := slices.DeleteFunc(slices.Clone(s.pods), func(p *pod) bool { return taken[p] != nil })
-			if len(left) == 0 || len(left) == len(s.pods) {
-				continue
+			left := slices.DeleteFunc(slices.Clone(s.pods), anothers)
+			if len(left) == 0 {
+				if !s.inside {
+					continue // another interface of that pod, maybe
+				}
+				s.sure = false
+				if s.src.Fresh {
+					left = slices.DeleteFunc(t.all(), anothers)
+				}
 			}
-			s.pods = left
+			s.pods, again = left, true
 			if s.sure && len(left) == 1 {
-				taken[left[0]], again = s, true
+				taken[left[0]] = s
 			}
 		}
 	}
-	e.claimStrangers(list)
+}
+
+// all lists the pods that wait, ordered.
+func (t *strangers) all() []*pod {
+	return slices.SortedFunc(maps.Keys(t.waiting), func(a, b *pod) int { return compareObjects(a.object, b.object) })
 }
 
 // look finds the pods that a stranger may be.
@@ -191,8 +214,11 @@ func (s *stranger) look(t *strangers, inside bool) {
 			delete(s.candidates, p)
 		}
 	}
-	if len(s.pods) == 0 && inside && s.src.Fresh {
-		s.pods, s.sure = slices.Collect(maps.Keys(t.waiting)), false
+	if s.src.Left {
+		s.pods = nil
+	}
+	if len(s.pods) == 0 && inside && s.src.Fresh && !s.src.Left {
+		s.pods, s.sure = t.all(), false
 	}
 	slices.SortFunc(s.pods, func(a, b *pod) int { return compareObjects(a.object, b.object) })
 }

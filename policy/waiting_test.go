@@ -101,11 +101,21 @@ func TestStrangers(t *testing.T) {
 			shopPod("b", "closed", ""), strangerAt("w", live, "10.0.0.8")}, "a as http: proxy, exact true"},
 		{"who came later has another", []Change{shopPod("a", "http", ""), strangerAt("w", live, "10.0.0.9"),
 			shopPod("b", "closed", ""), strangerAt("v", live, "10.0.0.8")}, "b as closed: deny, exact true"},
+		{"the only one has another", []Change{shopPod("a", "free", ""), strangerAt("u", live, "10.0.0.9"), strangerAt("v", live, "10.0.0.8")},
+			" as unknown: deny, exact false"},
+		{"the only one has another, and a pod comes then", []Change{shopPod("a", "free", ""), strangerAt("u", live, "10.0.0.9"),
+			strangerAt("v", live, "10.0.0.8"), shopPod("b", "http", "")}, "b as unknown: proxy, exact true"},
+		{"another interface of the only one", []Change{shopPod("a", "http", ""), strangerAt("u", live, "10.0.0.9"), strangerAt("v", live, "192.168.7.1")},
+			"a as unknown: proxy, exact true"},
 		{"what is no pod's for sure takes nobody's place", []Change{shopPod("a", "http", ""), strangerAt("w", live, "10.9.0.9"),
 			shopPod("b", "closed", ""), strangerAt("v", live, "10.0.0.8")}, "a|b as unknown: deny, exact false"},
 		{"the pod comes after its interface", []Change{strangerAt("v", live, "10.0.0.9"), shopPod("a", "http", "")}, "a as unknown: proxy, exact true"},
 		{"a pod comes long after", []Change{strangerAt("v", Stranger{New: true}, "10.0.0.9"), shopPod("a", "http", "")}, " as unknown: deny, exact false"},
 		{"a pod comes after something elsewhere", []Change{strangerAt("v", live, "172.17.0.2"), shopPod("a", "http", "")}, "left alone"},
+		{"what a pod left is nobody's who waits", []Change{shopPod("a", "free", ""), strangerAt("v", Stranger{Left: true, Fresh: true}, "10.0.0.9")},
+			" as unknown: deny, exact false"},
+		{"not all could be read", []Change{strangerAt("v", Stranger{Unread: true, Fresh: true}, "10.0.0.9")}, "left alone"},
+		{"not all could be read, and one waits", []Change{shopPod("a", "http", ""), strangerAt("v", Stranger{Unread: true}, "10.0.0.9")}, "a as unknown: proxy, exact true"},
 		{"its pod has another address", []Change{shopPod("a", "http", ""), strangerAt("v", live, "10.0.0.9"), shopPod("a", "http", "", "10.0.0.7")},
 			" as unknown: deny, exact false"},
 		{"pods of other nodes and the host's network don't count", []Change{
@@ -131,7 +141,8 @@ func TestStrangers(t *testing.T) {
 			for o := range e.pods {
 				step(t, e, tb, Change{o, nil})
 			}
-			step(t, e, tb, Change{Object{Kind: KindStranger, Name: "v"}, nil}, Change{Object{Kind: KindStranger, Name: "w"}, nil})
+			step(t, e, tb, Change{Object{Kind: KindStranger, Name: "v"}, nil}, Change{Object{Kind: KindStranger, Name: "w"}, nil},
+				Change{Object{Kind: KindStranger, Name: "u"}, nil})
 			if len(tb.policies) != empty || len(e.strangers.unions) != 0 || len(e.strangers.at) != 0 {
 				t.Errorf("left behind: %d policies, %d unions, %d addresses", len(tb.policies), len(e.strangers.unions), len(e.strangers.at))
 			}
