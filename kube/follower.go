@@ -48,7 +48,6 @@ type follower struct {
 
 	// Of run alone.
 	version string    // reached; "": everything must be read
-	pages   bool      // the server has no streams that begin with all objects
 	gone    time.Time // since when the kind, which was there, is not served
 }
 
@@ -252,7 +251,6 @@ func (w *follower) stream(ctx context.Context, in *inbox) error {
 		case e.Type == apiwatch.Bookmark && i.end:
 			in.keep(all, i.version)
 			w.version = i.version
-			all = nil
 			return w.events(ctx, in, watch)
 		}
 	}
