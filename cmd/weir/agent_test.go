@@ -98,7 +98,8 @@ func TestStatusText(t *testing.T) {
 			{Reason: "policy-denied", Direction: "ingress", Drop: true, Packets: 12, Bytes: 720},
 			{Reason: "no-proxy", Direction: "egress", Drop: true, Packets: 1, Bytes: 60},
 		},
-		Lost: lostStatus{Limited: 5},
+		Lost:     lostStatus{Limited: 5},
+		Services: endpoint.ServicesStatus{Why: "cgroup v2 is not mounted"},
 	}
 	var out bytes.Buffer
 	if err := st.print(&out); err != nil {
@@ -111,6 +112,10 @@ func TestStatusText(t *testing.T) {
 	st.Proxy = proxyStatus{Up: true, Tampered: tampered, Generation: 2, Connections: 1, Requests: 100, Denied: map[string]uint64{"http-denied": 3, "bad-request": 1},
 		Replaced: []replacedProxy{{Generation: 1, Version: "v0", Connections: 3, HandedOver: 5, Until: at.Add(time.Hour)}},
 		Held:     []heldConnections{{Generation: 1, Connections: 4}, {Generation: 255, Connections: 1}},
+	}
+	st.Services = endpoint.ServicesStatus{
+		Cgroup: "/sys/fs/cgroup/kubepods", Services: 2, Frontends: 7, Backends: 1, Pods: 3, Outside: []string{"shop/vm"},
+		Translated: 9, Refused: 1, Stale: 2, Missing: 3, Destroyed: 1, Error: "no room",
 	}
 	st.Policy.Endpoints, st.Policy.Lost, st.Policy.Overtaken.Now = nil, endpoint.LostPrograms{}, nil
 	out.Reset()
