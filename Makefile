@@ -43,7 +43,7 @@ test: build ## Every test, on this kernel (root or sudo)
 .PHONY: test-kube
 test-kube: ## What needs a Kubernetes API server (etcd from Debian, kube-apiserver as make cluster builds it)
 	@./deploy/debian etcd-server
-	WEIR_TEST_KUBE=1 $(GO) test -timeout 10m ./deploy/crds/... ./kube/...
+	WEIR_TEST_KUBE=1 $(GO) test -timeout 10m ./deploy/crds/... ./kube/... ./cmd/weir/...
 
 .PHONY: race
 race: ## The pure and the concurrent packages under the race detector

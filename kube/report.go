@@ -19,6 +19,8 @@ type Report struct {
 	// Refused counts the policies that are closed instead of enforced.
 	Refused  int       `json:"refused"`
 	Problems []Problem `json:"problems,omitempty"`
+	// Notes are what people must know of the source besides, in words.
+	Notes []string `json:"notes,omitempty"`
 	// Complete: nothing is missing that no earlier valid state stands in for.
 	Complete bool `json:"complete"`
 	// Watches, of an API server, tell how each kind is followed.

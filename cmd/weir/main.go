@@ -72,6 +72,7 @@ func commands() []*cobra.Command {
 		newUninstallCommand(),
 		newProxyCommand(),
 		newPolicyCommand(),
+		newCRDsCommand(),
 		newDemoCommand(),
 		newProbeServicesCommand(),
 		newVersionCommand(),

@@ -32,6 +32,9 @@ func (s *agentStatus) print(out io.Writer) error {
 	for _, lag := range s.Objects.Lags() {
 		w.printf("\n         %s", lag)
 	}
+	for _, note := range s.Objects.Notes {
+		w.printf("\n         note: %s", note)
+	}
 	w.printf("\npolicy   %d enforced, %d refused; revision %d", s.Objects.Policies()-s.Objects.Refused, s.Objects.Refused, s.Policy.Revision)
 	if !s.Policy.At.IsZero() {
 		w.printf(", last written %s in %s", s.Policy.At.Local().Format(time.TimeOnly), s.Policy.TookNs.Round(10*time.Microsecond))
