@@ -20,6 +20,11 @@
 // force what it finds. An inbox does not know that its feed is a watch: what
 // gathers pods for many nodes could be one.
 //
+// What became of policies goes the other way: Conditions notes what the engine
+// took, and the agent that holds a Lease writes it to the objects' status, less
+// what stands there already, and tells it as events. Definitions knows whose
+// the custom resources of a cluster are.
+//
 // What is broken never opens anything: a file that can't be read as YAML
 // keeps its last valid contents in force, an object that is no valid Pod (and
 // so on) its last valid state, and a policy that is refused closes what it
