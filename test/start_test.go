@@ -126,13 +126,14 @@ func TestPodBeforeItsVeth(t *testing.T) {
 	s.must("start")
 	n := s.nodes[0]
 	s.noExplain = true
-	// The interface first, its object later.
+	// The interface first, its object later: until then it is closed, as a pod that
+	// nobody knows.
 	late, err := n.AddPod(node.PodObject("shop", "late", "app=web"), node.Routed)
 	if err != nil {
 		t.Fatal(err)
 	}
 	s.serve("shop/late", &place{Netns: late.Netns, addrs: late.Addrs, pod: late})
-	s.check("shop/stranger tcp shop/late:7000 => ok")
+	s.check("shop/stranger tcp shop/late:7000 => dropped")
 	if err := s.objects.PutPod(late); err != nil {
 		t.Fatal(err)
 	}
