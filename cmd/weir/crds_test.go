@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"errors"
 	"strings"
 	"testing"
 
@@ -38,24 +39,21 @@ func TestCRDsApply(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	apply := func() (out, errors string, code int) {
+	apply := func() (out, said string, code int) {
 		var stdout, stderr bytes.Buffer
 		cmd := newRoot()
 		cmd.SetArgs([]string{"crds", "apply", "--kubeconfig", kubeconfig})
 		cmd.SetOut(&stdout)
 		cmd.SetErr(&stderr)
-		switch err := cmd.Execute().(type) {
-		case nil:
-		case exitCode:
-			code = int(err)
-		default:
+		var exit exitCode
+		if err := cmd.Execute(); err != nil && !errors.As(err, &exit) {
 			t.Fatal(err)
 		}
-		return stdout.String(), stderr.String(), code
+		return stdout.String(), stderr.String(), int(exit)
 	}
 	for range 2 {
-		if out, errors, code := apply(); code != 0 || strings.Count(out, "applied\n") != 7 {
-			t.Fatalf("%d %s %s", code, out, errors)
+		if out, said, code := apply(); code != 0 || strings.Count(out, "applied\n") != 7 {
+			t.Fatalf("%d %s %s", code, out, said)
 		}
 	}
 	status, answer, err := s.Do("PATCH", "/apis/apiextensions.k8s.io/v1/customresourcedefinitions/ciliumcidrgroups.cilium.io",
@@ -63,7 +61,7 @@ func TestCRDsApply(t *testing.T) {
 	if err != nil || status != 200 {
 		t.Fatal(status, string(answer), err)
 	}
-	if out, errors, code := apply(); code != 1 || out != "" || !strings.Contains(errors, "ciliumcidrgroups.cilium.io") {
-		t.Errorf("over others': %d %s %s", code, out, errors)
+	if out, said, code := apply(); code != 1 || out != "" || !strings.Contains(said, "ciliumcidrgroups.cilium.io") {
+		t.Errorf("over others': %d %s %s", code, out, said)
 	}
 }
