@@ -52,6 +52,28 @@ func MountPins(dir string) error {
 	return nil
 }
 
+// UsePins makes dir, which must be on a bpffs that is mounted already.
+func UsePins(dir string) error {
+	above := filepath.Clean(dir)
+	for {
+		if _, err := os.Lstat(above); err == nil {
+			break
+		} else if !errors.Is(err, os.ErrNotExist) || filepath.Dir(above) == above {
+			return fmt.Errorf("make directory for pins: %w", err)
+		}
+		above = filepath.Dir(above)
+	}
+	if on, err := onBPFFS(above); err != nil {
+		return fmt.Errorf("make directory for pins: %w", err)
+	} else if !on {
+		return fmt.Errorf("make directory for pins: %s is on no bpf file system: mount one (mount -t bpf bpf /sys/fs/bpf)", above)
+	}
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return fmt.Errorf("make directory for pins: %w", err)
+	}
+	return nil
+}
+
 // UnmountPins undoes MountPins: it unmounts the bpffs whose root dir is. A
 // directory that is not such a root, or not there, is left as it is.
 func UnmountPins(dir string) error {

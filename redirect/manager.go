@@ -39,6 +39,9 @@ type Options struct {
 	// Build is BuildOf of what Command executes. A running proxy of another,
 	// started by an agent, is replaced when Run finds it. "": none is.
 	Build string
+	// External: others start proxies, and their successors (a container beside
+	// the agent's); Run starts none.
+	External bool
 	// Drain is how long a proxy that was replaced may go on with what it is in
 	// the middle of: an hour by default.
 	Drain time.Duration

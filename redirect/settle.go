@@ -80,7 +80,7 @@ func (m *Manager) settle(ctx context.Context) error {
 		if err := m.succeed(ctx, s, old); err != nil {
 			return errors.Join(failed, err)
 		}
-		failed = errors.Join(failed, m.dismiss(ctx, views))
+		failed = errors.Join(failed, m.dismiss(ctx, views[:heir]))
 	}
 	return errors.Join(failed, m.clean(ctx, views))
 }
@@ -210,6 +210,9 @@ func (m *Manager) keepOne(views []view) error {
 	}) {
 		return nil
 	}
+	if m.opts.External {
+		return nil
+	}
 	l, err := m.launchOne("none runs")
 	m.launch = l
 	return err
@@ -219,7 +222,7 @@ func (m *Manager) keepOne(views []view) error {
 // does not come up the other one stays.
 func (m *Manager) upgrade(s *session) {
 	w := s.welcome
-	if m.upgraded || m.opts.Build == "" || w.Build == m.opts.Build || !w.Managed {
+	if m.upgraded || m.opts.External || m.opts.Build == "" || w.Build == m.opts.Build || !w.Managed {
 		return
 	}
 	m.upgraded = true

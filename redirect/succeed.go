@@ -85,7 +85,8 @@ func (m *Manager) bridge(ctx context.Context, from, to *session) error {
 }
 
 // dismiss ends the proxies of another protocol, of which nothing else can be
-// asked, once there is one that can take the new flows.
+// asked, once there is one behind them that can take the new flows. (One that is
+// before them is their agent's to end: that of another version, which waits.)
 func (m *Manager) dismiss(ctx context.Context, views []view) (failed error) {
 	for _, v := range views {
 		if v.foreign == nil || v.watch.dismissed {

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"net"
 	"os"
 	"os/signal"
 	"sync/atomic"
@@ -42,6 +41,10 @@ all of it.`
 // agentOptions are the agent's flags.
 type agentOptions struct {
 	state       state
+	pins        pinsRoot
+	standby     bool
+	ownSocket   string
+	proxy       string
 	objects     string
 	kubeconfig  string
 	node        string
@@ -79,6 +82,10 @@ func newAgentCommand() *cobra.Command {
 	}
 	f := cmd.Flags()
 	stateFlag(cmd, &o.state)
+	pinsFlag(cmd, &o.pins)
+	f.BoolVar(&o.standby, "standby", false, "where another agent has the state, read all objects and wait until that one ends")
+	f.StringVar(&o.ownSocket, "own-socket", "", "answer on this unix socket `file` as well, also while standing by: for probes of this very process")
+	f.StringVar(&o.proxy, "proxy", proxyStart, "who starts proxies: start (this agent, where none runs), or external (others, as a container beside it)")
 	f.StringVar(&o.objects, "objects", "", "`directory` of objects, instead of an API server's")
 	f.StringVar(&o.kubeconfig, "kubeconfig", "", "`file` that says how to connect to the API server (default: as the service account of the pod this runs in)")
 	f.StringVar(&o.node, "node-name", "", "name of this node in the objects (default: the host's name)")
@@ -104,7 +111,7 @@ func (o *agentOptions) check() error {
 		}
 		o.node = name
 	}
-	return errors.Join(o.state.check(), oneOf("log format", o.logFormat, "text", "json"), o.dns.check())
+	return errors.Join(o.state.check(), o.pins.check(), oneOf("proxy", o.proxy, proxyStart, proxyExternal), oneOf("log format", o.logFormat, "text", "json"), o.dns.check())
 }
 
 func (o *agentOptions) logger() (*slog.Logger, error) {
@@ -119,28 +126,24 @@ func (o *agentOptions) logger() (*slog.Logger, error) {
 	return slog.New(slog.NewTextHandler(os.Stderr, h)), nil
 }
 
-// run is the agent: what it owns, in the order of what needs what.
-func (o *agentOptions) run(ctx context.Context) error {
-	log, err := o.logger()
+// enforce is the agent that has the state: what it owns, in the order of what
+// needs what.
+func (o *agentOptions) enforce(ctx context.Context, s *standby, log *slog.Logger) error {
+	tell, err := o.teller(log)
 	if err != nil {
 		return err
 	}
-	release, _, err := o.state.lock(o.node)
-	if err != nil {
-		return err
-	}
-	defer release()
-
+	source := tell.noted(s.source)
 	build, err := redirect.BuildOf("/proc/self/exe")
 	if err != nil {
 		return err
 	}
 
 	// The kernel's side, as a predecessor left it.
-	if err := bpf.MountPins(o.state.pins()); err != nil {
+	if err := o.pins.mount(o.state); err != nil {
 		return err
 	}
-	datapath, err := bpf.Load(bpf.Options{Pins: o.state.pins(), ForceClsact: o.clsact, Logger: log})
+	datapath, err := bpf.Load(bpf.Options{Pins: o.pins.dir(o.state), ForceClsact: o.clsact, Logger: log})
 	if err != nil {
 		return err
 	}
@@ -174,14 +177,10 @@ func (o *agentOptions) run(ctx context.Context) error {
 		return err
 	}
 	defer veths.Close()
-	source, err := o.source(log)
-	if err != nil {
-		return err
-	}
 	var manager *endpoint.Manager
 	proxies := redirect.NewManager(redirect.Options{
 		State: string(o.state), RunDir: o.state.dir(), Datapath: datapath, Log: log,
-		Build: build, Drain: o.proxyDrain,
+		Build: build, Drain: o.proxyDrain, External: o.proxy == proxyExternal,
 		Record: func(r *flow.Record, rule uint32) {
 			manager.Complete(r, rule)
 			publish(r)
@@ -207,14 +206,15 @@ func (o *agentOptions) run(ctx context.Context) error {
 
 	// Who asks.
 	server := &agentServer{
-		agent: agentStatus{
-			Node: o.node, State: string(o.state), PID: os.Getpid(), Version: version, Started: time.Now(),
-		},
-		source: source, manager: manager, kernel: kernelCounts, proxy: watch.status,
+		agent: s.agent, source: source, manager: manager, kernel: kernelCounts, proxy: watch.status,
 		ring: ring, lost: readersLost, registry: registry, log: log,
 		names: proxies.ListNames, podAt: manager.PodAt, services: services.Status,
 	}
-	socket, err := server.listen(o.state.socket())
+	if server.port, err = o.listenPort(s.port); err != nil {
+		// A busy port must not keep policy from being enforced.
+		log.Error("metrics are on the socket only", "error", err)
+	}
+	socket, err := listenUnix(o.state.socket())
 	if err != nil {
 		return err
 	}
@@ -226,17 +226,13 @@ func (o *agentOptions) run(ctx context.Context) error {
 	group.Go(func() error { return manager.Run(ctx) })
 	group.Go(func() error { return services.Run(ctx) })
 	group.Go(func() error { return manager.Records(ctx, datapath, publish) })
-	group.Go(func() error { return source.Run(ctx, manager) })
-	group.Go(func() error { return server.serve(ctx, socket, server.private()) })
-	if o.metricsAddr != "" {
-		port, err := net.Listen("tcp", o.metricsAddr)
-		if err != nil {
-			// A busy port must not keep policy from being enforced.
-			log.Error("metrics are on the socket only", "error", err)
-		} else {
-			group.Go(func() error { return server.serve(ctx, port, server.public()) })
-		}
+	group.Go(func() error { return serve(ctx, socket, server.private(), true, log) })
+	if server.port != nil {
+		// A connection per scrape: one that idles would be lost with this process.
+		group.Go(func() error { return serve(ctx, server.port, server.public(), false, log) })
 	}
+	group.Go(func() error { return tell.run(ctx) })
+	s.hand(server.private(), tell.after(manager))
 	log.Info("agent started", "node", o.node, "state", string(o.state), "objects", source.Report().Path, "version", version)
 	err = group.Wait()
 	log.Info("agent stopped; everything stays enforced", "error", err)

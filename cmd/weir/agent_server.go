@@ -33,6 +33,8 @@ type agentStatus struct {
 	// Ready: everything that was read is enforced. Reasons tell why not.
 	Ready   bool     `json:"ready"`
 	Reasons []string `json:"reasons,omitempty"`
+	// Standby: it does not have the state, and why. Only objects are known then.
+	Standby string `json:"standby,omitempty"`
 	// Waited is the answer to --wait: empty when it is so.
 	Waited  string          `json:"waited,omitempty"`
 	Objects kube.Report     `json:"objects"`
@@ -71,6 +73,7 @@ type agentServer struct {
 	ring     *flow.Ring
 	lost     *atomic.Uint64 // by slow readers of the ring
 	registry *prometheus.Registry
+	port     *net.TCPListener // of the metrics, or nil
 	log      *slog.Logger
 	names    nameLister
 	services func() endpoint.ServicesStatus
@@ -85,6 +88,7 @@ func (s *agentServer) private() http.Handler {
 	mux.HandleFunc("GET /flows", s.serveFlows)
 	mux.HandleFunc("GET /fqdn", s.serveNames)
 	mux.HandleFunc("GET /readyz", s.serveReady)
+	mux.HandleFunc("GET "+portPath, s.servePort)
 	return mux
 }
 
@@ -96,8 +100,8 @@ func (s *agentServer) public() *http.ServeMux {
 	return mux
 }
 
-// listen opens the socket, for root only.
-func (s *agentServer) listen(path string) (net.Listener, error) {
+// listenUnix opens a socket, for root only.
+func listenUnix(path string) (net.Listener, error) {
 	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return nil, fmt.Errorf("listen on %s: %w", path, err) // of a predecessor that was killed
 	}
@@ -115,13 +119,15 @@ func (s *agentServer) listen(path string) (net.Listener, error) {
 	return l, nil
 }
 
-// serve answers until ctx is done. Those who follow are let go then.
-func (s *agentServer) serve(ctx context.Context, l net.Listener, h http.Handler) error {
+// serve answers until ctx is done. Those who follow are let go then. keep: a
+// connection may be used again.
+func serve(ctx context.Context, l net.Listener, h http.Handler, keep bool, log *slog.Logger) error {
 	server := &http.Server{
 		Handler: h, ReadHeaderTimeout: 5 * time.Second, MaxHeaderBytes: 64 << 10,
 		BaseContext: func(net.Listener) context.Context { return ctx },
-		ErrorLog:    slog.NewLogLogger(s.log.Handler(), slog.LevelDebug),
+		ErrorLog:    slog.NewLogLogger(log.Handler(), slog.LevelDebug),
 	}
+	server.SetKeepAlivesEnabled(keep)
 	stop := context.AfterFunc(ctx, func() {
 		end, cancel := context.WithTimeout(context.Background(), time.Second)
 		defer cancel()
@@ -151,20 +157,7 @@ func (s *agentServer) status() agentStatus {
 	if !st.Policy.Started {
 		st.Reasons = append(st.Reasons, "the first read of all objects is not in")
 	}
-	if !st.Objects.Complete {
-		for _, p := range st.Objects.Problems {
-			if !p.Fallback && (p.Kind == kube.BrokenFile || p.Kind == kube.BrokenObject) {
-				st.Reasons = append(st.Reasons, "never valid: "+p.String())
-			}
-		}
-	}
-	for _, w := range st.Objects.Watches {
-		// A server that is away for a while takes nothing out of force; a right
-		// that is missing stays so until somebody is told.
-		if w.Denied || !w.Known && !w.Missing {
-			st.Reasons = append(st.Reasons, w.String())
-		}
-	}
+	st.Reasons = append(st.Reasons, sourceReasons(st.Objects)...)
 	st.Reasons = append(st.Reasons, st.Policy.Errors...)
 	if st.Policy.Started && !st.Policy.Realised && len(st.Policy.Errors) == 0 {
 		st.Reasons = append(st.Reasons, "the kernel does not hold everything yet")
@@ -224,13 +217,7 @@ func (s *agentServer) wait(ctx context.Context) error {
 }
 
 func (s *agentServer) serveReady(w http.ResponseWriter, _ *http.Request) {
-	st := s.status()
-	if !st.Ready {
-		w.WriteHeader(http.StatusServiceUnavailable)
-		fmt.Fprintln(w, strings.Join(st.Reasons, "\n"))
-		return
-	}
-	fmt.Fprintln(w, "ok")
+	answerReady(w, s.status())
 }
 
 // flowLine is one line of /flows: a record, or what a slow reader has lost.

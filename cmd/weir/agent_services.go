@@ -53,10 +53,10 @@ func (o *agentOptions) services(datapath *bpf.Datapath, log *slog.Logger) (*agen
 	var err error
 	if o.cgroup == cgroupNone {
 		options.Why = "--cgroup " + cgroupNone
-		if err := bpf.RemoveServices(o.state.pins()); err != nil {
+		if err := bpf.RemoveServices(o.pins.dir(o.state)); err != nil {
 			return nil, err
 		}
-	} else if s.kernel, err = bpf.LoadServices(bpf.ServicesOptions{Pins: o.state.pins(), Logger: log}); err != nil {
+	} else if s.kernel, err = bpf.LoadServices(bpf.ServicesOptions{Pins: o.pins.dir(o.state), Logger: log}); err != nil {
 		log.Error("services are left to kube-proxy", "error", err)
 		options.Why = err.Error()
 	} else {

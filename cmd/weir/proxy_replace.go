@@ -40,7 +40,7 @@ func (f *proxyFlags) replace(cmd *cobra.Command) error {
 	ctx, cancel := context.WithTimeout(ctx, f.timeout)
 	defer cancel()
 	// Without an agent nobody would send it anything.
-	if _, _, err := askOnce(ctx, f.state, url.Values{}); err != nil {
+	if _, _, err := askOnce(ctx, agentSocket(f.state.socket()), url.Values{}); err != nil {
 		return err
 	}
 	command := redirect.Command(string(f.state), f.state.dir())
@@ -49,7 +49,7 @@ func (f *proxyFlags) replace(cmd *cobra.Command) error {
 		return err
 	}
 	for {
-		st, _, err := askOnce(ctx, f.state, url.Values{})
+		st, _, err := askOnce(ctx, agentSocket(f.state.socket()), url.Values{})
 		if err == nil && st.Proxy.Place >= place {
 			_, err := fmt.Fprintf(cmd.OutOrStdout(), "generation %d has the new connections\n", st.Proxy.Generation)
 			return errors.Join(err, st.Proxy.others(cmd.OutOrStdout()))

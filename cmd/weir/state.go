@@ -127,10 +127,17 @@ var errNoAgent = errors.New("no agent is running")
 
 // get asks the agent of this state. The caller closes the body.
 func (s state) get(ctx context.Context, path string, query url.Values) (*http.Response, error) {
+	return agentSocket(s.socket()).get(ctx, path, query)
+}
+
+// agentSocket is where some agent answers.
+type agentSocket string
+
+func (s agentSocket) get(ctx context.Context, path string, query url.Values) (*http.Response, error) {
 	client := http.Client{Transport: &http.Transport{
 		DisableKeepAlives: true,
 		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-			return (&net.Dialer{}).DialContext(ctx, "unix", s.socket())
+			return (&net.Dialer{}).DialContext(ctx, "unix", string(s))
 		},
 	}}
 	u := url.URL{Scheme: "http", Host: "agent", Path: path, RawQuery: query.Encode()}
@@ -140,7 +147,7 @@ func (s state) get(ctx context.Context, path string, query url.Values) (*http.Re
 	}
 	resp, err := client.Do(req)
 	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ECONNREFUSED) {
-		return nil, fmt.Errorf("%w for state %s (%s)", errNoAgent, s, s.socket())
+		return nil, fmt.Errorf("%w (nobody answers at %s)", errNoAgent, s)
 	}
 	if err != nil {
 		if e := (*url.Error)(nil); errors.As(err, &e) {

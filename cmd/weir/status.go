@@ -30,8 +30,8 @@ Exit status: 0 ready, 1 not (or not in time), 2 no agent answers.`
 // newStatusCommand is `weir status`.
 func newStatusCommand() *cobra.Command {
 	var s state
-	var output string
-	var wait bool
+	var output, socket string
+	var wait, ready, alive bool
 	var timeout time.Duration
 	cmd := &cobra.Command{
 		Use:   "status",
@@ -47,11 +47,21 @@ func newStatusCommand() *cobra.Command {
 			}
 			ctx, stop := signal.NotifyContext(cmd.Context(), os.Interrupt, syscall.SIGTERM)
 			defer stop()
+			at := agentSocket(s.socket())
+			if socket != "" {
+				at = agentSocket(socket)
+			}
+			switch {
+			case alive:
+				return probe(ctx, at, "/healthz", cmd.OutOrStdout())
+			case ready:
+				return probe(ctx, at, "/readyz", cmd.OutOrStdout())
+			}
 			out, errOut := cmd.OutOrStdout(), cmd.ErrOrStderr()
 			if !wait {
 				timeout = 0
 			}
-			st, text, err := askStatus(ctx, s, timeout)
+			st, text, err := askStatus(ctx, at, timeout)
 			if err != nil {
 				return err
 			}
@@ -79,13 +89,38 @@ func newStatusCommand() *cobra.Command {
 	stateFlag(cmd, &s)
 	cmd.Flags().StringVarP(&output, "output", "o", "text", "text or json")
 	cmd.Flags().BoolVar(&wait, "wait", false, "return once all that is in the directory now is enforced")
+	cmd.Flags().BoolVar(&ready, "ready", false, "only tell whether it is ready, and why not; an agent that stands by is once it could take over")
+	cmd.Flags().BoolVar(&alive, "alive", false, "only tell whether it answers")
+	cmd.Flags().StringVar(&socket, "socket", "", "ask the agent at this unix socket `file` (weir agent --own-socket) instead of the one that has the state")
+	cmd.MarkFlagsMutuallyExclusive("ready", "alive", "wait")
+	cmd.MarkFlagsMutuallyExclusive("ready", "alive", "output")
 	cmd.Flags().DurationVar(&timeout, "timeout", time.Minute, "how long --wait waits")
 	return cmd
 }
 
+// probe asks one question that is answered by yes or no.
+func probe(ctx context.Context, at agentSocket, question string, out io.Writer) error {
+	resp, err := at.get(ctx, question, nil)
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close()
+	text, err := io.ReadAll(resp.Body)
+	if err != nil {
+		return fmt.Errorf("ask the agent: %w", err)
+	}
+	if _, err := out.Write(text); err != nil {
+		return err
+	}
+	if resp.StatusCode != http.StatusOK {
+		return exitCode(1)
+	}
+	return nil
+}
+
 // askStatus asks the agent, and with a wait gives it that long to enforce
 // everything; an agent that is just starting is waited for as well.
-func askStatus(ctx context.Context, s state, wait time.Duration) (st agentStatus, text []byte, err error) {
+func askStatus(ctx context.Context, s agentSocket, wait time.Duration) (st agentStatus, text []byte, err error) {
 	end := time.Now().Add(wait)
 	for {
 		query := url.Values{}
@@ -103,7 +138,7 @@ func askStatus(ctx context.Context, s state, wait time.Duration) (st agentStatus
 	}
 }
 
-func askOnce(ctx context.Context, s state, query url.Values) (st agentStatus, text []byte, err error) {
+func askOnce(ctx context.Context, s agentSocket, query url.Values) (st agentStatus, text []byte, err error) {
 	resp, err := s.get(ctx, "/status", query)
 	if err != nil {
 		return st, nil, err

@@ -25,6 +25,9 @@ func (s *agentStatus) print(out io.Writer) error {
 	for _, r := range s.Reasons {
 		w.printf("  ! %s\n", r)
 	}
+	if s.Standby != "" {
+		w.printf("  %s\n", s.Standby)
+	}
 	w.printf("\nobjects  %s: %s", s.Objects.From(), strings.Join(sortedKinds(s.Objects.Kinds), ", "))
 	if s.Objects.Ignored > 0 {
 		w.printf(", %d of kinds that mean nothing here", s.Objects.Ignored)
@@ -34,6 +37,11 @@ func (s *agentStatus) print(out io.Writer) error {
 	}
 	for _, note := range s.Objects.Notes {
 		w.printf("\n         note: %s", note)
+	}
+	if s.Standby != "" {
+		w.printf("\n")
+		printProblems(w, s.Objects.Problems)
+		return w.err
 	}
 	w.printf("\npolicy   %d enforced, %d refused; revision %d", s.Objects.Policies()-s.Objects.Refused, s.Objects.Refused, s.Policy.Revision)
 	if !s.Policy.At.IsZero() {

@@ -7,8 +7,10 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"os/signal"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -29,14 +31,15 @@ nothing was ever installed, does no harm.`
 // newUninstallCommand is `weir uninstall`.
 func newUninstallCommand() *cobra.Command {
 	var s state
-	var yes, force bool
+	var o uninstallOptions
+	var yes bool
 	cmd := &cobra.Command{
 		Use:   "uninstall",
 		Short: "Remove everything Weir left on this node",
 		Long:  uninstallLong,
 		Args:  cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			if err := s.check(); err != nil {
+			if err := errors.Join(s.check(), o.pins.check()); err != nil {
 				return err
 			}
 			if os.Geteuid() != 0 {
@@ -50,12 +53,22 @@ func newUninstallCommand() *cobra.Command {
 					return exitCode(1)
 				}
 			}
-			return uninstall(cmd.Context(), s, force, cmd.ErrOrStderr())
+			ctx, stop := signal.NotifyContext(cmd.Context(), os.Interrupt, syscall.SIGTERM)
+			defer stop()
+			if err := uninstall(ctx, s, o, cmd.ErrOrStderr()); err != nil || !o.stay {
+				return err
+			}
+			fmt.Fprintln(cmd.OutOrStdout(), "everything is removed from this node")
+			<-ctx.Done()
+			return nil
 		},
 	}
 	stateFlag(cmd, &s)
 	cmd.Flags().BoolVar(&yes, "yes", false, "do not ask (where there is no terminal it does not ask either)")
-	cmd.Flags().BoolVar(&force, "force", false, "stop an agent that is running")
+	pinsFlag(cmd, &o.pins)
+	cmd.Flags().BoolVar(&o.force, "force", false, "stop an agent that is running")
+	cmd.Flags().DurationVar(&o.wait, "wait", 0, "wait so long for an agent that is running to end")
+	cmd.Flags().BoolVar(&o.stay, "stay", false, "do not end when all is done: for a DaemonSet")
 	return cmd
 }
 
@@ -65,10 +78,23 @@ func confirm(in io.Reader, out io.Writer, question string) bool {
 	return err == nil && strings.EqualFold(strings.TrimSpace(answer), "y")
 }
 
-func uninstall(ctx context.Context, s state, force bool, errOut io.Writer) error {
+// uninstallOptions are the flags of uninstall.
+type uninstallOptions struct {
+	pins        pinsRoot
+	force, stay bool
+	wait        time.Duration
+}
+
+func uninstall(ctx context.Context, s state, o uninstallOptions, errOut io.Writer) error {
 	release, left, err := s.lock("being-uninstalled")
-	if held := (*errHeld)(nil); errors.As(err, &held) {
-		if !force {
+	held := (*errHeld)(nil)
+	for end := time.Now().Add(o.wait); errors.As(err, &held) && time.Now().Before(end) && ctx.Err() == nil; {
+		time.Sleep(lockEvery)
+		held = nil
+		release, left, err = s.lock("being-uninstalled")
+	}
+	if held != nil {
+		if !o.force {
 			return fmt.Errorf("%w: stop it first, or use --force", err)
 		}
 		if err := stopAgent(held); err != nil {
@@ -84,17 +110,18 @@ func uninstall(ctx context.Context, s state, force bool, errOut io.Writer) error
 		fmt.Fprintf(errOut, "weir: the agent of state %s ran in another network namespace; interfaces in there are not removed\n", s)
 	}
 	// Programs first: nothing is sent to a proxy that is about to go.
-	failed := bpf.Remove(s.pins())
+	failed := bpf.Remove(o.pins.dir(s))
 	failed = errors.Join(failed, redirect.Remove(ctx, string(s), s.dir(), 0))
-	failed = errors.Join(failed, bpf.UnmountPins(s.pins()))
+	failed = errors.Join(failed, o.pins.remove(s))
 	if failed != nil {
 		return fmt.Errorf("not everything could be removed: %w", failed)
 	}
 	if err := os.RemoveAll(s.dir()); err != nil {
 		return fmt.Errorf("remove the run directory: %w", err)
 	}
-	// The parent is shared with other states.
-	if err := os.Remove(filepath.Dir(s.dir())); err != nil && !errors.Is(err, os.ErrNotExist) && !errors.Is(err, unix.ENOTEMPTY) {
+	// The parent is shared with other states, and may be mounted in a container.
+	err = os.Remove(filepath.Dir(s.dir()))
+	if err != nil && !errors.Is(err, os.ErrNotExist) && !errors.Is(err, unix.ENOTEMPTY) && !errors.Is(err, unix.EBUSY) {
 		return fmt.Errorf("remove the run directory: %w", err)
 	}
 	return nil
