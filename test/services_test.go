@@ -242,12 +242,19 @@ func TestServicesFollow(t *testing.T) {
 	}
 }
 
-// TestServicesNamedByPolicy: toServices with translated connections.
+// TestServicesNamedByPolicy: toServices with translated connections, by name and
+// by selector, of services with and without a selector of pods.
 func TestServicesNamedByPolicy(t *testing.T) {
 	web, secret := webService(), secretService()
-	s := servicesStory(t, web, secret)
+	beyond := clusterService{name: "beyond", beyond: true, cluster: two("10.96.0.30", "fd96::30")}
+	s := servicesStory(t, web, secret, beyond)
 	p := s.contained("shop/named", true)
 	for i := range 2 {
+		to := netip.AddrPortFrom(beyond.cluster[i], servicePort)
+		want := netip.AddrPortFrom(s.places["outside"].addrs[i], backendPort)
+		if at, err := reach(p, unix.SOCK_DGRAM, to); err != nil || at != want {
+			t.Errorf("a service without pods %v: %v, %v", to, at, err)
+		}
 		for name, to := range s.frontendsOf(web, i) {
 			if at, err := reach(p, unix.SOCK_STREAM, to); err != nil || !slices.Contains(s.backendsOf(web, i), at) {
 				t.Errorf("%s %v: %v, %v", name, to, at, err)

@@ -32,7 +32,8 @@ type clusterService struct {
 	external []netip.Addr
 	nodePort uint16
 	backends []string // pods
-	more     string   // of spec, flow style
+	beyond   bool     // without selector, its endpoints are the outside's
+	more     string   // of spec
 }
 
 // putService writes the objects of a service, and has kube-proxy's rules for it
@@ -80,8 +81,11 @@ func (s *story) putServiceObjects(c clusterService) {
 		}
 		return "[" + strings.Join(out, ", ") + "]"
 	}
-	text := fmt.Sprintf("apiVersion: v1\nkind: Service\nmetadata: {namespace: shop, name: %s}\nspec:\n  clusterIP: %q\n  clusterIPs: %s\n  externalIPs: %s\n  ports: %s\n  selector: {app: %s}\n%s\n",
-		c.name, c.cluster[0], list(c.cluster), list(c.external), ports(), c.name, c.more)
+	if !c.beyond {
+		c.more = fmt.Sprintf("  selector: {app: %s}\n%s", c.name, c.more)
+	}
+	text := fmt.Sprintf("apiVersion: v1\nkind: Service\nmetadata: {namespace: shop, name: %[1]s, labels: {kind: %[1]s}}\nspec:\n  clusterIP: %[2]q\n  clusterIPs: %[3]s\n  externalIPs: %[4]s\n  ports: %[5]s\n%[6]s\n",
+		c.name, c.cluster[0], list(c.cluster), list(c.external), ports(), c.more)
 	if err := s.objects.Write("service-"+c.name, text); err != nil {
 		s.t.Fatal(err)
 	}
@@ -90,6 +94,9 @@ func (s *story) putServiceObjects(c clusterService) {
 		text += "ports: [{name: tcp, protocol: TCP, port: 7000}, {name: udp, protocol: UDP, port: 7000}]\nendpoints:\n"
 		for _, p := range s.podsNamed(c.backends) {
 			text += fmt.Sprintf("- {addresses: [%q], nodeName: %s, conditions: {ready: true}}\n", p.Addrs[i], p.Node().Name)
+		}
+		if c.beyond {
+			text += fmt.Sprintf("- {addresses: [%q]}\n", s.places["outside"].addrs[i])
 		}
 		if err := s.objects.Write(fmt.Sprintf("slice-%s-%d", c.name, i), text); err != nil {
 			s.t.Fatal(err)
