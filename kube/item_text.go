@@ -89,7 +89,9 @@ func (d textDecoder) item(o fields) (*item, error) {
 	}
 	if _, ok := annotations[lastApplied]; ok {
 		delete(annotations, lastApplied)
-		if metadata["annotations"], err = json.Marshal(annotations); err != nil {
+		if len(annotations) == 0 {
+			delete(metadata, "annotations")
+		} else if metadata["annotations"], err = json.Marshal(annotations); err != nil {
 			return nil, err
 		}
 	}
