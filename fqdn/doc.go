@@ -30,7 +30,8 @@
 // of selectors, and each policy finds its own among them.
 //
 // The agent makes an identity for so many combinations and no more; the pods whose
-// names call for them share those (wants.go).
+// names call for them share those (wants.go). Who has used up his share takes no
+// row from others: an address then stays what it is.
 //
 // # What can't be claimed
 //

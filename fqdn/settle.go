@@ -124,9 +124,15 @@ func (c *Cache) settle(at, now uint32, patient bool) (until time.Time, err error
 			}
 			until = time.Time{}
 		}
-		if best := c.u.bestOf(a.set); slices.Contains(best, identity.ID(a.written)) {
-			id = identity.ID(a.written) // as good as any, and flows depend on it
-		} else if len(best) > 0 {
+		best, has := c.u.bestOf(a.set), identity.ID(a.written)
+		switch {
+		case slices.Contains(best, has):
+			id = has // as good as any, and flows depend on it
+		case !s.wanted && has != 0 && c.u.narrower(has, a.set):
+			// There is no room to want more for the pod that brought the rest, and what
+			// others had is not to go for that.
+			id = has
+		case len(best) > 0:
 			id = best[0]
 		}
 		if uint32(id) != a.written || id == 0 {

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -129,5 +130,43 @@ func TestWantsOfSharedAddress(t *testing.T) {
 	at, _ := r.findAddr(shared.As16())
 	if s := &r.u.sets[r.addrs.at(at).set]; !s.wanted || r.wantsOf(2) != 1 || r.wantsOf(1) != before-1 {
 		t.Errorf("wanted %v, for the pods %d and %d", s.wanted, r.wantsOf(1), r.wantsOf(2))
+	}
+}
+
+// Who has his share of combinations can't take an address from others by names of
+// his own, however many selectors they are for.
+func TestNoShareTakesNoRow(t *testing.T) {
+	r := newRig(t, Settings{PerName: 1 << 20})
+	ids := podSelectors(2)
+	all := ""
+	for j := range 12 {
+		all += fmt.Sprintf(" n%d.pod1.test", j)
+	}
+	ids[800] = all // larger than any part of what the address gets
+	r.names(ids)
+	shared := addrNo(9 << 16)
+	learn := func(n int, names ...string) {
+		t.Helper()
+		a := Answer{Name: names[0], Chain: names[1:], Pod: netip.AddrFrom4([4]byte{10, 0, 0, byte(n)}), Records: []Record{{shared, time.Hour}}}
+		if err := r.Learn(context.Background(), a); err != nil {
+			t.Fatal(err)
+		}
+	}
+	row := func() identity.ID { return r.table.rows[shared] }
+	r.combine(1, 1, 1500)
+	learn(2, "n3.pod2.test")
+	had := row()
+	if ids[had] != "n3.pod2.test" {
+		t.Fatalf("it is %d at first", had)
+	}
+	learn(1, strings.Fields(all)...)
+	r.tendWants(r.clockNow())
+	r.tend(1)
+	if row() != had {
+		t.Errorf("it is %d, was %d", row(), had)
+	}
+	learn(2, "n3.pod2.test") // and this one has the room to ask for both
+	if at, _ := r.findAddr(shared.As16()); !r.u.sets[r.addrs.at(at).set].wanted {
+		t.Error("nobody is asked for both")
 	}
 }

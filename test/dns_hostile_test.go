@@ -186,7 +186,7 @@ func TestAddressesNobodyCanClaim(t *testing.T) {
 		s.check(line)
 	}
 	// Those that could never be an outside peer are not even kept.
-	if got, want := s.names("claims.good"), []string{"claims.good.test 9 of 9 [shop/web]"}; !slices.Equal(got, want) {
+	if got, want := s.names("claims.good"), []string{"shop/claims.good.test 9 of 9 [shop/web]"}; !slices.Equal(got, want) {
 		t.Errorf("weir fqdn lists %q, not %q", got, want)
 	}
 }

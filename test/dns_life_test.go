@@ -75,7 +75,7 @@ func TestTimesToLive(t *testing.T) {
 	if err := live.both(patience); err != nil {
 		t.Errorf("an open connection after the time of its name: %v", err)
 	}
-	if got, want := s.names("zero.good"), []string{"zero.good.test 1 of 1 [shop/web]"}; !slices.Equal(got, want) {
+	if got, want := s.names("zero.good"), []string{"shop/zero.good.test 1 of 1 [shop/web]"}; !slices.Equal(got, want) {
 		t.Errorf("weir fqdn lists %q, not %q", got, want)
 	}
 	web.closed(t, "nobody uses it", s.places["zero"].addrs[1])

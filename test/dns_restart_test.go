@@ -111,7 +111,7 @@ func TestNamesWithoutAgent(t *testing.T) {
 	if err := s.follow(s.nodes[0]); err != nil {
 		t.Fatal(err)
 	}
-	if got := s.names("n39.good"); !slices.Equal(got, []string{"n39.good.test 2 of 2 [shop/web2]"}) {
+	if got := s.names("n39.good"); !slices.Equal(got, []string{"shop/n39.good.test 2 of 2 [shop/web2]"}) {
 		t.Errorf("weir fqdn lists %q", got)
 	}
 	s.askAndConnect("with the next agent", 40, 50)
@@ -169,7 +169,7 @@ func TestNamesWithoutProxy(t *testing.T) {
 		s.askAndConnect("with the next proxy", next, next+5)
 		next += 5
 		s.places["shop/web"].closed(t, "not asked for", manyAddrs(59)[0])
-		if got := s.names("n3.good"); !slices.Equal(got, []string{"n3.good.test 2 of 2 [shop/web2]"}) {
+		if got := s.names("n3.good"); !slices.Equal(got, []string{"shop/n3.good.test 2 of 2 [shop/web2]"}) {
 			t.Errorf("%s: weir fqdn lists %q", victim, got)
 		}
 	}

@@ -56,15 +56,15 @@ func TestWhatIsShownOfNames(t *testing.T) {
 		}
 	}
 	shown(`^NAME +ADDRESS +LIFE +ALIVE +IDENTITY +SELECTORS +PODS
-n1\.many\.test +198\.18\.2\.2 +(1m0|5\d)s +yes +(\d+) +\*\.many\.test +shop/web
-n1\.many\.test +2001:db8:2:2::2 +(1m0|5\d)s +no +\d+ +\*\.many\.test +shop/web
+shop/n1\.many\.test +198\.18\.2\.2 +(1m0|5\d)s +yes +(\d+) +shop/\*\.many\.test +shop/web
+shop/n1\.many\.test +2001:db8:2:2::2 +(1m0|5\d)s +no +\d+ +shop/\*\.many\.test +shop/web
 n2\.many\.test +198\.18\.2\.3 +(1m0|5\d)s +no +\d+ +\*\.many\.test +shop/web
 $`, "fqdn")
 	shown(`^\{"name":"n2\.many\.test","addresses":\[\{"address":"198\.18\.2\.3","expires":"\d{4}-[^"]*Z","alive":false,"identity":\d+\}\],"selectors":\[\{"matchPattern":"\*\.many\.test"\}\],"pods":\["shop/web"\]\}\n$`,
 		"fqdn", "-o", "json", "N2.")
 	shown(`^no names\n$`, "fqdn", "nobody.asked")
 	shown(`, 2 names for 3 addresses`, "status")
-	shown(`(?m)FORWARDED +shop/web:\d+ -> 198\.18\.2\.2:80 \(\*\.many\.test\) TCP +policy-allowed \(egress\) +CiliumNetworkPolicy shop/web spec\.egress\[2\]`, "flows", "--layer", "l4")
+	shown(`(?m)FORWARDED +shop/web:\d+ -> 198\.18\.2\.2:80 \(shop/\*\.many\.test\) TCP +policy-allowed \(egress\) +CiliumNetworkPolicy shop/web spec\.egress\[2\]`, "flows", "--layer", "l4")
 	for _, line := range []string{
 		`FORWARDED +shop/web:\d+ -> 198\.18\.0\.53:53 \(world-ipv4\) UDP +A N1\.many\.test NOERROR 198\.18\.2\.2 \S+s +dns-rule \(egress\) +CiliumNetworkPolicy shop/web spec\.egress\[1\]\.toPorts\[0\]\.rules\.dns\[0\] `,
 		`FORWARDED +shop/web:\d+ -> 10\.96\.0\.10:53 \(kube-system/kube-dns\) TCP +A n2\.many\.test NOERROR 198\.18\.2\.3 \S+s +dns-rule \(egress\) +CiliumNetworkPolicy shop/web spec\.egress\[0\]`,

@@ -102,7 +102,7 @@ func TestProxyReplacedUnderQuestions(t *testing.T) {
 	if err := s.follow(s.nodes[0]); err != nil {
 		t.Fatal(err)
 	}
-	if got := s.names("api.example"); len(got) != 1 || got[0] != "api.example.test 1 of 1 [shop/client]" {
+	if got := s.names("api.example"); len(got) != 1 || got[0] != "shop/api.example.test 1 of 1 [shop/client]" {
 		t.Errorf("weir fqdn lists %q", got)
 	}
 	s.check("shop/client GET outside:80/ family=4 => 200")
