@@ -41,6 +41,11 @@ type Engine struct {
 	resolvers *resolvers
 	frontends *frontends
 	strangers *strangers
+	// host is this node as a subject, failsafe what its policies are not asked
+	// about.
+	host          hostPolicy
+	failsafe      []Failsafe
+	hostResolvers []Server
 	// apiServerHere: the API server has an address of this node.
 	apiServerHere bool
 
@@ -92,8 +97,8 @@ func compareObjects(a, b Object) int {
 func NewEngine(o Options) (*Engine, error) {
 	ids := newNumbering(uint32(identity.FirstLocal), o.Seeds.Identities)
 	return &Engine{
-		nodeName: o.NodeName,
-		pods:     map[Object]*pod{}, byNS: map[string]map[*pod]struct{}{}, namespaces: map[string]map[string]string{},
+		nodeName: o.NodeName, failsafe: o.Failsafe,
+		pods: map[Object]*pod{}, byNS: map[string]map[*pod]struct{}{}, namespaces: map[string]map[string]string{},
 		nodes: map[string]*Node{}, services: map[Object]*service{}, slices: map[Object]*EndpointSlice{},
 		policies: map[Object]*policyObject{}, scoped: map[string][]*policyObject{}, groups: map[string]*cidrGroup{}, nodeKeys: map[string]int{},
 		claims: newClaims(), prefixes: newPrefixTable(), endpoints: map[netip.Addr]*Endpoint{},
@@ -190,6 +195,7 @@ func (e *Engine) settle() error {
 		}
 	}
 	e.settlePolicies()
+	note(e.settleNode())
 	note(e.settleNames())
 	for key := range e.dirty.nodeKeys {
 		e.touchNodes(key)
@@ -226,6 +232,7 @@ func (e *Engine) settle() error {
 	}
 	e.settlePairs()
 	note(e.settleUnions())
+	note(e.settleHostPolicy())
 	return errors.Join(errs...)
 }
 

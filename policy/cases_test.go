@@ -93,8 +93,6 @@ func notYet(c *testCase, q *caseQuestion) string {
 	switch {
 	case c.Options.EnablePolicy == "always":
 		return "Weir has no mode in which pods without policies are closed"
-	case c.Options.HostFirewall && strings.Contains(c.Objects, "nodeSelector"):
-		return "policies for nodes are not enforced yet"
 	case strings.Contains(c.Objects, "[world-ipv4]") || strings.Contains(c.Objects, "[world-ipv6]"):
 		return "the CRD's schema refuses the entity, so Weir does"
 	}

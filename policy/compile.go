@@ -81,6 +81,9 @@ type template []entryFor
 type compiler struct {
 	ruleSets *ruleSetTable
 	used     map[uint32]struct{} // rule sets of its templates
+	// noProxy: a node's traffic does not go there, so what L7 rules are about is
+	// refused.
+	noProxy bool
 	dnsView
 }
 
@@ -197,6 +200,9 @@ func (c *compiler) combine(who *peer, entries map[ports]Entry, own, any []portGr
 func (c *compiler) union(who *peer, at ports, plain, looked []*grant) (Entry, error) {
 	slices.SortFunc(looked, (*grant).compare)
 	slices.SortFunc(plain, (*grant).compare)
+	if c.noProxy {
+		return Entry{Action: Refuse, Reason: RefusedL7Unsupported, Rule: looked[0].number}, nil
+	}
 	kind := looked[0].l7()
 	for _, g := range looked {
 		if g.l7() != kind {

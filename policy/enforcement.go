@@ -49,7 +49,7 @@ func (e *Engine) newEnforcement(s *subject, d Direction) *enforcement {
 	return &enforcement{direction: d, subject: s.peer, alwaysDeny: s.alwaysDeny,
 		own: map[*peer][]*grant{}, perPeer: map[*peer]template{}, pairs: map[*pair]template{}, memo: map[string]template{},
 		held: map[uint32]struct{}{}, pending: map[*peer]struct{}{},
-		compiler: compiler{ruleSets: e.ruleSets, used: map[uint32]struct{}{}}}
+		compiler: compiler{ruleSets: e.ruleSets, used: map[uint32]struct{}{}, noProxy: s.peer.kind == hostPeer}}
 }
 
 // contribution makes the grants of a policy; nil if it does not select the
@@ -174,6 +174,9 @@ func (f *enforcement) weigh() {
 	}
 	f.open = f.enforced && !defaultDeny
 	f.compiler.dnsView = dnsView{}
+	if f.compiler.noProxy {
+		return
+	}
 	for _, c := range f.list {
 		for _, r := range c.rules {
 			if r.fqdns {

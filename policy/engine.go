@@ -116,6 +116,8 @@ type Options struct {
 	NodeName string
 	// Seeds are the numbers a predecessor gave out.
 	Seeds Seeds
+	// Failsafe is what policies for nodes are not asked about.
+	Failsafe []Failsafe
 	// Resolvers says which services are the cluster's DNS, for
 	// Delta.Resolvers. Without labels: those labelled k8s-app=kube-dns in
 	// kube-system.
@@ -176,6 +178,8 @@ type Delta struct {
 	Services map[Frontend]*Backends
 	// NodeAddresses serve node ports (true), or don't any more.
 	NodeAddresses map[netip.Addr]bool
+	// Host, if not nil, is what is enforced on the node itself after this batch.
+	Host *HostPolicy
 	// Numbers that must be remembered before anything uses them, and those
 	// that can be forgotten after everything else was applied.
 	Numbers Seeds

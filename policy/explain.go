@@ -77,8 +77,11 @@ type explanation struct {
 
 // egress says what the source's policies make of a flow to one destination.
 func (x *explanation) egress(to end, port uint16) (*Side, error) {
+	if node, ok := x.nodeAt(x.from, to); ok {
+		return x.nodeSide(node, x.from, to, Egress, port)
+	}
 	if x.from.pod == nil {
-		return x.noPolicy(x.from, to), nil
+		return x.noPolicy(x.from), nil
 	}
 	f, err := x.engine.asked(x.from, Egress)
 	if err != nil {
@@ -93,8 +96,11 @@ func (x *explanation) egress(to end, port uint16) (*Side, error) {
 
 // ingress says what the destination's policies make of it.
 func (x *explanation) ingress(to end, port uint16) (*Side, error) {
+	if node, ok := x.nodeAt(to, x.from); ok {
+		return x.nodeSide(node, to, x.from, Ingress, port)
+	}
 	if to.pod == nil {
-		return x.noPolicy(to, x.from), nil
+		return x.noPolicy(to), nil
 	}
 	p := x.engine.seenFrom(x.from, to.node)
 	if p != nil && p.kind == hostPeer {
@@ -107,15 +113,8 @@ func (x *explanation) ingress(to end, port uint16) (*Side, error) {
 	return x.side(f, to, x.from, p, port)
 }
 
-// noPolicy is the answer for an end that is no pod.
-func (x *explanation) noPolicy(at, other end) *Side {
-	if at.isNode && (at.node == "" || at.node == x.engine.nodeName || at.node == other.node) {
-		reason := "not enforced: policies for nodes are not enforced yet"
-		if !x.engine.hasNodePolicies() {
-			reason = "not enforced: no policy selects the node"
-		}
-		return &Side{Verdict: Allowed, Reason: reason}
-	}
+// noPolicy is the answer for an end that no policy is enforced at.
+func (x *explanation) noPolicy(at end) *Side {
 	if at.isNode {
 		return &Side{Verdict: NotApplicable, Reason: "another node, no policy is enforced there"}
 	}
@@ -123,10 +122,6 @@ func (x *explanation) noPolicy(at, other end) *Side {
 		return &Side{Verdict: NotApplicable, Reason: at.name + " is not known, nor are its policies"}
 	}
 	return &Side{Verdict: NotApplicable, Reason: at.name + " is no pod, no policy is enforced there"}
-}
-
-func (e *Engine) hasNodePolicies() bool {
-	return slices.ContainsFunc(e.scoped[""], func(p *policyObject) bool { return p.selectsNodes })
 }
 
 // asked returns what is enforced on a pod in one direction, made when it is

@@ -54,8 +54,11 @@ func stricter(a, b *Side) *Side {
 
 func (x *explanation) noBackends(name string) (egress, ingress *Side, err error) {
 	ingress = &Side{Verdict: NotApplicable, Reason: name + " has no endpoints"}
+	if _, ok := x.nodeAt(x.from, x.to); ok {
+		return &Side{Verdict: Allowed, Reason: name + " has no endpoints: the node sends nothing to it"}, ingress, nil
+	}
 	if x.from.pod == nil {
-		return x.noPolicy(x.from, x.to), ingress, nil
+		return x.noPolicy(x.from), ingress, nil
 	}
 	f, err := x.engine.asked(x.from, Egress)
 	if err != nil {

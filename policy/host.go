@@ -1,6 +1,9 @@
 package policy
 
-import "net/netip"
+import (
+	"net/netip"
+	"slices"
+)
 
 // KindHostAddresses is no object of the cluster, see HostAddresses.
 const KindHostAddresses = "HostAddresses"
@@ -16,7 +19,11 @@ const KindHostAddresses = "HostAddresses"
 // here. It counts less than a pod of this node, and than a service whose cluster
 // IP it is: kube-proxy (IPVS) and node-local DNS caches put those on interfaces
 // of their own, and what is sent there goes on to the backends.
-type HostAddresses struct{ Addresses []netip.Addr }
+type HostAddresses struct {
+	Addresses []netip.Addr
+	// Resolvers are the servers that the node itself asks for names.
+	Resolvers []Server
+}
 
 func (e *Engine) takeHostAddresses(h *HostAddresses) {
 	now := map[netip.Addr]struct{}{}
@@ -38,6 +45,18 @@ func (e *Engine) takeHostAddresses(h *HostAddresses) {
 		}
 	}
 	e.claims.host = now
+	var resolvers []Server
+	if h != nil {
+		resolvers = slices.DeleteFunc(slices.Clone(h.Resolvers), func(s Server) bool { return !s.Addr.IsValid() })
+	}
+	// Each has an identity of its own, to be told from its neighbors.
+	for _, s := range resolvers {
+		e.claims.cidr(hostPrefix(s.Addr.Addr()), true)
+	}
+	for _, s := range e.hostResolvers {
+		e.claims.cidr(hostPrefix(s.Addr.Addr()), false)
+	}
+	e.hostResolvers = resolvers
 }
 
 // onHost tells whether an address is this node's because one of its interfaces

@@ -25,7 +25,6 @@ type policyObject struct {
 	fqdns                    []dnsrules.Selector
 	nodeKeys                 []string // labels of nodes its rules ask for
 	usesGroups, usesServices bool
-	selectsNodes             bool // has rules for nodes, which are not enforced yet
 }
 
 // rule is one direction of one rule of a policy: what it allows or denies its
@@ -39,6 +38,7 @@ type rule struct {
 
 	subject   identity.Selector
 	namespace string // of the subjects; "": any
+	nodes     bool   // its subjects are nodes, not pods
 	// A refused policy: the direction is closed.
 	closed bool
 	deny   bool
@@ -102,8 +102,12 @@ type l7Rules struct {
 	path []string // of each of either
 }
 
-// selects tells whether the rule's policy selects pods of that identity.
+// selects tells whether the rule's policy selects pods of that identity, or a
+// node.
 func (r *rule) selects(p *peer) bool {
+	if r.nodes != (p.kind == hostPeer) {
+		return false
+	}
 	if r.namespace != "" && p.namespace != r.namespace {
 		return false
 	}
@@ -236,10 +240,6 @@ func (t *translator) closures(src *api.Policy) {
 		closed = []api.Closure{{Ingress: true, Egress: true}}
 	}
 	for _, c := range closed {
-		if c.Nodes {
-			t.policy.selectsNodes = true
-			continue
-		}
 		var subject identity.Selector
 		if c.Subjects != nil {
 			if src.Kind == api.KindNetworkPolicy {
@@ -251,7 +251,7 @@ func (t *translator) closures(src *api.Policy) {
 		for _, d := range [...]Direction{Ingress, Egress} {
 			if d == Ingress && c.Ingress || d == Egress && c.Egress {
 				t.add(&rule{path: path, direction: d, subject: subject, namespace: t.policy.object.Namespace,
-					closed: true, defaultDeny: true})
+					nodes: c.Nodes, closed: true, defaultDeny: true})
 			}
 		}
 	}

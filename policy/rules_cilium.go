@@ -12,15 +12,15 @@ import (
 
 // cilium makes the rules of one `spec` or one item of `specs`.
 func (t *translator) cilium(r *api.Rule, path string) {
-	if r.EndpointSelector == nil {
-		t.policy.selectsNodes = true
-		return
+	nodes, selects := r.EndpointSelector == nil, r.EndpointSelector
+	if nodes {
+		selects = r.NodeSelector
 	}
-	subject := t.subject(r.EndpointSelector)
+	subject := t.subject(selects)
 	ingress, egress := r.DefaultDeny()
 	add := func(direction Direction, deny bool, field string, i int, fill func(*rule)) {
 		out := &rule{path: fmt.Sprintf("%s.%s[%d]", path, field, i), direction: direction, deny: deny,
-			subject: subject, namespace: t.policy.object.Namespace, defaultDeny: ingress}
+			subject: subject, namespace: t.policy.object.Namespace, nodes: nodes, defaultDeny: ingress}
 		if direction == Egress {
 			out.defaultDeny = egress
 		}

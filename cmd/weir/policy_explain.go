@@ -22,9 +22,10 @@ const policyExplainLong = `Explain says what becomes of a flow, which policy and
 end, and why the other rules that select the pod do not. It is the evaluator
 that fills the kernel's tables, over the objects of a directory.
 
---from and --to are namespace/pod, an address, or entity:NAME; --to may also be
-service:namespace/name, which is judged by its backends. A pod is judged as on
-its own node.
+--from and --to are namespace/pod, an address, node:NAME or entity:NAME; --to may
+also be service:namespace/name, which is judged by its backends. A pod is judged
+as on its own node, and a node by its own policies if it is that of --node-name
+or of the pod at the other end.
 
 The verdict is allowed, denied, or l7: the connection is made and each request
 decides; give one with --http-path and the like, or --dns-name. An end that no
@@ -58,7 +59,7 @@ Exit status of one question: 0 allowed or l7, 1 denied, 2 no answer.`
 // explainFlags are the flags of `weir policy explain`.
 type explainFlags struct {
 	objects, node, batch, output string
-	nodeAddresses                []string
+	nodeAddresses, failsafe      []string
 	question                     policy.Question
 	icmpType                     int
 	method, path, host           string
@@ -99,6 +100,7 @@ func newPolicyExplainCommand() *cobra.Command {
 	fl.StringVar(&f.question.NamesIn, "names-in", "", "a server told them that only policies of this namespace name")
 	fl.StringVar(&f.node, "node-name", "", "node that pods without one, and entity:host, belong to")
 	fl.StringSliceVar(&f.nodeAddresses, "node-address", nil, "address that node --node-name has on some interface, besides what its object says; weir status shows them (repeatable)")
+	fl.StringSliceVar(&f.failsafe, "host-failsafe", []string{"default"}, "what policies for nodes are not asked about, as given to weir agent; none: they are about everything")
 	fl.StringVar(&f.batch, "batch", "", "file of questions, one JSON object a line; - for standard input")
 	fl.StringVarP(&f.output, "output", "o", "text", "text or json")
 	return cmd
@@ -156,7 +158,11 @@ func (f *explainFlags) load(ctx context.Context, warnings io.Writer) (*policy.En
 	if !report.Complete {
 		fmt.Fprintln(warnings, "weir: some objects could not be read: what is answered may not hold")
 	}
-	engine, err := policy.NewEngine(policy.Options{NodeName: f.node})
+	failsafe, err := policy.ParseFailsafe(f.failsafe)
+	if err != nil {
+		return nil, fmt.Errorf("--host-failsafe: %w", err)
+	}
+	engine, err := policy.NewEngine(policy.Options{NodeName: f.node, Failsafe: failsafe})
 	if err != nil {
 		return nil, err
 	}
