@@ -45,6 +45,7 @@ type agentOptions struct {
 	standby     bool
 	ownSocket   string
 	proxy       string
+	taint       string // of the node, until it is ready
 	objects     string
 	kubeconfig  string
 	node        string
@@ -86,6 +87,7 @@ func newAgentCommand() *cobra.Command {
 	f.BoolVar(&o.standby, "standby", false, "where another agent has the state, read all objects and wait until that one ends")
 	f.StringVar(&o.ownSocket, "own-socket", "", "answer on this unix socket `file` as well, also while standing by: for probes of this very process")
 	f.StringVar(&o.proxy, "proxy", proxyStart, "who starts proxies: start (this agent, where none runs), or external (others, as a container beside it)")
+	f.StringVar(&o.taint, "startup-taint", "", "take taints with this `key` off the node once everything is enforced")
 	f.StringVar(&o.objects, "objects", "", "`directory` of objects, instead of an API server's")
 	f.StringVar(&o.kubeconfig, "kubeconfig", "", "`file` that says how to connect to the API server (default: as the service account of the pod this runs in)")
 	f.StringVar(&o.node, "node-name", "", "name of this node in the objects (default: the host's name)")
@@ -232,6 +234,7 @@ func (o *agentOptions) enforce(ctx context.Context, s *standby, log *slog.Logger
 		group.Go(func() error { return serve(ctx, server.port, server.public(), false, log) })
 	}
 	group.Go(func() error { return tell.run(ctx) })
+	group.Go(func() error { return o.untaint(ctx, func() bool { return server.status().Ready }, log) })
 	s.hand(server.private(), tell.after(manager))
 	log.Info("agent started", "node", o.node, "state", string(o.state), "objects", source.Report().Path, "version", version)
 	err = group.Wait()

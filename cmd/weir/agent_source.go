@@ -13,6 +13,8 @@ import (
 // checkSource checks the flags that say where objects come from.
 func (o *agentOptions) checkSource() error {
 	switch {
+	case o.objects != "" && o.taint != "":
+		return errors.New("--startup-taint needs an API server, and there is none with --objects")
 	case o.objects != "" && o.kubeconfig != "":
 		return errors.New("--objects and --kubeconfig exclude each other: objects come from one place")
 	case o.objects != "":
