@@ -10,6 +10,10 @@
 // own goroutine writes their tables once the kernel knows who the backends are,
 // and tells the kernel every second that it keeps them.
 //
+// A veth behind which is no address that an object tells is a stranger: the
+// engine guesses whose it is (policy.Stranger), and that policy is in force before
+// the pod's first packet. A CNI plugin may tell instead (Manager.Announce).
+//
 // One goroutine, Manager.Run, computes, and writes all else. It holds what the tables
 // are to say and what they say; every pass writes the difference, so a
 // restart, a lost event and a failed write take the same path. What is pointed

@@ -52,6 +52,9 @@ func pod(key policy.Object, o *corev1.Pod) (any, error) {
 		ServiceAccount: o.Spec.ServiceAccountName, HostNetwork: o.Spec.HostNetwork,
 		Created: o.CreationTimestamp.Unix(), Deleting: o.DeletionTimestamp != nil,
 	}
+	if static := o.Annotations[corev1.MirrorPodAnnotationKey]; static != "" {
+		p.UID = static // by which the node itself knows a static pod
+	}
 	if o.CreationTimestamp.IsZero() {
 		p.Created = 0
 	}

@@ -33,7 +33,11 @@
 // same item of a port list, as in Cilium: by "53" the rules of "53", but not by
 // a range, by all ports, or by a peer alone.
 //
-// Engine keeps everything as a function of the objects it was given: the same
+// A pod of this node that has no address yet has a policy already. Interfaces that
+// may be its own are told as Strangers; where they may be one of several pods',
+// union.go makes of the pods' policies one that is as strict as all of them.
+//
+// Engine keeps everything, apart from strangers, as a function of the objects it was given: the same
 // objects in any order and any number of batches make the same tables, apart
 // from the numbers. Changes cost what they touch.
 //

@@ -18,6 +18,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 
+	"github.com/weirnet/weir/cni"
 	"github.com/weirnet/weir/endpoint"
 	"github.com/weirnet/weir/flow"
 	"github.com/weirnet/weir/kube"
@@ -88,6 +89,8 @@ func (s *agentServer) private() http.Handler {
 	mux.HandleFunc("GET /flows", s.serveFlows)
 	mux.HandleFunc("GET /fqdn", s.serveNames)
 	mux.HandleFunc("GET /readyz", s.serveReady)
+	mux.HandleFunc("POST "+cni.PathAnnounce, s.serveAnnounce)
+	mux.HandleFunc("POST "+cni.PathWithdraw, s.serveWithdraw)
 	mux.HandleFunc("GET "+portPath, s.servePort)
 	return mux
 }

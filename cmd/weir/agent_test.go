@@ -85,6 +85,12 @@ func TestStatusText(t *testing.T) {
 					EgressPolicies: []string{"c"}, Veth: "veth1", Ifindex: 4, State: endpoint.EndpointReady},
 				{Namespace: "shop", Pod: "x", Addresses: []netip.Addr{ip("10.0.0.3")}, Identity: 258, Ingress: true, Veth: "veth2", Ifindex: 5, State: endpoint.EndpointPending, Error: "write policy: table full"},
 			},
+			Strangers: []endpoint.StrangerStatus{
+				{Veth: "veth7", Addresses: []netip.Addr{ip("10.0.0.7"), ip("fe80::7")}, State: endpoint.StrangerStarting, Pods: []string{"shop/cart-0"}},
+				{Veth: "veth8", State: endpoint.StrangerDoubtful, Pods: []string{"shop/a", "shop/b"}},
+				{Veth: "veth9", Addresses: []netip.Addr{ip("10.0.0.9")}, State: endpoint.StrangerUnknown},
+				{Veth: "docker1", Addresses: []netip.Addr{ip("172.17.0.2")}, State: endpoint.StrangerAlone},
+			},
 			Lost: endpoint.LostPrograms{Count: 2, At: at, Interface: "veth1"},
 			Overtaken: endpoint.OvertakenPrograms{
 				Count: 3, At: at, Interface: "veth2", By: "x", Now: []string{`veth2: filter "x" of priority 1`},
@@ -117,7 +123,7 @@ func TestStatusText(t *testing.T) {
 		Cgroup: "/sys/fs/cgroup/kubepods", Services: 2, Frontends: 7, Backends: 1, Pods: 3, Outside: []string{"shop/vm"},
 		Translated: 9, Refused: 1, Stale: 2, Missing: 3, Destroyed: 1, Error: "no room",
 	}
-	st.Policy.Endpoints, st.Policy.Lost, st.Policy.Overtaken.Now = nil, endpoint.LostPrograms{}, nil
+	st.Policy.Endpoints, st.Policy.Strangers, st.Policy.Lost, st.Policy.Overtaken.Now = nil, nil, endpoint.LostPrograms{}, nil
 	out.Reset()
 	if err := st.print(&out); err != nil {
 		t.Fatal(err)

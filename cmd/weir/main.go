@@ -2,6 +2,7 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"os"
@@ -17,6 +18,9 @@ func main() { os.Exit(run(os.Args[1:])) }
 // run returns the exit status: 0 done, 1 the answer is no (a policy is
 // refused, the agent is not ready), 2 the call itself was wrong or failed.
 func run(args []string) int {
+	if calledAsPlugin(args) {
+		return runPlugin(context.Background())
+	}
 	root := newRoot()
 	root.SetArgs(args)
 	if err := root.Execute(); err != nil {
@@ -69,6 +73,7 @@ func commands() []*cobra.Command {
 		newStatusCommand(),
 		newFlowsCommand(),
 		newFqdnCommand(),
+		newCNICommand(),
 		newUninstallCommand(),
 		newProxyCommand(),
 		newPolicyCommand(),

@@ -66,6 +66,7 @@ func (s *agentStatus) print(out io.Writer) error {
 	printTampered(w, s.Proxy.Tampered)
 	printProblems(w, s.Objects.Problems)
 	printEndpoints(w, s.Policy.Endpoints)
+	printStrangers(w, s.Policy.Strangers)
 	printDrops(w, s.Kernel)
 	return w.err
 }
