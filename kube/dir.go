@@ -53,7 +53,8 @@ func NewDir(path, memoryDir string, log *slog.Logger) *Dir {
 	if memoryDir != "" {
 		m = newMemory(memoryDir, log)
 	}
-	return &Dir{path: filepath.Clean(path), log: log, asks: make(chan chan error), tree: newTree(m)}
+	path = filepath.Clean(path)
+	return &Dir{path: path, log: log, asks: make(chan chan error), tree: newTree(m), report: Report{Path: path}}
 }
 
 // ReadDir reads a directory of objects once.

@@ -82,7 +82,7 @@ func TestAnswerAfterReplacement(t *testing.T) {
 	answer()
 	<-done
 	gone(t, w, first)
-	if got := s.names("slow.many"); len(got) != 1 || got[0] != "slow.many.test 1 of 1 [shop/client]" {
+	if got := s.names("slow.many"); len(got) != 1 || got[0] != "shop/slow.many.test 1 of 1 [shop/client]" {
 		t.Errorf("weir fqdn lists %q", got)
 	}
 }
