@@ -70,6 +70,22 @@ func (d *Datapath) DetachPod(ifindex int) error {
 func (d *Datapath) Attached() ([]int, error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
+	has, err := d.attachments()
+	if err != nil {
+		return nil, err
+	}
+	var out []int
+	for a := range has {
+		if a.program == progFromPod && has[attachment{progToPod, a.ifindex}] {
+			out = append(out, a.ifindex)
+		}
+	}
+	slices.Sort(out)
+	return out, nil
+}
+
+// attachments are the programs that are on interfaces, but for the proxies'.
+func (d *Datapath) attachments() (map[attachment]bool, error) {
 	has := map[attachment]bool{}
 	pinned, err := pinnedLinks(d.opts.Pins)
 	if err != nil {
@@ -91,14 +107,7 @@ func (d *Datapath) Attached() ([]int, error) {
 	for _, f := range filters {
 		has[f.attachment] = true
 	}
-	var out []int
-	for a := range has {
-		if a.program == progFromPod && has[attachment{progToPod, a.ifindex}] {
-			out = append(out, a.ifindex)
-		}
-	}
-	slices.Sort(out)
-	return out, nil
+	return has, nil
 }
 
 // Activate replaces a predecessor's programs, wherever they are attached, by
@@ -109,7 +118,7 @@ func (d *Datapath) Activate() error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	byName := map[string]hook{}
-	for _, h := range append(d.podHooks(), d.proxyHook()) {
+	for _, h := range slices.Concat(d.podHooks(), d.hostHooks(), []hook{d.proxyHook()}) {
 		byName[h.name] = h
 	}
 	pinned, err := pinnedLinks(d.opts.Pins)

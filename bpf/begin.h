@@ -34,14 +34,17 @@ SUBPROGRAM int create(struct __sk_buff *skb, struct packet *p, __u32 flags, bool
 	return TC_ACT_UNSPEC;
 }
 
-/* The node reaches its own pods, whatever their policy. */
-static __always_inline void settle_host(struct packet *p)
+/* The node reaches its own pods, whatever their policy; if its own lets it. */
+static __always_inline int settle_host(struct packet *p)
 {
 	find_peer(p);
+	if (p->host_denies)
+		return host_drop(p, DIRECTION_EGRESS);
 	p->reason = REASON_HOST;
 	p->reason_direction = p->direction;
 	p->judge = p->policy;
 	p->found[DIRECTION_INGRESS].rule = 0;
+	return PASS;
 }
 
 /* A packet that is judged alone: nothing is remembered of it. */
@@ -49,8 +52,11 @@ SUBPROGRAM int stateless(struct __sk_buff *skb, struct packet *p)
 {
 	if (!p)
 		return TC_ACT_SHOT;
-	if (p->host)
+	if (p->host) {
+		if (settle_host(p) == DROP)
+			return drop(skb, p);
 		return TC_ACT_UNSPEC;
+	}
 	switch (judge_forward(p, false)) {
 	case PASS:
 		tell(skb, p, VERDICT_FORWARDED);
@@ -67,7 +73,8 @@ SUBPROGRAM int begin(struct __sk_buff *skb, struct packet *p, bool again)
 	if (!p)
 		return TC_ACT_SHOT;
 	if (p->host) {
-		settle_host(p);
+		if (settle_host(p) == DROP)
+			return drop(skb, p);
 		return create(skb, p, 0, false);
 	}
 	switch (judge_forward(p, false)) {
@@ -106,7 +113,8 @@ SUBPROGRAM int midstream(struct __sk_buff *skb, struct packet *p)
 		return TC_ACT_SHOT;
 	reset = p->tcp_flags & TCP_RST;
 	if (p->host) {
-		settle_host(p);
+		if (settle_host(p) == DROP)
+			return drop(skb, p);
 		return reset ? TC_ACT_UNSPEC : create(skb, p, CT_MIDSTREAM, false);
 	}
 	outcome = judge_forward(p, false);

@@ -194,6 +194,7 @@ func TestProgramSize(t *testing.T) {
 	k := newKernel(t)
 	for name, p := range map[string]*ebpf.Program{
 		"from_pod": k.objects.FromPod, "to_pod": k.objects.ToPod, "from_proxy": k.objects.FromProxy,
+		"from_host": k.objects.FromHost, "to_host": k.objects.ToHost,
 	} {
 		info, err := p.Info()
 		if err != nil {

@@ -3,6 +3,8 @@
 /* The programs that share the tables, as one object. */
 #include "from_pod.c"
 #include "to_pod.c"
+#include "from_host.c"
+#include "to_host.c"
 #include "from_proxy.c"
 
 /* bpf_redirect and its kin are open to all, bpf_ktime_get_ns and the ring

@@ -141,6 +141,12 @@ type datapathGrant struct {
 	Until uint64
 }
 
+type datapathHost struct {
+	_      structs.HostLayout
+	Policy uint32
+	Always uint32
+}
+
 type datapathMetric struct {
 	_       structs.HostLayout
 	Packets uint64
@@ -240,6 +246,7 @@ const (
 	datapathReasonREASON_RELATED            datapathReason = 5
 	datapathReasonREASON_REDIRECTED         datapathReason = 6
 	datapathReasonREASON_NEIGHBOR           datapathReason = 7
+	datapathReasonREASON_FAIL_SAFE          datapathReason = 8
 	datapathReasonREASON_POLICY_DENIED      datapathReason = 32
 	datapathReasonREASON_POLICY_DENY_RULE   datapathReason = 33
 	datapathReasonREASON_POLICY_REFUSED     datapathReason = 34
@@ -308,6 +315,7 @@ const (
 	datapathMapFqdn           = "fqdn"
 	datapathMapFragments      = "fragments"
 	datapathMapGrants         = "grants"
+	datapathMapHost           = "host"
 	datapathMapIpcache        = "ipcache"
 	datapathMapMetrics        = "metrics"
 	datapathMapNames          = "names"
@@ -319,8 +327,10 @@ const (
 	datapathMapProxies        = "proxies"
 	datapathMapShares         = "shares"
 	datapathMapState          = "state"
+	datapathProgFromHost      = "from_host"
 	datapathProgFromPod       = "from_pod"
 	datapathProgFromProxy     = "from_proxy"
+	datapathProgToHost        = "to_host"
 	datapathProgToPod         = "to_pod"
 	datapathVarActionType     = "action_type"
 	datapathVarAlwaysJudge    = "always_judge"
@@ -379,8 +389,10 @@ type datapathSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type datapathProgramSpecs struct {
+	FromHost  *ebpf.ProgramSpec `ebpf:"from_host"`
 	FromPod   *ebpf.ProgramSpec `ebpf:"from_pod"`
 	FromProxy *ebpf.ProgramSpec `ebpf:"from_proxy"`
+	ToHost    *ebpf.ProgramSpec `ebpf:"to_host"`
 	ToPod     *ebpf.ProgramSpec `ebpf:"to_pod"`
 }
 
@@ -397,6 +409,7 @@ type datapathMapSpecs struct {
 	Fqdn      *ebpf.MapSpec `ebpf:"fqdn"`
 	Fragments *ebpf.MapSpec `ebpf:"fragments"`
 	Grants    *ebpf.MapSpec `ebpf:"grants"`
+	Host      *ebpf.MapSpec `ebpf:"host"`
 	Ipcache   *ebpf.MapSpec `ebpf:"ipcache"`
 	Metrics   *ebpf.MapSpec `ebpf:"metrics"`
 	Names     *ebpf.MapSpec `ebpf:"names"`
@@ -458,6 +471,7 @@ type datapathMaps struct {
 	Fqdn      *ebpf.Map `ebpf:"fqdn"`
 	Fragments *ebpf.Map `ebpf:"fragments"`
 	Grants    *ebpf.Map `ebpf:"grants"`
+	Host      *ebpf.Map `ebpf:"host"`
 	Ipcache   *ebpf.Map `ebpf:"ipcache"`
 	Metrics   *ebpf.Map `ebpf:"metrics"`
 	Names     *ebpf.Map `ebpf:"names"`
@@ -482,6 +496,7 @@ func (m *datapathMaps) Close() error {
 		m.Fqdn,
 		m.Fragments,
 		m.Grants,
+		m.Host,
 		m.Ipcache,
 		m.Metrics,
 		m.Names,
@@ -519,15 +534,19 @@ type datapathVariables struct {
 //
 // It can be passed to loadDatapathObjects or ebpf.CollectionSpec.LoadAndAssign.
 type datapathPrograms struct {
+	FromHost  *ebpf.Program `ebpf:"from_host"`
 	FromPod   *ebpf.Program `ebpf:"from_pod"`
 	FromProxy *ebpf.Program `ebpf:"from_proxy"`
+	ToHost    *ebpf.Program `ebpf:"to_host"`
 	ToPod     *ebpf.Program `ebpf:"to_pod"`
 }
 
 func (p *datapathPrograms) Close() error {
 	return _DatapathClose(
+		p.FromHost,
 		p.FromPod,
 		p.FromProxy,
+		p.ToHost,
 		p.ToPod,
 	)
 }

@@ -30,6 +30,26 @@
 // as tcx links or as filters, since one before them could let packets pass
 // unjudged; [Datapath.Overtaken] tells where that is not so any more.
 //
+// # The node itself
+//
+// Where a policy selects the node, from_host and to_host stand on the interfaces
+// by which it is joined to networks (host.h); from_pod and to_pod judge what goes
+// between it and its pods (ask_host). The row of host names its policy, and one
+// that is asked where that denies: fail-safe traffic and node ports.
+//
+//   - Only what has an address of the node, by ipcache, is judged, at the end it
+//     has it. The rest is pods' or others'.
+//   - What the node sends on with its own address (masqueraded, answers of node
+//     ports) has come in somewhere, or has no socket. It is remembered as nobody's
+//     (CT_FOREIGN), since what is answered arrives before it is translated back.
+//   - TCP in mid-stream is told by sockets: without one it is sent on, or comes to
+//     nothing. With one the node accepted it if somebody listens at its port, and
+//     made it if not. So a policy that comes cuts what it denies and nothing else.
+//   - Tagged frames pass: they are judged at the VLAN's interface. Multicast is to
+//     no address of the node.
+//   - A port of the node that something else than a service translates (hostPort)
+//     is judged as the node's.
+//
 // # Services
 //
 // service.c stands at the sockets of pods, not at interfaces, with the tables in

@@ -33,8 +33,7 @@ SUBPROGRAM int judge_again(struct __sk_buff *skb, struct packet *p, struct connt
 	judged = ct_judged(p->direction);
 	flags = ct->flags;
 	if (p->host) {
-		settle_host(p);
-		outcome = PASS;
+		outcome = settle_host(p);
 	} else {
 		outcome = judge_forward(p, (flags & CT_REDIRECTED) != 0);
 	}
@@ -207,8 +206,11 @@ SUBPROGRAM int icmp_error(struct __sk_buff *skb, struct packet *p)
 		if (ct->flags & ct_judged(role))
 			return TC_ACT_UNSPEC;
 	}
-	if (p->host)
+	if (p->host) {
+		if (settle_host(p) == DROP)
+			return drop(skb, p);
 		return TC_ACT_UNSPEC;
+	}
 	if (judge_forward(p, false) == PASS) {
 		tell(skb, p, VERDICT_FORWARDED);
 		return TC_ACT_UNSPEC;
@@ -230,10 +232,10 @@ SUBPROGRAM int unknown(struct __sk_buff *skb, struct packet *p)
 
 /* Whether a packet is judged anew once policy has moved on. Replies of TCP are
  * not: the next forward packet comes soon, or they end. Those of other protocols
- * may go on without one. */
+ * may go on without one. The node's to its pods never are. */
 static __always_inline bool goes_stale(const struct packet *p, bool reply)
 {
-	return !p->host && (!reply || !is_tcp(p));
+	return !reply || (!p->host && !is_tcp(p));
 }
 
 /* The shortest way: a packet of a flow that was judged at this veth, at the

@@ -190,6 +190,7 @@ func (k *kernel) reset() {
 	empty(k, k.FQDN)
 	empty(k, k.Names)
 	empty(k, neighbors(k))
+	k.must(k.Host.Update(0, Host{}))
 	k.state.MidstreamUntil = 0
 	empty(k, k.Policies)
 	empty(k, k.Policy)

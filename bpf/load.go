@@ -67,6 +67,7 @@ type Datapath struct {
 	Grants    Table[uint32, Grant] // the same key; proxies write it
 	Proxies   Table[uint32, Proxy] // by generation, 0 to 255; an array: all keys are always there
 	Numbers   Table[Number, Digest]
+	Host      Table[uint32, Host] // one row, of key 0
 
 	opts    Options
 	log     *slog.Logger
@@ -170,6 +171,7 @@ func Load(o Options) (_ *Datapath, err error) {
 	d.Shares = Table[uint32, Share]{"shares", d.objects.Shares}
 	d.Grants = Table[uint32, Grant]{"grants", d.objects.Grants}
 	d.Proxies = Table[uint32, Proxy]{"proxies", d.objects.Proxies}
+	d.Host = Table[uint32, Host]{"host", d.objects.datapathMaps.Host}
 	d.Numbers = Table[Number, Digest]{"numbers", d.objects.Numbers}
 	return d, nil
 }

@@ -44,6 +44,8 @@ TABLE(fragments, BPF_MAP_TYPE_LRU_HASH, 8192, struct fragment_key, struct fragme
 TABLE(neighbors, BPF_MAP_TYPE_LRU_HASH, 16384, struct neighbor, __u64, 0);
 /* How to reach the proxy of each generation. */
 TABLE(proxies, BPF_MAP_TYPE_ARRAY, 256, __u32, struct proxy, 0);
+/* Which policy the node itself is under. */
+TABLE(host, BPF_MAP_TYPE_ARRAY, 1, __u32, struct host, 0);
 /* The policy revision and the current proxy. */
 TABLE(state, BPF_MAP_TYPE_ARRAY, 1, __u32, struct state, BPF_F_MMAPABLE);
 /* Drops and new flows, by reason and direction. */

@@ -44,12 +44,12 @@ struct packet {
 	__u8 host;	/* sent by a socket of this node */
 
 	__u64 now;
-	__u32 revision; /* of policy, read before it is asked */
-	__u32 policy;	/* of the pod at this veth */
-	__u32 identity; /* of the pod at this veth */
-	__u32 peer[2];	/* identities of the other end; 0: not looked up, none */
-	__u32 pair;	/* the identity that both of them make; 0: none */
-	__u32 pad2;
+	__u32 revision;	     /* of policy, read before it is asked */
+	__u32 policy;	     /* of the pod at this veth */
+	__u32 identity;	     /* of the pod at this veth */
+	__u32 peer[2];	     /* identities of the other end; 0: not looked up, none */
+	__u32 pair;	     /* the identity that both of them make; 0: none */
+	__u32 host_policy;   /* of the node itself; what follows is its */
 	__u32 local_ifindex; /* of the destination, where it is a pod of this node */
 	__u32 local_policy;
 
@@ -57,8 +57,8 @@ struct packet {
 	__u32 judge;		 /* policy id that decided */
 	__u8 reason;
 	__u8 reason_direction;
-	__u8 l7; /* bit (1 << direction): goes to the proxy because of it */
-	__u8 pad;
+	__u8 l7;	  /* bit (1 << direction): goes to the proxy because of it */
+	__u8 host_denies; /* why the node's own policy does; 0: it does not */
 };
 
 static __always_inline bool is_tcp(const struct packet *p)

@@ -181,8 +181,8 @@ SUBPROGRAM int judge(struct packet *p, __u32 id, __u32 direction, __u32 known)
 		v->reason = REASON_POLICY_DENIED;
 		break;
 	default:
-		/* No entry names it; ports of it are none that rules could mean. */
-		all = PROBE_ALL_PROTOCOLS;
+		/* It has no ports that rules could mean. */
+		all = PROBE_ALL_PROTOCOLS | 1;
 		v->reason = REASON_UNKNOWN_L4;
 	}
 	/* Before the parts: what rules for both say together is under it. */
@@ -247,6 +247,69 @@ static __always_inline int settle(struct packet *p, __u32 id, __u32 direction, i
 	return outcome;
 }
 
+/* Asks the policy of this node itself about a packet from or to it. direction is
+ * the node's, known the identity of the other end, or 0 for the packet's. */
+SUBPROGRAM int judge_host(struct packet *p, __u32 direction, __u32 known)
+{
+	__u32 zero = 0, rule;
+	struct host *h = bpf_map_lookup_elem(&host, &zero);
+	struct finding *v;
+	__u8 reason;
+
+	if (!p)
+		return DROP;
+	direction &= 1;
+	v = &p->found[direction];
+	if (!h || !h->policy) {
+		v->reason = REASON_NOT_ENFORCED;
+		v->rule = 0;
+		return settle(p, 0, direction, PASS);
+	}
+	if (judge(p, h->policy, direction, known) == PASS)
+		return settle(p, h->policy, direction, PASS);
+	reason = v->reason;
+	rule = v->rule;
+	if (judge(p, h->always, direction, known) == PASS && v->reason == REASON_POLICY_ALLOWED) {
+		v->reason = REASON_FAIL_SAFE;
+		return settle(p, h->policy, direction, PASS);
+	}
+	/* The proxy is not for the node. */
+	v->reason = reason < REASON_FIRST_DROP ? REASON_L7_UNSUPPORTED : reason;
+	v->rule = rule;
+	return settle(p, h->policy, direction, DROP);
+}
+
+/* Asks the node's own policy about a packet between a pod and the node, whose
+ * direction is the node's: no other program stands in between. What comes of it is
+ * kept, to be looked at where the pod's policy has been asked. */
+SUBPROGRAM int ask_host(struct packet *p, __u32 direction)
+{
+	__u32 zero = 0;
+	struct host *h = bpf_map_lookup_elem(&host, &zero);
+
+	if (!p || !h || !h->policy)
+		return 0;
+	if (!(direction & 1)) {
+		find_peer(p);
+		if (p->peer[0] != IDENTITY_HOST)
+			return 0;
+	}
+	if (judge_host(p, direction, p->identity) == DROP) {
+		p->host_denies = p->reason;
+		p->host_policy = p->judge;
+	}
+	return 0;
+}
+
+/* Drops what ask_host found to be denied. */
+static __always_inline int host_drop(struct packet *p, __u32 direction)
+{
+	p->reason = p->host_denies;
+	p->reason_direction = direction;
+	p->judge = p->host_policy;
+	return DROP;
+}
+
 /* Judges the packet as one in the direction its flow began in, by everything
  * this veth is to ask. What decided is told by p->reason and the rest;
  * p->found and p->l7 say what goes to the proxy and why. redirected: the flow
@@ -265,6 +328,8 @@ SUBPROGRAM int judge_forward(struct packet *p, bool redirected)
 	settle(p, p->policy, p->direction, outcome);
 	if (outcome == DROP || p->direction == DIRECTION_INGRESS)
 		return outcome;
+	if (p->host_denies)
+		return host_drop(p, DIRECTION_INGRESS);
 	/* Of UDP the other end never needs the proxy. */
 	if (is_udp(p) ? outcome == PASS : !is_tcp(p))
 		return outcome;

@@ -71,7 +71,7 @@ func policyCases() []policyCase {
 		{"SCTP", rules{port(out, idPeer, sctp, 80): allow(1)}, sctp, flow.ReasonPolicyAllowed, 1},
 		{"GRE by all protocols", rules{{Direction: out, Identity: idPeer}: allow(5)}, 47, flow.ReasonPolicyAllowed, 5},
 		{"GRE by nothing", rules{{Direction: out, Identity: idPeer, Protocol: tcp}: allow(5)}, 47, flow.ReasonUnknownL4, 0},
-		{"GRE by an entry that names it", rules{{Direction: out, Identity: idPeer, Protocol: 47}: allow(5)}, 47, flow.ReasonUnknownL4, 0},
+		{"GRE by an entry that names it", rules{{Direction: out, Identity: idPeer, Protocol: 47}: allow(5)}, 47, flow.ReasonPolicyAllowed, 5},
 		{"GRE denied", rules{{Direction: out, Identity: idPeer}: allow(5), {Direction: out}: deny}, 47, flow.ReasonPolicyDenyRule, 9},
 	}
 }

@@ -45,5 +45,7 @@ int to_pod(struct __sk_buff *skb)
 		return !p.host && device_enforces(skb, &p, 1 << DIRECTION_INGRESS)
 			       ? drop_for(skb, &p, REASON_FRAGMENT_UNKNOWN)
 			       : TC_ACT_UNSPEC;
+	if (p.host)
+		ask_host(&p, DIRECTION_EGRESS);
 	return decide(skb, &p);
 }

@@ -28,6 +28,7 @@ type (
 	Conntrack   = datapathConntrack
 	Conn        = datapathConn
 	Proxy       = datapathProxy
+	Host        = datapathHost
 	State       = datapathState
 	// Share is what the kernel counts of one veth's entries in Conns, Grant what
 	// a proxy lets it make. See share.h.
@@ -63,6 +64,7 @@ const (
 	CTRst           uint32 = 256  // either end aborted it
 	CTMidstream     uint32 = 512  // its start was not seen
 	CTAsked         uint32 = 1024 // begun by the proxy in a pod's name, to ask a server
+	CTForeign       uint32 = 4096 // sent on with an address of the node's
 	CTMayAsk        uint32 = 2048 // UDP: the responder's next answer may have to go to its proxy
 )
 

@@ -120,6 +120,9 @@ struct conntrack {
 /* UDP: the responder's answers may be questions that its own policy sends to the
  * proxy; at revision[0] its end has not looked yet. */
 #define CT_MAY_ASK 2048u
+/* The node sends it on, with an address of its own as the source: of none of its
+ * sockets. Answers come to that address. */
+#define CT_FOREIGN 4096u
 
 /* conns: forward tuple of a redirected flow -> what the proxy must know.
  * All UDP flows from one pod to one server and port are a session and have one
@@ -195,6 +198,12 @@ struct fragment {
 struct neighbor {
 	struct addr addr;
 	__u32 ifindex; /* host veth of the pod */
+};
+
+/* host: one entry: what is enforced on this node itself. */
+struct host {
+	__u32 policy; /* policy id; 0: nothing is */
+	__u32 always; /* another one, asked where that denies: what it allows passes */
 };
 
 /* numbers: what the agent gave out, for a successor. Programs don't read it. */

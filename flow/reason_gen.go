@@ -17,6 +17,7 @@ const (
 	ReasonRelated          Reason = 5  // ICMP error about an allowed flow
 	ReasonRedirected       Reason = 6  // goes through the proxy for its L7 rules
 	ReasonNeighbor         Reason = 7  // ARP or neighbor discovery
+	ReasonFailSafe         Reason = 8  // always open to the node, or a node port, whatever its policies say
 	ReasonPolicyDenied     Reason = 32 // no rule allows it and a policy selects the pod
 	ReasonPolicyDenyRule   Reason = 33 // a deny rule covers it
 	ReasonPolicyRefused    Reason = 34 // a policy that selects the pod was refused, so the pod is closed
@@ -57,6 +58,7 @@ func Reasons() []Reason {
 		ReasonRelated,
 		ReasonRedirected,
 		ReasonNeighbor,
+		ReasonFailSafe,
 		ReasonPolicyDenied,
 		ReasonPolicyDenyRule,
 		ReasonPolicyRefused,
@@ -100,6 +102,8 @@ func (r Reason) String() string {
 		return "redirected"
 	case ReasonNeighbor:
 		return "neighbor"
+	case ReasonFailSafe:
+		return "fail-safe"
 	case ReasonPolicyDenied:
 		return "policy-denied"
 	case ReasonPolicyDenyRule:
@@ -166,6 +170,8 @@ func (r Reason) Explanation() string {
 		return "goes through the proxy for its L7 rules"
 	case ReasonNeighbor:
 		return "ARP or neighbor discovery"
+	case ReasonFailSafe:
+		return "always open to the node, or a node port, whatever its policies say"
 	case ReasonPolicyDenied:
 		return "no rule allows it and a policy selects the pod"
 	case ReasonPolicyDenyRule:

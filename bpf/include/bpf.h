@@ -97,7 +97,22 @@ struct bpf_sock {
 _Static_assert(offsetof(struct bpf_sock, state) == 72, "bpf_sock is kernel ABI");
 enum {
 	TCP_ESTABLISHED = 1, /* bpf_sock.state, also of connected UDP sockets */
+	TCP_LISTEN = 10,
 };
+/* Source is the other end, seen from the socket. */
+struct bpf_sock_tuple {
+	union {
+		struct {
+			__be32 saddr, daddr;
+			__be16 sport, dport;
+		} ipv4;
+		struct {
+			__be32 saddr[4], daddr[4];
+			__be16 sport, dport;
+		} ipv6;
+	};
+};
+enum { BPF_F_CURRENT_NETNS = -1 };
 
 struct __sk_buff {
 	__u32 len;
@@ -180,6 +195,8 @@ static long (*bpf_redirect)(__u32 ifindex, __u64 flags) = HELPER(23);
 static long (*bpf_skb_load_bytes)(const void *skb, __u32 offset, void *to, __u32 len) = HELPER(26);
 static long (*bpf_skb_change_type)(struct __sk_buff *skb, __u32 type) = HELPER(32);
 static __u64 (*bpf_get_socket_cookie)(void *ctx) = HELPER(46);
+static void *(*bpf_skc_lookup_tcp)(void *ctx, const struct bpf_sock_tuple *tuple, __u32 len,
+				   __u64 netns, __u64 flags) = HELPER(99);
 static long (*bpf_sk_release)(void *sock) = HELPER(86);
 static __u64 (*bpf_get_netns_cookie)(void *ctx) = HELPER(122);
 static long (*bpf_sk_assign)(void *ctx, void *sk, __u64 flags) = HELPER(124);
