@@ -74,7 +74,7 @@ demo: build ## Weir over a small shop in network namespaces (DEMOFLAGS=--keep to
 image: ## Container image FROM scratch as an archive in dist/, made without Docker (ARCH=amd64)
 	mkdir -p dist
 	CGO_ENABLED=0 GOOS=linux GOARCH=$(ARCH) $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o dist/weir-$(ARCH) ./cmd/weir
-	$(GO) run ./deploy/image -binary dist/weir-$(ARCH) -arch $(ARCH) -tag weir:$(VERSION) -o dist/weir-$(ARCH).tar
+	$(GO) run ./deploy/image -binary dist/weir-$(ARCH) -arch $(ARCH) -version $(VERSION) -tag weirnet/weir:$(VERSION) -o dist/weir-$(ARCH).tar
 
 CLUSTER = $(SUDO) $(BIN)/cluster
 
@@ -91,6 +91,18 @@ cluster: $(BIN)/cluster ## A real Kubernetes cluster in namespaces (CLUSTERFLAGS
 .PHONY: cluster-down
 cluster-down: $(BIN)/cluster ## End that cluster and remove all of it
 	$(CLUSTER) down
+
+E2E_IMAGE = CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-s -w -X main.version=$(1)' -o dist/weir-$(1) ./cmd/weir && \
+	$(GO) run ./deploy/image -binary dist/weir-$(1) -version $(1) -tag weirnet/weir:$(1) -o dist/weir-$(1).tar
+
+.PHONY: e2e
+e2e: ## Deploys the image to a cluster of its own and plays stories (E2E_CNI=bridge, E2EFLAGS="-run ...")
+	@./deploy/debian $(NEED_CLUSTER)
+	mkdir -p dist
+	$(call E2E_IMAGE,dev)
+	$(call E2E_IMAGE,next)
+	WEIR_TEST_E2E=1 WEIR_E2E_CNI=$(E2E_CNI) WEIR_E2E_IMAGE=$(CURDIR)/dist/weir-dev.tar WEIR_E2E_NEXT=$(CURDIR)/dist/weir-next.tar \
+		$(GO) test $(EXEC) -count=1 -v -timeout 40m $(E2EFLAGS) ./test/e2e
 
 .PHONY: conformance
 conformance: $(BIN)/cluster ## Kubernetes' own NetworkPolicy tests against that cluster (CONFORMANCEFLAGS="--focus ...")

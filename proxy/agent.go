@@ -31,13 +31,6 @@ func (a *agentConn) replace(s *grpc.Server) {
 	}
 }
 
-// connected tells whether there is an agent.
-func (a *agentConn) connected() bool {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	return a.server != nil
-}
-
 // gone forgets s if it is still the agent's.
 func (a *agentConn) gone(s *grpc.Server) {
 	a.mu.Lock()

@@ -49,9 +49,10 @@ func (d *departure) plan() (until time.Time, successor, restart bool) {
 	return d.until, d.successor, d.restart
 }
 
-// successorPatience is how long a process that is told to end goes on as before
-// where an agent may bring a successor, at most half of its time.
-const successorPatience = 3 * time.Second
+// successorPatience is how long a process that is told to end goes on as before:
+// an agent may bring a successor, also one that is only about to take the place
+// of another. At most half of the process's time.
+const successorPatience = 10 * time.Second
 
 // lingering is how long a process with a successor stays at least: what came to
 // its sockets before the kernel turned to the successor may not have been read
@@ -101,7 +102,7 @@ func (p *process) depart(ctx context.Context, w *wired) {
 				w.data.tellAgain()
 			}
 			over = w.data.over() && time.Since(succeeded) >= lingering
-		case restart || time.Now().After(hope) || !p.agent.connected():
+		case restart || time.Now().After(hope):
 			w.refuse()
 			w.data.wane()
 			over = w.data.over()

@@ -82,6 +82,21 @@ func Start(runDir string, command []string) (int, error) {
 	return 0, fmt.Errorf("the proxy did not start (see %s)", filepath.Join(runDir, logName))
 }
 
+// Newest is the place of the proxy that was started last and runs, and since
+// when; 0: none runs.
+func Newest(runDir string) (place int, since time.Time, err error) {
+	places, err := livePlaces(runDir)
+	if err != nil || len(places) == 0 {
+		return 0, since, err
+	}
+	last := places[len(places)-1]
+	info, err := os.Stat(last.lock())
+	if err != nil {
+		return 0, since, fmt.Errorf("look for proxies: %w", err)
+	}
+	return last.n, info.ModTime(), nil // written when its process starts
+}
+
 func ended(err error) error {
 	if err == nil {
 		return errors.New("it has ended")

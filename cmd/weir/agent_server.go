@@ -131,7 +131,9 @@ func serve(ctx context.Context, l net.Listener, h http.Handler, keep bool, log *
 		ErrorLog:    slog.NewLogLogger(log.Handler(), slog.LevelDebug),
 	}
 	server.SetKeepAlivesEnabled(keep)
+	ended := make(chan struct{})
 	stop := context.AfterFunc(ctx, func() {
+		defer close(ended)
 		end, cancel := context.WithTimeout(context.Background(), time.Second)
 		defer cancel()
 		if server.Shutdown(end) != nil {
@@ -142,6 +144,7 @@ func serve(ctx context.Context, l net.Listener, h http.Handler, keep bool, log *
 	if err := server.Serve(l); !errors.Is(err, http.ErrServerClosed) {
 		return fmt.Errorf("serve on %s: %w", l.Addr(), err)
 	}
+	<-ended // answers that were begun
 	return nil
 }
 

@@ -71,6 +71,7 @@ func (f *proxyFlags) logger(w io.Writer) *slog.Logger {
 //	weir proxy          root: makes the socket, starts and restarts ...
 //	weir proxy confine  nobody, in new namespaces: gives up power, becomes ...
 //	weir proxy serve    the proxy
+//	weir proxy ready    tells whether the proxy started last has the new flows
 //	weir proxy replace  starts another launcher, detached, beside the running one
 func newProxyCommand() *cobra.Command {
 	f := &proxyFlags{}
@@ -99,7 +100,7 @@ func newProxyCommand() *cobra.Command {
 		RunE: func(cmd *cobra.Command, _ []string) error { return f.replace(cmd) },
 	}
 	replace.Flags().DurationVar(&f.timeout, "timeout", 30*time.Second, "how long to wait until it has the new flows")
-	cmd.AddCommand(replace, confine, serve)
+	cmd.AddCommand(replace, newProxyReadyCommand(), confine, serve)
 	for _, c := range []*cobra.Command{cmd, replace, confine, serve} {
 		stateFlag(c, &f.state)
 		c.Flags().DurationVar(&f.drain, "drain", 10*time.Second, "how long connections may go on after SIGTERM")

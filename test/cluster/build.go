@@ -27,6 +27,10 @@ const (
 	pauseImage   = "registry.k8s.io/pause:3.10.1"
 )
 
+// AgnhostImage is the image of Kubernetes' own test programs, which every node
+// has.
+const AgnhostImage = agnhostImage
+
 // kubernetesPackages are those programs of module kubernetes that are needed.
 var kubernetesPackages = []string{
 	"k8s.io/kubernetes/cmd/kube-apiserver",
