@@ -197,39 +197,41 @@ func (s *story) mustTimeOut(from, to string, port uint16) error {
 	return errors.Join(errs...)
 }
 
-// download takes about so long; the channel tells how it ended.
-func (s *story) download(duration time.Duration) <-chan error {
+// download is in the middle until finish is called; the channel tells how it ended.
+func (s *story) download() (done <-chan error, finish func()) {
 	const size = 20_000_000
-	done := make(chan error, 1)
-	begun := make(chan struct{})
+	result := make(chan error, 1)
+	begun, rest := make(chan struct{}), make(chan struct{})
 	go func() {
 		c := s.places["shop/client"].HTTPClient(0)
 		defer c.CloseIdleConnections()
 		resp, err := c.Get("http://" + node.To(s.places["shop/web"].addrs[1], 8080) + fmt.Sprintf("/a?bytes=%d", size))
 		close(begun)
 		if err != nil {
-			done <- err
+			result <- err
 			return
 		}
 		defer resp.Body.Close()
 		sum, total := sha256.New(), int64(0)
 		const steps = 100
-		for range steps {
+		for i := range steps {
 			n, err := io.CopyN(sum, resp.Body, size/steps)
 			if total += n; err != nil {
-				done <- fmt.Errorf("after %d bytes: %w", total, err)
+				result <- fmt.Errorf("after %d bytes: %w", total, err)
 				return
 			}
-			time.Sleep(duration / steps)
+			if i == steps/2 {
+				<-rest
+			}
 		}
 		want := sha256.New()
 		_, _ = io.CopyN(want, zeros{}, size)
 		if got := hex.EncodeToString(sum.Sum(nil)); got != hex.EncodeToString(want.Sum(nil)) {
-			done <- errors.New("other bytes came than were sent")
+			result <- errors.New("other bytes came than were sent")
 			return
 		}
-		done <- nil
+		result <- nil
 	}()
 	<-begun
-	return done
+	return result, sync.OnceFunc(func() { close(rest) })
 }

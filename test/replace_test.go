@@ -163,7 +163,8 @@ func TestProxyReplaced(t *testing.T) {
 		}
 	}
 	echo("at first")
-	download := s.download(5 * time.Second)
+	download, finish := s.download()
+	defer finish()
 	l := s.allow()
 	attempts, reached := s.unchecked()
 	time.Sleep(300 * time.Millisecond)
@@ -194,6 +195,7 @@ func TestProxyReplaced(t *testing.T) {
 	s.askAll(idles, "while the first proxy lives")
 	echo("while the first proxy lives")
 	s.check("shop/client2 GET shop/web2:8080/b => 403 records=1")
+	finish()
 	if err := <-download; err != nil {
 		t.Errorf("the download: %v", err)
 	}

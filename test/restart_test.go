@@ -16,7 +16,8 @@ func TestAgentKilled(t *testing.T) {
 	s := tell(t, "setups/http.txtar")
 	w := s.nodes[0].Weir()
 	proxy := w.ProxyPids()
-	download := s.download(3 * time.Second)
+	download, finish := s.download()
+	defer finish()
 	l := s.allow()
 	attempts, reached := s.unchecked()
 	time.Sleep(500 * time.Millisecond)
@@ -38,6 +39,7 @@ func TestAgentKilled(t *testing.T) {
 		t.Fatal(err)
 	}
 	time.Sleep(500 * time.Millisecond)
+	finish()
 	if err := <-download; err != nil {
 		t.Errorf("the download: %v", err)
 	}
