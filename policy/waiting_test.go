@@ -215,3 +215,20 @@ func TestDeletingPods(t *testing.T) {
 		}
 	}
 }
+
+// TestLinkLocal: neighbours on a pod's own link are not outside, whatever a policy
+// says of the world and of all addresses.
+func TestLinkLocal(t *testing.T) {
+	for peer, want := range map[string]Action{
+		"toCIDR: ['::/0']": Deny, "toCIDR: ['fe80::/10']": Deny, "toCIDR: ['fe80::5/128']": Deny,
+		"toEntities: [world]": Deny, "toEntities: [cluster]": Allow, "toEntities: [all]": Allow,
+	} {
+		e, tb := applied(t, Options{NodeName: "n1"}, waitingNode, policyYAML("ccnp: endpointSelector: {matchLabels: {app: local}}, egress: [{"+peer+"}]"))
+		step(t, e, tb, shopPod("a", "local", "", "10.0.0.9"))
+		r := tb.policies[tb.endpoints[netip.MustParseAddr("10.0.0.9")].Policy]
+		at := tb.who(netip.MustParseAddr("fe80::5"))
+		if v := verdictOf(r, Egress, []identity.ID{at.Identity}, protoTCP, 80); v.Action != want || at.World {
+			t.Errorf("%s: %+v, want %v; it is %+v", peer, v, want, at)
+		}
+	}
+}

@@ -133,6 +133,7 @@ func TestPodBeforeItsVeth(t *testing.T) {
 		t.Fatal(err)
 	}
 	s.serve("shop/late", &place{Netns: late.Netns, addrs: late.Addrs, pod: late})
+	s.must("wait")
 	s.check("shop/stranger tcp shop/late:7000 => dropped")
 	if err := s.objects.PutPod(late); err != nil {
 		t.Fatal(err)
