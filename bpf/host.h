@@ -89,7 +89,7 @@ SUBPROGRAM int send_on(struct packet *p)
 	struct conntrack fresh = {}, *ct;
 	bool reply;
 
-	if (!p || p->kind != KIND_FLOW || p->part != FRAGMENT_NONE)
+	if (!p || p->kind != KIND_FLOW || p->part == FRAGMENT_LATER)
 		return TC_ACT_UNSPEC;
 	p->swapped = ct_key(&p->tuple, &p->key);
 	ct = ct_find(&p->key, p->now);

@@ -190,6 +190,10 @@ func TestHostForeign(t *testing.T) {
 			// A socket of the node takes the port over.
 			k.want(k.leaves(), p.with(syn), dropped, droppedFor(flow.ReasonPolicyDenied, out))
 		}
+		// What it sends on in parts has ports in the first.
+		parts := packet{src: ip.node, dst: ip.world, proto: udp, sport: 6000, dport: 53, fragment: true, fragMore: true, fragID: 7, payload: pad(16)}
+		k.want(k.sentOn(), parts, pass, silent)
+		k.want(k.arrives(), packet{src: ip.world, dst: ip.node, proto: udp, sport: 53, dport: 6000}, pass, silent)
 		// A node port: the first packet comes from outside.
 		k.host(closed, rules{port(in, 0, tcp, 30080): {Action: policy.Allow}})
 		p := packet{src: ip.world, dst: ip.node, proto: tcp, sport: 4000, dport: 30080, flags: syn}

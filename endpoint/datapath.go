@@ -18,8 +18,8 @@ func kernelOf(d *bpf.Datapath) kernel {
 		forget: func(addrs map[bpf.Addr]bool) error { return forget(d, addrs) },
 		unname: func(ids map[uint32]bool) error { return unname(d, ids) },
 		attach: d.AttachPod, detach: d.DetachPod, attached: d.Attached, activate: d.Activate, sent: sentFrom,
-		overtaken: d.Overtaken,
-		revision:  d.Revision, revise: d.BumpRevision,
+		overtaken: d.Overtaken, host: hostKernelOf(d),
+		revision: d.Revision, revise: d.BumpRevision,
 	}
 }
 

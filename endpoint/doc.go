@@ -6,6 +6,9 @@
 //	              |                                      +----------> rule sets in the proxy
 //	              +-- the node's own addresses --> policy.Engine
 //
+// Where policies select the node itself, programs go on the interfaces that join it
+// to networks, and then a row tells them which policy that is (hostGuard).
+//
 // Services are beside that: what the engine says of them goes to Services, whose
 // own goroutine writes their tables once the kernel knows who the backends are,
 // and tells the kernel every second that it keeps them.

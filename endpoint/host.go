@@ -81,26 +81,29 @@ func reached(h *nl.IfAddrmsg, attrs map[uint16][]byte) (out []netip.Addr) {
 	return out
 }
 
-// followHost tells the engine which addresses the node has. Where they can't be
+// followHost tells the engine which addresses the node has, and whom it asks. Where they can't be
 // read, what was known stays.
 func (m *Manager) followHost() error {
 	addrs, err := m.veths.HostAddresses()
-	if err != nil || m.hostKnown && slices.Equal(addrs, m.host) {
+	resolvers := m.r.nameSets.others()
+	same := slices.Equal(addrs, m.host)
+	if err != nil || m.hostKnown && same && slices.Equal(resolvers, m.resolvers) {
 		return err
 	}
-	if m.hostKnown {
+	m.hostChanges++
+	if m.hostKnown && !same {
 		m.log.Info("the node's addresses changed", "before", len(m.host), "now", len(addrs))
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	delta, err := m.engine.Apply([]policy.Change{{
-		Object: policy.Object{Kind: policy.KindHostAddresses}, Value: &policy.HostAddresses{Addresses: addrs},
+		Object: policy.Object{Kind: policy.KindHostAddresses}, Value: &policy.HostAddresses{Addresses: addrs, Resolvers: resolvers},
 	}})
 	m.r.fold(delta)
 	clear(m.labels)
 	if err != nil {
 		return fmt.Errorf("compute policy of the node's addresses: %w", err)
 	}
-	m.host, m.hostKnown = addrs, true
+	m.host, m.hostKnown, m.resolvers = addrs, true, resolvers
 	return nil
 }

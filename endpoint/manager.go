@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/netip"
+	"regexp"
 	"sync"
 	"time"
 
@@ -25,6 +26,11 @@ type Options struct {
 	// is called often. nil: none are.
 	Resolvers func() []policy.Server
 	Veths     *Veths
+	// Failsafe is what policies for nodes are not asked about. HostDevices, if not
+	// nil, matches the names of the interfaces where those are enforced; else it is
+	// where HostDevices finds the node joined to networks.
+	Failsafe    []policy.Failsafe
+	HostDevices *regexp.Regexp
 	// Services is told what becomes of services; nil: nobody translates them.
 	Services *Services
 	// MTU is told the largest of the pods' veths, whenever it changes.
@@ -75,6 +81,12 @@ type Manager struct {
 	// host are the node's own addresses, once they are known.
 	host      []netip.Addr
 	hostKnown bool
+	resolvers []policy.Server // that the node asks itself
+	// hostChanges counts changes of host; hostSeen and hostLooked say when the
+	// node's interfaces were looked at, those of hostPattern.
+	hostChanges, hostSeen int
+	hostLooked            time.Time
+	hostPattern           *regexp.Regexp
 	// checked is when the kernel was asked last which programs are attached.
 	checked time.Time
 	// applyErr is what of the last changes made no sense.
@@ -130,7 +142,7 @@ func newManager(o Options, k kernel) (*Manager, error) {
 	if err != nil {
 		return nil, fmt.Errorf("adopt tables: %w", err)
 	}
-	engine, err := policy.NewEngine(policy.Options{NodeName: o.Node, Seeds: seeds})
+	engine, err := policy.NewEngine(policy.Options{NodeName: o.Node, Seeds: seeds, Failsafe: o.Failsafe})
 	if err != nil {
 		return nil, err
 	}
@@ -139,7 +151,7 @@ func newManager(o Options, k kernel) (*Manager, error) {
 		submits: make(chan submit), waits: make(chan chan error),
 		announces: make(chan announceCall), announced: announcements{}, unannounced: map[policy.PodName]string{},
 		r: r, engine: engine, names: newNames(), labels: map[uint32][]string{},
-		wants: newWants(), heard: o.Names == nil,
+		wants: newWants(), heard: o.Names == nil, hostPattern: o.HostDevices,
 	}
 	r.unguarded = m.metrics.noteUnguarded
 	for i := range m.icmpTypes {
@@ -326,6 +338,9 @@ func (m *Manager) pass(ctx context.Context) error {
 	m.announced.expire(start, m.r.pods)
 	hostErr = errors.Join(hostErr, m.followStrangers(start))
 	var overtaken map[int]string
+	lost, lookErr := m.lookAtHost(attached != nil)
+	m.noteLostHost(lost)
+	hostErr = errors.Join(hostErr, lookErr)
 	if attached != nil && veths != nil {
 		m.noteLost(m.r.dropLost(attached))
 		overtaken, checkErr = m.r.dropOvertaken()

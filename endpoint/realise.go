@@ -36,6 +36,7 @@ type kernel struct {
 	// overtaken lists where others' programs run before ours; attach helps, if
 	// anything does.
 	overtaken func() ([]bpf.Overtaken, error)
+	host      hostKernel
 	// revise makes every flow be judged again at its next packet.
 	revise, revision func() uint32
 }
@@ -74,6 +75,7 @@ type realiser struct {
 	// whether that was made while an agent ran.
 	unguarded func(packets uint64, live bool)
 	active    bool // our programs are attached everywhere
+	host      hostGuard
 }
 
 func newRealiser(k kernel, rules RuleSets) *realiser {
@@ -91,13 +93,14 @@ func newRealiser(k kernel, rules RuleSets) *realiser {
 		pods:      map[netip.Addr]*policy.Endpoint{}, veths: map[int]Veth{}, placed: map[netip.Addr]int{}, vacated: map[netip.Addr]owner{},
 		cleared: map[bpf.Addr]bool{}, mayBeNames: map[uint32]bool{},
 		attached: map[int]bool{}, failed: map[int]error{}, strangers: map[int]*stranger{}, unguarded: func(uint64, bool) {},
+		host: hostGuard{k: k.host, attached: map[int]bool{}},
 	}
 }
 
 // adopt reads what a predecessor left in force, and returns the numbers it
 // gave out.
 func (r *realiser) adopt() (policy.Seeds, error) {
-	for _, adopt := range []func() error{r.numbers.adopt, r.policies.adopt, r.ipcache.adopt, r.devices.adopt, r.endpoints.adopt, r.names.adopt, r.pairs.adopt} {
+	for _, adopt := range []func() error{r.numbers.adopt, r.policies.adopt, r.ipcache.adopt, r.devices.adopt, r.endpoints.adopt, r.names.adopt, r.pairs.adopt, r.host.adopt} {
 		if err := adopt(); err != nil {
 			return policy.Seeds{}, err
 		}
@@ -174,6 +177,9 @@ func (r *realiser) fold(d policy.Delta) {
 		}
 		r.ipcache.set(bpf.PrefixOf(prefix), row)
 	}
+	if d.Host != nil {
+		r.host.want = *d.Host
+	}
 	for name, g := range d.Strangers {
 		r.guessed(name, g)
 	}
@@ -217,6 +223,7 @@ func (r *realiser) realise(ctx context.Context, mayDelete bool) error {
 		return there && !r.policies.usable(d.Policy) // better the old one
 	}))
 	count(r.attachAll())
+	count(r.host.enforce(r.policies.usable))
 	count(r.endpoints.update(r.holdEndpoint))
 	for a := range r.cleared {
 		if _, open := r.endpoints.open[a]; !open {
@@ -227,6 +234,7 @@ func (r *realiser) realise(ctx context.Context, mayDelete bool) error {
 
 	if mayDelete {
 		changed = 0
+		count(r.host.prune())
 		count(r.endpoints.prune(nil))
 		stuck, err := r.detachAll()
 		count(0, err)
@@ -292,6 +300,9 @@ func (r *realiser) knowsAllRules() bool {
 }
 
 func (r *realiser) pointedTo(id uint32) bool {
+	if r.host.pointedTo(id) {
+		return true
+	}
 	for _, e := range r.endpoints.have {
 		if e.Policy == id {
 			return true

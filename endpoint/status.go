@@ -23,10 +23,12 @@ type Status struct {
 	Strangers []StrangerStatus `json:"strangers,omitempty"`
 	// HostAddresses are where the node itself is reached, by what its interfaces
 	// have. Those of its Node object count besides.
-	HostAddresses []netip.Addr  `json:"hostAddresses"`
-	Tables        []TableStatus `json:"tables"`
-	Errors        []string      `json:"errors,omitempty"`
-	Lost          LostPrograms  `json:"lostPrograms,omitzero"`
+	HostAddresses []netip.Addr `json:"hostAddresses"`
+	// Host is what is enforced on the node itself; nil: no policy selects it.
+	Host   *HostStatus   `json:"host,omitempty"`
+	Tables []TableStatus `json:"tables"`
+	Errors []string      `json:"errors,omitempty"`
+	Lost   LostPrograms  `json:"lostPrograms,omitzero"`
 	// Overtaken are programs behind those of others.
 	Overtaken OvertakenPrograms `json:"overtakenPrograms,omitzero"`
 }
@@ -125,6 +127,7 @@ func (m *Manager) show(err error, took time.Duration) {
 		}
 	}
 	s.Strangers = m.strangersShown()
+	s.Host = m.hostShown()
 	for _, p := range pods {
 		slices.SortFunc(p.Addresses, netip.Addr.Compare)
 		s.Endpoints = append(s.Endpoints, *p)

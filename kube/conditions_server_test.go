@@ -32,7 +32,7 @@ spec: {endpointSelector: {}, ingress: [{toPorts: [{ports: [{port: "80", protocol
 apiVersion: cilium.io/v2
 kind: CiliumClusterwideNetworkPolicy
 metadata: {name: nodes}
-spec: {nodeSelector: {}, ingress: [{}]}
+spec: {nodeSelector: {}, egress: [{toPorts: [{ports: [{port: "53", protocol: UDP}], rules: {dns: [{matchName: a.test}]}}]}]}
 ---
 apiVersion: cilium.io/v2
 kind: CiliumCIDRGroup
@@ -160,7 +160,7 @@ func TestConditions(t *testing.T) {
 	}
 	c.soon("good is accepted", says(policiesPath+"good", "Valid=True Accepted"))
 	c.soon("bad is refused", says(policiesPath+"bad", "Valid=False Refused"))
-	c.soon("nodes are not enforced", says(nodesPath, "Valid=True Accepted", "Enforced=False NotEnforced"))
+	c.soon("questions of nodes are not enforced", says(nodesPath, "Valid=True Accepted", "Enforced=False NotEnforced"))
 	_, bad := c.object(policiesPath + "bad")
 	if !strings.Contains(bad[0].Message, "spec.ingress[0].toPorts[0].rules.http[0].path: ") || bad[0].LastTransitionTime.IsZero() {
 		t.Errorf("%+v", bad)
@@ -176,7 +176,7 @@ func TestConditions(t *testing.T) {
 		}
 	}
 	c.soon("an event of bad", told("bad", "Warning Refused everything it selects is closed"))
-	c.soon("an event of nodes", told("nodes", "Warning NotEnforced spec.nodeSelector"))
+	c.soon("an event of nodes", told("nodes", "Warning NotEnforced spec.egress[0].toPorts[0].rules.dns"))
 	c.soon("an event of the group", told("odd", "Warning Doubtful spec.externalCIDRs[0]"))
 	c.describes()
 

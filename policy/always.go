@@ -40,6 +40,9 @@ func (e *Engine) passages(node string) []passage {
 			continue
 		}
 		p := passage{direction: f.Direction, why: "fail-safe, " + f.String(), ports: appendRange(nil, f.Protocol, f.First, f.Last)}
+		if f.Protocol != protoICMP && f.Protocol != protoICMPv6 && !hasPorts(f.Protocol) {
+			p.ports = []ports{{proto: f.Protocol}}
+		}
 		switch f.Peers {
 		case FailsafeAnyone:
 			p.anyone = true
@@ -51,7 +54,7 @@ func (e *Engine) passages(node string) []passage {
 			}
 			p.ports = e.apiServerPorts()
 		case FailsafeResolvers:
-			for _, r := range e.hostResolvers {
+			for _, r := range e.host.resolvers {
 				// An address without an identity of its own stands for too many.
 				if who, exact := e.prefixes.lookup(r.Addr.Addr()); exact && r.Protocol == f.Protocol {
 					p.peer, p.ports = who, []ports{onePort(r.Protocol, r.Addr.Port())}

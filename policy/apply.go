@@ -43,9 +43,8 @@ type Engine struct {
 	strangers *strangers
 	// host is this node as a subject, failsafe what its policies are not asked
 	// about.
-	host          hostPolicy
-	failsafe      []Failsafe
-	hostResolvers []Server
+	host     hostPolicy
+	failsafe []Failsafe
 	// apiServerHere: the API server has an address of this node.
 	apiServerHere bool
 

@@ -37,6 +37,10 @@
 // may be its own are told as Strangers; where they may be one of several pods',
 // union.go makes of the pods' policies one that is as strict as all of them.
 //
+// The node itself is a subject as well where policies select it (node.go). What
+// passes at it all the same, fail-safe traffic and node ports, is a second policy
+// (always.go), asked where the first denies.
+//
 // Engine keeps everything, apart from strangers, as a function of the objects it was given: the same
 // objects in any order and any number of batches make the same tables, apart
 // from the numbers. Changes cost what they touch.

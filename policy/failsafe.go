@@ -63,7 +63,8 @@ func DefaultFailsafe() []Failsafe {
 		{"icmp", Egress, protoICMPv6, 130, 137, FailsafeAnyone, false},
 		{"icmp", Ingress, protoICMPv6, 143, 143, FailsafeAnyone, false},
 		{"icmp", Egress, protoICMPv6, 143, 143, FailsafeAnyone, false},
-		// What carries pods' traffic between nodes: VXLAN, Geneve, WireGuard.
+		// What carries pods' traffic between nodes: VXLAN, Geneve, WireGuard, and
+		// IP in IP, ESP.
 		{"overlay", Ingress, protoUDP, 8472, 8472, FailsafeNodes, false},
 		{"overlay", Egress, protoUDP, 8472, 8472, FailsafeNodes, false},
 		{"overlay", Ingress, protoUDP, 4789, 4789, FailsafeNodes, false},
@@ -72,6 +73,10 @@ func DefaultFailsafe() []Failsafe {
 		{"overlay", Egress, protoUDP, 6081, 6081, FailsafeNodes, false},
 		{"overlay", Ingress, protoUDP, 51820, 51821, FailsafeNodes, false},
 		{"overlay", Egress, protoUDP, 51820, 51821, FailsafeNodes, false},
+		{"overlay", Ingress, 4, 0, 0, FailsafeNodes, false},
+		{"overlay", Egress, 4, 0, 0, FailsafeNodes, false},
+		{"overlay", Ingress, 50, 0, 0, FailsafeNodes, false},
+		{"overlay", Egress, 50, 0, 0, FailsafeNodes, false},
 	}
 }
 
@@ -166,6 +171,7 @@ func (f Failsafe) String() string {
 		ports = " to the API servers"
 	case f.Peers == FailsafeResolvers:
 		ports = " to the node's resolvers"
+	case f.Protocol != protoICMP && f.Protocol != protoICMPv6 && !hasPorts(f.Protocol):
 	case f.First == f.Last:
 		ports = fmt.Sprintf(" %d", f.First)
 	default:

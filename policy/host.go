@@ -45,18 +45,10 @@ func (e *Engine) takeHostAddresses(h *HostAddresses) {
 		}
 	}
 	e.claims.host = now
-	var resolvers []Server
+	e.host.resolvers = nil
 	if h != nil {
-		resolvers = slices.DeleteFunc(slices.Clone(h.Resolvers), func(s Server) bool { return !s.Addr.IsValid() })
+		e.host.resolvers = slices.DeleteFunc(slices.Clone(h.Resolvers), func(s Server) bool { return !s.Addr.IsValid() })
 	}
-	// Each has an identity of its own, to be told from its neighbors.
-	for _, s := range resolvers {
-		e.claims.cidr(hostPrefix(s.Addr.Addr()), true)
-	}
-	for _, s := range e.hostResolvers {
-		e.claims.cidr(hostPrefix(s.Addr.Addr()), false)
-	}
-	e.hostResolvers = resolvers
 }
 
 // onHost tells whether an address is this node's because one of its interfaces

@@ -24,7 +24,10 @@ type hostPolicy struct {
 	subject *subject // nil: no policy selects the node
 	always  uint32
 	passing map[Key]Entry // of it
-	told    HostPolicy
+	// resolvers are the node's; each of claimed has an identity of its own, to be
+	// told from its neighbors.
+	resolvers, claimed []Server
+	told               HostPolicy
 }
 
 // nodeSubject is a node as the subject of policies: all its labels count, as
@@ -56,6 +59,7 @@ func (e *Engine) settleNode() error {
 	}
 	want := e.nodeSubject(e.nodeName)
 	selected, s := e.selectsNode(want), e.host.subject
+	e.claimResolvers(selected)
 	if !selected {
 		e.dropSubject(s)
 		e.host.subject = nil
@@ -88,6 +92,23 @@ func (e *Engine) settleNode() error {
 	return nil
 }
 
+func (e *Engine) claimResolvers(selected bool) {
+	var now []Server
+	if selected {
+		now = e.host.resolvers
+	}
+	if slices.Equal(now, e.host.claimed) {
+		return
+	}
+	for _, s := range now {
+		e.claims.cidr(hostPrefix(s.Addr.Addr()), true)
+	}
+	for _, s := range e.host.claimed {
+		e.claims.cidr(hostPrefix(s.Addr.Addr()), false)
+	}
+	e.host.claimed = now
+}
+
 // settleHostPolicy tells what is enforced on the node, if that is new.
 func (e *Engine) settleHostPolicy() error {
 	if err := e.settlePassages(); err != nil {
@@ -108,9 +129,9 @@ func (e *Engine) settleHostPolicy() error {
 	return nil
 }
 
-// nodeAt is the node that an end of a flow is, if its policies are known here:
-// those of another node's own are not asked where it is only a peer. ok is
-// false for what is no such node.
+// nodeAt is the node that an end of a flow is. ok is false for what is no node,
+// and for one that is only a peer: where Options.NodeName says what this node is,
+// others' own policies are not asked.
 func (x *explanation) nodeAt(at, other end) (name string, ok bool) {
 	switch {
 	case !at.isNode:
@@ -120,7 +141,7 @@ func (x *explanation) nodeAt(at, other end) (name string, ok bool) {
 	case at.node == "":
 		return other.node, true
 	}
-	return at.node, at.node == x.engine.nodeName || at.node == other.node
+	return at.node, x.engine.nodeName == "" || at.node == x.engine.nodeName || at.node == other.node
 }
 
 // nodeSide says what a node's own policies make of a flow.
@@ -152,12 +173,5 @@ func (x *explanation) nodeSide(name string, at, other end, d Direction, port uin
 			}
 		}
 	}
-	s, err := x.side(f, at, other, p, port)
-	if err == nil && s.Verdict == Denied {
-		s.Reason += notEnforced
-	}
-	return s, err
+	return x.side(f, at, other, p, port)
 }
-
-// notEnforced is said of what the kernel would have to do.
-const notEnforced = " (this version does not enforce policies for nodes yet)"

@@ -108,6 +108,8 @@ func TestNodePolicies(t *testing.T) {
 		{"a lease", lockedOut, "node:n1", "203.0.113.1", "UDP", 67, "allowed", "fail-safe, dhcp"},
 		{"overlay", lockedOut, "node:n2", "node:n1", "UDP", 8472, "allowed", "fail-safe, overlay"},
 		{"overlay from nowhere", lockedOut, "203.0.113.1", "node:n1", "UDP", 8472, "denied", "deny rule"},
+		{"IP in IP", lockedOut, "node:n2", "node:n1", "4", 0, "allowed", "fail-safe, overlay"},
+		{"IP in IP from nowhere", lockedOut, "203.0.113.1", "node:n1", "4", 0, "denied", "deny rule"},
 		{"unreachable", lockedOut, "203.0.113.1", "node:n1", "ICMP", 3, "allowed", "fail-safe, icmp"},
 		{"ping", lockedOut, "203.0.113.1", "node:n1", "ICMP", 8, "denied", "deny rule"},
 	}
@@ -129,7 +131,7 @@ func TestNodePolicies(t *testing.T) {
 			if other == "node:n1" {
 				return
 			}
-			proto := map[string]uint8{"TCP": protoTCP, "UDP": protoUDP, "ICMP": protoICMP}[c.proto]
+			proto := map[string]uint8{"TCP": protoTCP, "UDP": protoUDP, "ICMP": protoICMP, "4": 4}[c.proto]
 			if got := inKernel(t, e, tb, d, other, proto, uint16(c.port)); got != c.want {
 				t.Errorf("the kernel would say %s, want %s", got, c.want)
 			}

@@ -38,6 +38,9 @@ func (s *story) explain(p *probe) error {
 		return nil
 	}
 	args := []string{"policy", "explain", "--objects", s.objects.Dir, "--batch", "-"}
+	if s.failsafe != "" {
+		args = append(args, "--host-failsafe", s.failsafe)
+	}
 	if from := s.places[p.from]; from.pod != nil {
 		for _, a := range s.beside[from.pod.Node().Name] {
 			args = append(args, "--node-name", from.pod.Node().Name, "--node-address", a.String())

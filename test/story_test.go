@@ -63,6 +63,8 @@ type story struct {
 	beside  map[string][]netip.Addr
 	started map[string]bool // by node
 	args    []string        // of every agent
+	// failsafe is the --host-failsafe of the agents that were started last.
+	failsafe string
 
 	mu      sync.Mutex
 	records []flow.Record
@@ -290,6 +292,9 @@ func (s *story) check(line string) {
 func (s *story) start(args ...string) error {
 	if _, err := s.node(""); err != nil {
 		return err
+	}
+	if i := slices.Index(args, "--host-failsafe"); i >= 0 {
+		s.failsafe = args[i+1]
 	}
 	for _, n := range s.nodes {
 		if s.started[n.Name] {

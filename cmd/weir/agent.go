@@ -57,6 +57,7 @@ type agentOptions struct {
 	clsact      bool
 	cgroup      string
 	dns         dnsOptions
+	host        hostOptions
 }
 
 // newAgentCommand is `weir agent`.
@@ -98,6 +99,7 @@ func newAgentCommand() *cobra.Command {
 	f.DurationVar(&o.proxyDrain, "proxy-drain", time.Hour, "how long a proxy that was replaced may go on with what it is in the middle of")
 	f.BoolVar(&o.clsact, "clsact", false, "attach programs as clsact filters also where the kernel has tcx (tcx runs before filters of others)")
 	f.StringVar(&o.cgroup, "cgroup", "auto", cgroupUsage)
+	o.host.addFlags(cmd)
 	o.dns.addFlags(cmd)
 	return cmd
 }
@@ -113,7 +115,7 @@ func (o *agentOptions) check() error {
 		}
 		o.node = name
 	}
-	return errors.Join(o.state.check(), o.pins.check(), oneOf("proxy", o.proxy, proxyStart, proxyExternal), oneOf("log format", o.logFormat, "text", "json"), o.dns.check())
+	return errors.Join(o.state.check(), o.pins.check(), oneOf("proxy", o.proxy, proxyStart, proxyExternal), oneOf("log format", o.logFormat, "text", "json"), o.dns.check(), o.host.check())
 }
 
 func (o *agentOptions) logger() (*slog.Logger, error) {
@@ -193,6 +195,7 @@ func (o *agentOptions) enforce(ctx context.Context, s *standby, log *slog.Logger
 	manager, err = endpoint.New(endpoint.Options{
 		Node: o.node, Datapath: datapath, RuleSets: proxies, MTU: proxies.SetMTU, Veths: veths,
 		Names: proxies, Resolvers: o.dns.resolvers, Services: services.Services,
+		Failsafe: o.host.passes, HostDevices: o.host.pattern,
 		Complete: func() bool { return source.Report().Complete },
 		Log:      log, Metrics: endpoint.NewMetrics(registry),
 	})

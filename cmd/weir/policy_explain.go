@@ -24,8 +24,8 @@ that fills the kernel's tables, over the objects of a directory.
 
 --from and --to are namespace/pod, an address, node:NAME or entity:NAME; --to may
 also be service:namespace/name, which is judged by its backends. A pod is judged
-as on its own node, and a node by its own policies if it is that of --node-name
-or of the pod at the other end.
+as on its own node, and a node by its own policies; with --node-name only that one
+and the node of a pod at the other end.
 
 The verdict is allowed, denied, or l7: the connection is made and each request
 decides; give one with --http-path and the like, or --dns-name. An end that no

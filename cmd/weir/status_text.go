@@ -54,6 +54,7 @@ func (s *agentStatus) print(out io.Writer) error {
 	if len(s.Policy.HostAddresses) > 0 {
 		w.printf("host     %s\n", hostLine(s.Policy.HostAddresses))
 	}
+	printNodePolicy(w, s.Policy.Host)
 	if n := s.Lost.Limited + s.Lost.Full + s.Lost.Readers + s.Lost.Proxy; n > 0 {
 		w.printf("records  %d lost: %d over the limit on drops, %d for a full ring, %d by slow readers, %d by the proxy\n",
 			n, s.Lost.Limited, s.Lost.Full, s.Lost.Readers, s.Lost.Proxy)

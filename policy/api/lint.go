@@ -63,7 +63,7 @@ func (l *linter) cidr(c CIDR, path string) {
 func (l *linter) rule(r *Rule, path, namespace string) {
 	l.subjects(r.EndpointSelector, path+".endpointSelector", namespace)
 	if r.NodeSelector != nil {
-		l.unenforced(path+".nodeSelector", "nothing of the nodes' own traffic is filtered")
+		l.node(r, path)
 	}
 	if c := r.EnableDefaultDeny; c != nil {
 		if c.Ingress != nil && *c.Ingress && len(r.Ingress)+len(r.IngressDeny) == 0 {

@@ -22,7 +22,7 @@ type Rule struct {
 	// +optional
 	EndpointSelector *EndpointSelector `json:"endpointSelector,omitempty"`
 	// The nodes that the rule holds for, by their labels; clusterwide policies
-	// only. Policies for nodes are not enforced yet.
+	// only. What nodes need to be reached themselves passes all the same.
 	// +optional
 	NodeSelector *EndpointSelector `json:"nodeSelector,omitempty"`
 	// What may reach the pods. Each item allows; [{}] allows nothing, and puts
