@@ -55,6 +55,7 @@ type standby struct {
 	port   *net.TCPListener // of the agent that had the state, or nil
 	read   func()           // starts reading, once
 	gate   gate
+	lacks  error                  // rights that it will need
 	holder atomic.Pointer[holder] // who has the state; nil: nobody was in the way yet
 	active atomic.Pointer[http.Handler]
 }
@@ -70,6 +71,9 @@ func (o *agentOptions) run(ctx context.Context) error {
 	}}
 	if s.source, err = o.source(log); err != nil {
 		return err
+	}
+	if o.standby {
+		s.lacks = tryRights()
 	}
 	group, ctx := errgroup.WithContext(ctx)
 	s.read = sync.OnceFunc(func() {
@@ -162,6 +166,9 @@ func (s *standby) status() agentStatus {
 	st.Reasons = sourceReasons(st.Objects)
 	if !st.Objects.Complete && len(st.Reasons) == 0 {
 		st.Reasons = []string{"the first read of all objects is not in"}
+	}
+	if s.lacks != nil {
+		st.Reasons = append(st.Reasons, strings.Split(s.lacks.Error(), "\n")...)
 	}
 	st.Ready = len(st.Reasons) == 0
 	return st

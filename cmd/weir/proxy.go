@@ -38,6 +38,7 @@ type proxyFlags struct {
 	state   state
 	logFile string
 	managed bool
+	stay    bool
 	drain   time.Duration
 	threads int
 	verbose bool
@@ -83,6 +84,7 @@ func newProxyCommand() *cobra.Command {
 		RunE:  func(cmd *cobra.Command, _ []string) error { return f.launch(cmd.Context()) },
 	}
 	cmd.Flags().StringVar(&f.logFile, "log-file", "", "log to this file, of bounded size, instead of standard error")
+	cmd.Flags().BoolVar(&f.stay, "stay", false, "do not end when the proxy is replaced, and start another when none runs: where something would start this again, as in a container")
 	cmd.Flags().BoolVar(&f.managed, "managed", false, "an agent of another binary may replace it")
 	_ = cmd.Flags().MarkHidden("managed") // there is such a flag
 	confine := &cobra.Command{
@@ -128,13 +130,15 @@ func (f *proxyFlags) launch(ctx context.Context) error {
 		defer func() { _ = l.Close() }()
 		out = l
 	}
-	return redirect.Launch(ctx, redirect.LauncherOptions{
-		RunDir:  f.state.dir(),
-		Child:   append([]string{"proxy", "confine"}, f.args()...),
-		Managed: f.managed,
-		Drain:   f.drain,
-		Log:     out,
-		Logger:  f.logger(out),
+	return f.stayed(ctx, func(ctx context.Context) error {
+		return redirect.Launch(ctx, redirect.LauncherOptions{
+			RunDir:  f.state.dir(),
+			Child:   append([]string{"proxy", "confine"}, f.args()...),
+			Managed: f.managed,
+			Drain:   f.drain,
+			Log:     out,
+			Logger:  f.logger(out),
+		})
 	})
 }
 

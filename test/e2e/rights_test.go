@@ -155,15 +155,15 @@ func (d *deployed) fails() string {
 	ready := 0
 	for end := time.Now().Add(40 * time.Second); time.Now().Before(end); time.Sleep(500 * time.Millisecond) {
 		text := d.kubectl("", "-n", "weir-system", "get", "pods", "-l", "app.kubernetes.io/name=weir,pod-template-generation="+d.generation(0),
-			"--output=jsonpath={range .items[*].status.containerStatuses[*]}{.ready}/{.restartCount}/{.state.terminated.exitCode}{.lastState.terminated.exitCode} {end}")
+			"--output=jsonpath={range .items[*].status.containerStatuses[*]}{.name}/{.ready}/{.restartCount}/{.state.terminated.exitCode}{.lastState.terminated.exitCode} {end}")
 		states := strings.Fields(text)
 		healthy := len(states) > 0
 		for _, s := range states {
 			f := strings.Split(s, "/")
-			if f[1] != "0" || f[2] != "" {
-				return "a container ends with status " + f[2]
+			if f[2] != "0" || f[3] != "" {
+				return "container " + f[0] + " ends with status " + f[3]
 			}
-			healthy = healthy && f[0] == "true"
+			healthy = healthy && f[1] == "true"
 		}
 		if healthy {
 			if ready++; ready >= 10 {

@@ -2,9 +2,11 @@ package e2e
 
 import (
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
+	"time"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
@@ -27,8 +29,14 @@ func (d *deployed) uninstall() {
 	d.kubectl("", "apply", "-f", uninstall)
 	d.kubectl("", "-n", "weir-system", "rollout", "status", "daemonset/weir-uninstall", "--timeout=60s")
 	d.expect("another client, after,", other.space, web.web(), true)
-	if n := d.programs(); n != 0 {
-		d.t.Errorf("%d programs are left on interfaces and cgroups", n)
+	// The kernel lets go of them some time after their last pin.
+	if said := eventually(5*time.Second, func() string {
+		if n := d.programs(); n != 0 {
+			return fmt.Sprintf("%d programs are left on interfaces and cgroups", n)
+		}
+		return ""
+	}); said != "" {
+		d.t.Error(said)
 	}
 	for _, path := range []string{"/run/weir", "/sys/fs/bpf/weir"} {
 		if _, err := os.Lstat(filepath.Join(d.Nodes[0].Root(), path)); !errors.Is(err, os.ErrNotExist) {

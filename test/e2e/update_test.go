@@ -94,6 +94,9 @@ func (d *deployed) rollingUpdate() {
 		// The old pod is only on its way out when the new one is ready.
 		d.kubectl("", "-n", "weir-system", "wait", "--for=delete", "pod", "-l", "app.kubernetes.io/name=weir,pod-template-generation="+d.generation(1), "--timeout=90s")
 		d.enforced()
+		if n := d.kubectl("", "-n", "weir-system", "get", "pods", "--output=jsonpath={.items[*].status.containerStatuses[*].restartCount}"); n != "0 0" {
+			d.t.Errorf("containers were started again: %s times", n)
+		}
 	}
 	time.Sleep(time.Second)
 	stop()

@@ -1,10 +1,8 @@
 {{/* Without any one of them something fails: a test of make e2e takes each away. */}}
 {{- define "weir.agentCapabilities" -}}
-- BPF # load programs, make and open tables
 - NET_ADMIN # attach programs to interfaces, make the proxy's
 - NET_BROADCAST # hear of addresses in pods' network namespaces
-- PERFMON # programs that compare pointers into packets
-- SYS_ADMIN # look into the network namespaces of pods and of the proxy
+- SYS_ADMIN # look into the network namespaces of pods and of the proxy; it includes BPF and PERFMON
 {{- end -}}
 
 {{- define "weir.proxyCapabilities" -}}
@@ -17,5 +15,4 @@
 {{- define "weir.uninstallCapabilities" -}}
 - BPF # find programs by their links
 - NET_ADMIN # take them off interfaces, remove the proxy's
-- SYS_ADMIN
 {{- end -}}
