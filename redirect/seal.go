@@ -51,7 +51,7 @@ func Inherit() (*Inherited, error) {
 	if in.Statm, err = os.Open("/proc/self/statm"); err != nil {
 		in.Statm = nil
 	}
-	return in, nil
+	return in, trim()
 }
 
 // Seal is the second half of Confine, for what has to hold for every thread
