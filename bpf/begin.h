@@ -38,7 +38,7 @@ SUBPROGRAM int create(struct __sk_buff *skb, struct packet *p, __u32 flags, bool
 static __always_inline int settle_host(struct packet *p)
 {
 	find_peer(p);
-	if (p->host_denies)
+	if (p->found[DIRECTION_EGRESS].host_denies)
 		return host_drop(p, DIRECTION_EGRESS);
 	p->reason = REASON_HOST;
 	p->reason_direction = p->direction;

@@ -43,6 +43,6 @@ int from_pod(struct __sk_buff *skb)
 		return device_enforces(skb, &p, 1 << DIRECTION_EGRESS)
 			       ? drop_for(skb, &p, REASON_FRAGMENT_UNKNOWN)
 			       : TC_ACT_UNSPEC;
-	ask_host(&p, DIRECTION_INGRESS);
+	ask_host(&p);
 	return decide(skb, &p);
 }

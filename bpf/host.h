@@ -109,20 +109,6 @@ SUBPROGRAM int send_on(struct packet *p)
 	return TC_ACT_UNSPEC;
 }
 
-/* As judge_host of the flow that the packet is a reply of. */
-static __always_inline int judge_host_reply(struct packet *p, __u32 direction, __u32 known)
-{
-	__u16 port = p->port;
-	int outcome;
-
-	p->port = ntohs(p->tuple.sport);
-	if (is_icmp(p))
-		p->port = p->tuple.proto == IPPROTO_ICMP ? ICMP_ECHO : ICMPV6_ECHO;
-	outcome = judge_host(p, direction, known);
-	p->port = port;
-	return outcome;
-}
-
 /* Whether an ICMP error is about a packet of a flow that is known. */
 SUBPROGRAM int quotes_known(struct __sk_buff *skb, struct packet *p)
 {
@@ -144,7 +130,7 @@ SUBPROGRAM int decide_host(struct __sk_buff *skb, struct packet *p)
 		CT_REPLIED | CT_CUT | CT_RST | CT_FIN_FORWARD | CT_FIN_REPLY | CT_MIDSTREAM;
 	struct conntrack *ct = NULL;
 	__u32 flags = 0, judged = 0;
-	bool reply = false, alone;
+	bool reply = false, alone, denied;
 	int owner;
 	__u8 role;
 
@@ -195,7 +181,19 @@ SUBPROGRAM int decide_host(struct __sk_buff *skb, struct packet *p)
 		role = ct_role(p->direction, reply);
 		flags = CT_MIDSTREAM;
 	}
-	if ((reply ? judge_host_reply(p, role, 0) : judge_host(p, role, 0)) == DROP) {
+	denied = (reply ? judge_host_reply(p, role, 0) : judge_host(p, role, 0)) == DROP;
+	if (denied && !ct && flags) {
+		/* Who accepted it may listen no more: what a rule allows, one way or
+		 * the other, passes. */
+		if ((reply ? judge_host(p, !role, 0) : judge_host_reply(p, !role, 0)) == PASS &&
+		    p->reason != REASON_NOT_ENFORCED) {
+			denied = false;
+			reply = !reply;
+		} else {
+			settle(p, p->policy, role, DROP);
+		}
+	}
+	if (denied) {
 		if (ct)
 			__sync_fetch_and_and(&ct->flags, ~judged);
 		return drop(skb, p);

@@ -261,6 +261,8 @@ func TestHostMidstream(t *testing.T) {
 		{"made, ingress only", closed, []policy.Direction{in}, k.arrives(), arriving(outFar, outNear), pass, forwarded(flow.ReasonNotEnforced, out)},
 		{"made, the node's side, ingress only", closed, []policy.Direction{in}, k.leaves(), arriving(outFar, outNear).reply(ack), pass, forwarded(flow.ReasonNotEnforced, out)},
 		{"made, allowed", rules{port(out, 0, tcp, outFar): allow(7)}, nil, k.arrives(), arriving(outFar, outNear), pass, forwarded(flow.ReasonPolicyAllowed, out)},
+		{"accepted, whoever listens", rules{port(in, 0, tcp, outNear): allow(7)}, nil, k.arrives(), arriving(outFar, outNear), pass, forwarded(flow.ReasonPolicyAllowed, in)},
+		{"accepted, whoever listens, the node's side", rules{port(in, 0, tcp, outNear): allow(7)}, nil, k.leaves(), arriving(outFar, outNear).reply(ack), pass, forwarded(flow.ReasonPolicyAllowed, in)},
 		{"of nobody here", closed, nil, k.arrives(), arriving(inFar, 1), pass, silent},
 		{"to a listener, of no connection", closed, nil, k.arrives(), arriving(1, inNear), dropped, droppedFor(denied, in)},
 	} {
@@ -375,4 +377,33 @@ func TestAttachHost(t *testing.T) {
 			}
 		}
 	}
+}
+
+// TestHostToPodRevoked: what the node sends its pods is judged again once its own
+// policy moves.
+func TestHostToPodRevoked(t *testing.T) {
+	k := newKernel(t)
+	bothFamilies(t, k, func(t *testing.T, k *kernel, ip addresses) {
+		toPod := at{prog: k.objects.ToPod, ifindex: k.podA}
+		p := packet{src: ip.node, dst: ip.a, proto: tcp, sport: 1000, dport: 80, flags: syn}
+		k.want(toPod, p, pass, forwarded(flow.ReasonHost, in))
+		k.want(k.fromA(), p.reply(syn|ack), pass, silent)
+		k.want(toPod, p.with(ack), pass, silent)
+		k.host(closed, nil)
+		k.want(k.fromA(), p.reply(ack), pass, silent)
+		k.want(toPod, p.with(ack), dropped, droppedFor(flow.ReasonPolicyDenied, out))
+		k.want(toPod, p.with(ack), dropped, droppedFor(flow.ReasonPolicyDenied, out))
+		// Nor does the pod's side make it pass again.
+		k.want(k.fromA(), p.reply(ack), dropped, droppedFor(flow.ReasonPolicyDenied, in))
+		k.want(toPod, p.with(ack), dropped, droppedFor(flow.ReasonPolicyDenied, out))
+		empty(k, k.Conntrack)
+		q := packet{src: ip.a, dst: ip.node, proto: tcp, sport: 1000, dport: 80, flags: syn}
+		k.must(k.Host.Update(0, Host{}))
+		k.BumpRevision()
+		k.want(k.fromA(), q, pass, forwarded(flow.ReasonNotEnforced, out))
+		k.want(toPod, q.reply(syn|ack), pass, silent)
+		k.host(closed, nil)
+		k.want(toPod, q.reply(ack), pass, silent)
+		k.want(k.fromA(), q.with(ack), dropped, droppedFor(flow.ReasonPolicyDenied, in))
+	})
 }

@@ -18,7 +18,10 @@ enum fragment_part { FRAGMENT_NONE, FRAGMENT_FIRST, FRAGMENT_LATER };
 /* What one search in a policy gave, see policy.h. */
 struct finding {
 	__u8 reason;
-	__u8 pad[3];
+	/* Why the node's own policy denies it, in this direction of the node; 0: it
+	 * does not, or is not asked. See ask_host. */
+	__u8 host_denies;
+	__u8 pad[2];
 	__u32 rule;
 	__u32 rule_set;
 };
@@ -49,7 +52,7 @@ struct packet {
 	__u32 identity;	     /* of the pod at this veth */
 	__u32 peer[2];	     /* identities of the other end; 0: not looked up, none */
 	__u32 pair;	     /* the identity that both of them make; 0: none */
-	__u32 host_policy;   /* of the node itself; what follows is its */
+	__u32 host_policy;   /* of the node itself, where host_denies tells of it */
 	__u32 local_ifindex; /* of the destination, where it is a pod of this node */
 	__u32 local_policy;
 
@@ -57,8 +60,8 @@ struct packet {
 	__u32 judge;		 /* policy id that decided */
 	__u8 reason;
 	__u8 reason_direction;
-	__u8 l7;	  /* bit (1 << direction): goes to the proxy because of it */
-	__u8 host_denies; /* why the node's own policy does; 0: it does not */
+	__u8 l7; /* bit (1 << direction): goes to the proxy because of it */
+	__u8 pad;
 };
 
 static __always_inline bool is_tcp(const struct packet *p)

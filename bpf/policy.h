@@ -279,32 +279,51 @@ SUBPROGRAM int judge_host(struct packet *p, __u32 direction, __u32 known)
 	return settle(p, h->policy, direction, DROP);
 }
 
-/* Asks the node's own policy about a packet between a pod and the node, whose
- * direction is the node's: no other program stands in between. What comes of it is
- * kept, to be looked at where the pod's policy has been asked. */
-SUBPROGRAM int ask_host(struct packet *p, __u32 direction)
+/* As judge_host of the flow that the packet is a reply of. */
+static __always_inline int judge_host_reply(struct packet *p, __u32 direction, __u32 known)
+{
+	__u16 port = p->port;
+	int outcome;
+
+	p->port = ntohs(p->tuple.sport);
+	if (is_icmp(p))
+		p->port = p->tuple.proto == IPPROTO_ICMP ? ICMP_ECHO : ICMPV6_ECHO;
+	outcome = judge_host(p, direction, known);
+	p->port = port;
+	return outcome;
+}
+
+/* Asks the node's own policy about a packet between a pod and the node, of which
+ * no other program sees both ends: from the pod, as one to the node and as the
+ * reply of one from it; to the pod, as one from the node. What it denies is kept, to
+ * be looked at where the pod's policy has been asked. */
+SUBPROGRAM int ask_host(struct packet *p)
 {
 	__u32 zero = 0;
 	struct host *h = bpf_map_lookup_elem(&host, &zero);
+	bool sent;
 
 	if (!p || !h || !h->policy)
 		return 0;
-	if (!(direction & 1)) {
+	sent = p->direction == DIRECTION_INGRESS;
+	if (!sent) {
 		find_peer(p);
 		if (p->peer[0] != IDENTITY_HOST)
 			return 0;
+		if (judge_host(p, DIRECTION_INGRESS, p->identity) == DROP)
+			p->found[0].host_denies = p->reason;
 	}
-	if (judge_host(p, direction, p->identity) == DROP) {
-		p->host_denies = p->reason;
-		p->host_policy = p->judge;
-	}
+	if ((sent ? judge_host(p, DIRECTION_EGRESS, p->identity)
+		  : judge_host_reply(p, DIRECTION_EGRESS, p->identity)) == DROP)
+		p->found[1].host_denies = p->reason;
+	p->host_policy = h->policy;
 	return 0;
 }
 
 /* Drops what ask_host found to be denied. */
 static __always_inline int host_drop(struct packet *p, __u32 direction)
 {
-	p->reason = p->host_denies;
+	p->reason = p->found[direction & 1].host_denies;
 	p->reason_direction = direction;
 	p->judge = p->host_policy;
 	return DROP;
@@ -328,7 +347,7 @@ SUBPROGRAM int judge_forward(struct packet *p, bool redirected)
 	settle(p, p->policy, p->direction, outcome);
 	if (outcome == DROP || p->direction == DIRECTION_INGRESS)
 		return outcome;
-	if (p->host_denies)
+	if (p->found[DIRECTION_INGRESS].host_denies)
 		return host_drop(p, DIRECTION_INGRESS);
 	/* Of UDP the other end never needs the proxy. */
 	if (is_udp(p) ? outcome == PASS : !is_tcp(p))
@@ -369,5 +388,8 @@ SUBPROGRAM int judge_reply(struct packet *p)
 		p->port = p->tuple.proto == IPPROTO_ICMP ? ICMP_ECHO : ICMPV6_ECHO;
 	outcome = judge(p, p->policy, role, 0);
 	p->port = port;
+	if (outcome != DROP && p->direction == DIRECTION_EGRESS &&
+	    p->found[DIRECTION_EGRESS].host_denies)
+		return host_drop(p, DIRECTION_EGRESS);
 	return settle(p, p->policy, role, outcome);
 }

@@ -46,6 +46,6 @@ int to_pod(struct __sk_buff *skb)
 			       ? drop_for(skb, &p, REASON_FRAGMENT_UNKNOWN)
 			       : TC_ACT_UNSPEC;
 	if (p.host)
-		ask_host(&p, DIRECTION_EGRESS);
+		ask_host(&p);
 	return decide(skb, &p);
 }
