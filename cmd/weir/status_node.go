@@ -1,6 +1,7 @@
 package main
 
 import (
+	"slices"
 	"strings"
 
 	"github.com/weirnet/weir/endpoint"
@@ -9,7 +10,9 @@ import (
 // printNodePolicy tells what is enforced on the node itself:
 //
 //	node     closed for ingress by CiliumClusterwideNetworkPolicy lock, on eth0, eth1
-//	         always open: ssh: in TCP 22; ...
+//	         always open: ssh: in TCP 22
+//	                      dhcp: out UDP 67, in UDP 68
+//	                      ...
 func printNodePolicy(w *errWriter, h *endpoint.HostStatus) {
 	if h == nil {
 		return
@@ -36,9 +39,47 @@ func printNodePolicy(w *errWriter, h *endpoint.HostStatus) {
 	if len(h.Unguarded) > 0 {
 		w.printf("         NOT ENFORCED on %s\n", strings.Join(h.Unguarded, ", "))
 	}
-	always := "nothing"
-	if len(h.Failsafe) > 0 {
-		always = strings.Join(h.Failsafe, "; ")
+	if len(h.Failsafe) == 0 {
+		w.printf("         nothing is open to it all the same\n")
+		return
 	}
-	w.printf("         always open: %s\n", always)
+	for i, line := range failsafeLines(h.Failsafe) {
+		lead := "             "
+		if i == 0 {
+			lead = "always open: "
+		}
+		w.printf("         %s%s\n", lead, line)
+	}
+}
+
+// failsafeLines gathers what has one name, and what goes both ways.
+func failsafeLines(items []string) []string {
+	var names []string
+	by := map[string][]string{}
+	for _, item := range items {
+		name, what, ok := strings.Cut(item, ": ")
+		if !ok {
+			name, what = "besides", item
+		}
+		if by[name] == nil {
+			names = append(names, name)
+		}
+		by[name] = append(by[name], what)
+	}
+	for i, name := range names {
+		var parts []string
+		for _, what := range by[name] {
+			in, isIn := strings.CutPrefix(what, "in ")
+			out, isOut := strings.CutPrefix(what, "out ")
+			switch {
+			case isIn && slices.Contains(by[name], "out "+in):
+				parts = append(parts, "in and out "+in)
+			case isOut && slices.Contains(by[name], "in "+out): // told
+			default:
+				parts = append(parts, what)
+			}
+		}
+		names[i] = name + ": " + strings.Join(parts, ", ")
+	}
+	return names
 }
