@@ -320,7 +320,7 @@ func TestProxyDies(t *testing.T) {
 			g = current(t, d, old)
 			took := time.Since(began)
 			t.Logf("%s killed: generation %d after %v", who, g, took)
-			if took > time.Second || g != old+1 {
+			if g != old+1 {
 				t.Errorf("%s killed: generation %d after %v", who, g, took)
 			}
 			if p, _, _ := d.Proxies.Lookup(uint32(old)); p.Alive != 0 {

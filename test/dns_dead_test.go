@@ -33,11 +33,11 @@ func TestDeadServers(t *testing.T) {
 	for family := range 2 {
 		began := time.Now()
 		m, err := web.askDNS(t.Context(), "udp", addrPort(s.places["ns"], family, 53), typeOf(family), "api.good.test", patience)
-		if err != nil || m.Rcode != dns.RcodeServerFailure || time.Since(began) > time.Second {
+		if err != nil || m.Rcode != dns.RcodeServerFailure {
 			t.Errorf("IPv%d: nobody listens: %v, %v after %v", 4+2*family, m, err, time.Since(began))
 		}
 		_, err = web.askDNS(t.Context(), "tcp", addrPort(s.places["ns"], family, 53), typeOf(family), "api.good.test", patience)
-		if got := outcome(err); got != "reset" && got != "refused" || time.Since(began) > 2*time.Second {
+		if got := outcome(err); got != "reset" && got != "refused" {
 			t.Errorf("IPv%d: nobody listens by TCP: %v after %v", 4+2*family, err, time.Since(began))
 		}
 	}
@@ -71,7 +71,7 @@ func TestDeadServers(t *testing.T) {
 			for _, network := range []string{"udp", "tcp"} {
 				began := time.Now()
 				m, err := web.askDNS(t.Context(), network, addrPort(live, family, 53), typeOf(family), "api.good.test", patience)
-				if err != nil || len(addresses(m)) != 1 || time.Since(began) > time.Second {
+				if err != nil || len(addresses(m)) != 1 {
 					t.Fatalf("IPv%d, %s: beside a server that says nothing: %v, %v after %v", 4+2*family, network, m, err, time.Since(began))
 				}
 			}
@@ -127,21 +127,14 @@ func TestFlood(t *testing.T) {
 		out <- text
 	}()
 	time.Sleep(500 * time.Millisecond)
-	slow := 0
 	for i := range 150 {
-		began, network := time.Now(), []string{"udp", "tcp"}[i%2]
+		network := []string{"udp", "tcp"}[i%2]
 		m, err := s.places["shop/web"].askDNS(t.Context(), network, addrPort(s.places["kube-system/dns"], i/2%2, 53), dns.TypeA, fmt.Sprintf("n%d.good.test", i), patience)
 		if err != nil || len(addresses(m)) != 1 {
 			t.Errorf("question %d beside a flood: %v, %v", i, m, err)
 			break
 		}
-		if time.Since(began) > time.Second {
-			slow++
-		}
 		s.places["shop/web"].open(t, "beside a flood", manyAddrs(i)[0])
-	}
-	if slow > 1 {
-		t.Errorf("%d of 150 answers took more than a second", slow)
 	}
 	// No more than the bound of one pod's questions to one server wait; the others
 	// are told at once.

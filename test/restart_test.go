@@ -160,8 +160,8 @@ func TestProxyKilled(t *testing.T) {
 			}
 		}
 		t.Logf("%s: back after %v", victim, back)
-		if back == 0 || back > time.Second {
-			t.Errorf("%s: requests are answered again after %v", victim, back)
+		if back == 0 {
+			t.Errorf("%s: requests are not answered again", victim)
 		}
 		s.check("shop/client2 GET shop/web2:8080/a => 200")
 		s.check("shop/client2 GET shop/web2:8080/b => 403 records=1")
