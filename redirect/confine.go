@@ -60,10 +60,14 @@ var sysctls = []struct{ path, value string }{
 // is about to become the whole process, and not in the proxy itself.
 func Confine(args []string) error {
 	runtime.LockOSThread()
-	if os.Getpid() != 1 || os.Getuid() != 0 {
+	userns, ok := confinedUser(os.Getpid(), os.Getuid())
+	if !ok {
 		return errors.New("confine: not the first process of a namespace of its own")
 	}
 	var notes []string
+	if !userns {
+		notes = append(notes, noteNoUserns)
+	}
 	for _, s := range sysctls {
 		if err := os.WriteFile("/proc/sys/"+s.path, []byte(s.value), 0); err != nil && !errors.Is(err, os.ErrNotExist) {
 			notes = append(notes, fmt.Sprintf("sysctl %s stays as it is: %v", strings.ReplaceAll(s.path, "/", "."), err))
@@ -81,6 +85,11 @@ func Confine(args []string) error {
 	}
 	if err := dropBounding(); err != nil {
 		return fmt.Errorf("confine: %w", err)
+	}
+	if !userns {
+		if err := keepLess(); err != nil {
+			return fmt.Errorf("confine: %w", err)
+		}
 	}
 	if err := unix.Prctl(unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0); err != nil {
 		return fmt.Errorf("confine: no new privileges: %w", err)

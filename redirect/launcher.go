@@ -55,6 +55,8 @@ type LauncherOptions struct {
 	Child []string
 	// Managed: an agent starts it, and may replace it by one of its own binary.
 	Managed bool
+	// NoUserNamespace: the proxy gets no user namespace, as if there were none.
+	NoUserNamespace bool
 	// Drain is how long connections get when the launcher is told to go.
 	Drain time.Duration
 	// Log takes what the child writes to its standard error.
@@ -132,25 +134,17 @@ func (o *LauncherOptions) life(ctx context.Context, birth origin, listener, lock
 		return false, fmt.Errorf("start the proxy: %w", err)
 	}
 	defer place.Close()
-	cmd := &exec.Cmd{
-		Path:       "/proc/self/exe",
-		Args:       append([]string{os.Args[0]}, o.Child...),
-		Env:        append([]string{"GOTRACEBACK=single"}, birth.environ()...),
-		Dir:        "/",
-		Stderr:     o.Log,
-		ExtraFiles: []*os.File{listener, lock, root, place},
-		SysProcAttr: &syscall.SysProcAttr{
-			Cloneflags: unix.CLONE_NEWUSER | unix.CLONE_NEWNET | unix.CLONE_NEWPID | unix.CLONE_NEWIPC | unix.CLONE_NEWUTS,
-			// Uid 0 inside, or the exec would take the capabilities in the new
-			// namespaces away.
-			Credential:                 &syscall.Credential{Uid: 0, Gid: 0},
-			UidMappings:                []syscall.SysProcIDMap{{ContainerID: 0, HostID: nobody, Size: 1}},
-			GidMappings:                []syscall.SysProcIDMap{{ContainerID: 0, HostID: nobody, Size: 1}},
-			GidMappingsEnableSetgroups: true, // Credential sets the (empty) list of groups
-			Setsid:                     true,
-		},
-	}
-	if err := cmd.Start(); errors.Is(err, unix.EACCES) {
+	cmd, err := o.startChild(func() *exec.Cmd {
+		return &exec.Cmd{
+			Path:       "/proc/self/exe",
+			Args:       append([]string{os.Args[0]}, o.Child...),
+			Env:        append([]string{"GOTRACEBACK=single"}, birth.environ()...),
+			Dir:        "/",
+			Stderr:     o.Log,
+			ExtraFiles: []*os.File{listener, lock, root, place},
+		}
+	})
+	if errors.Is(err, unix.EACCES) {
 		return true, fmt.Errorf("start the proxy: %w (user %d must be allowed to execute this binary)", err, nobody)
 	} else if err != nil {
 		return true, fmt.Errorf("start the proxy: %w", err)

@@ -30,7 +30,7 @@ type Inherited struct {
 // Inherit takes over what Launch and Confine left. To be called once, in the
 // process that Confine executed.
 func Inherit() (*Inherited, error) {
-	if os.Getpid() != 1 || os.Getuid() != 0 {
+	if _, ok := confinedUser(os.Getpid(), os.Getuid()); !ok {
 		return nil, errors.New("inherit: not started by a launcher")
 	}
 	unix.CloseOnExec(fdLock) // kept open: it says that the place is taken

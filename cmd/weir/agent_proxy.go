@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -63,6 +64,22 @@ func (p proxyStatus) down() string {
 		return ""
 	}
 	return "proxy: " + p.Error + " (flows that need it wait)"
+}
+
+// printNotes tells what of the proxy's process could not be set up as intended;
+// which sysctls that were is for those who ask for all there is.
+func printNotes(w *errWriter, notes []string) {
+	sysctls := 0
+	for _, note := range notes {
+		if strings.HasPrefix(note, "sysctl ") {
+			sysctls++
+			continue
+		}
+		w.printf("         note: %s\n", note)
+	}
+	if sysctls > 0 {
+		w.printf("         note: %s of its namespace could not be set, and need not be\n", plural(sysctls, "sysctl", "sysctls"))
+	}
 }
 
 // proxyWatch asks the proxy how it is, and exports that.

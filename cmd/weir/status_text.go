@@ -49,6 +49,7 @@ func (s *agentStatus) print(out io.Writer) error {
 	}
 	w.printf("\nproxy    %s\n", s.Proxy.line())
 	w.keep(s.Proxy.others(w))
+	printNotes(w, s.Proxy.Notes)
 	printServices(w, s.Services)
 	w.printf("tables   %s\n", tablesLine(s.Policy.Tables))
 	if len(s.Policy.HostAddresses) > 0 {

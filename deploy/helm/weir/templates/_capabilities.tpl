@@ -10,6 +10,12 @@
 - SETUID
 - SYS_ADMIN # make the proxy's namespaces
 - SYS_CHROOT # its empty root: only with this does RuntimeDefault let chroot(2) pass
+{{- if eq .Values.proxy.userNamespace "never" }}
+- KILL # end it: it is another user
+- NET_ADMIN # what it keeps, and would have in its user namespace
+- NET_BIND_SERVICE
+- SETPCAP # give up all else
+{{- end }}
 {{- end -}}
 
 {{- define "weir.uninstallCapabilities" -}}

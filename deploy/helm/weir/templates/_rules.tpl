@@ -97,5 +97,6 @@
   resources:
   - nodes
   verbs:
+  - get
   - patch
 {{- end -}}
