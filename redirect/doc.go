@@ -66,8 +66,8 @@
 //     again in a place before the last is told to end.
 //
 // A proxy that is told to end by whoever runs it (SIGTERM) goes on as before for
-// some seconds, as long as there is an agent: that starts a successor if nobody
-// else does.
+// some seconds: its agent starts a successor, if nobody else does, or an agent
+// that is just taking over from another gives its flows to one.
 //
 // A binary that does not come up changes nothing: the old proxy stays current
 // until the new one is wired and has all rule sets. Proxies at a time are bounded

@@ -13,7 +13,7 @@ import (
 const namespaces = unix.CLONE_NEWNET | unix.CLONE_NEWPID | unix.CLONE_NEWIPC | unix.CLONE_NEWUTS
 
 // noteNoUserns is what the status says of a proxy without a user namespace.
-const noteNoUserns = "this machine has no user namespaces: the proxy runs as user 65534 in a network namespace of its own, and its capabilities NET_ADMIN and NET_BIND_SERVICE are the machine's"
+const noteNoUserns = "the proxy has no user namespace: it runs as user 65534 in a network namespace of its own, and its capabilities NET_ADMIN and NET_BIND_SERVICE are the machine's"
 
 // inUserns starts the proxy as root of a user namespace of its own, who is nobody
 // outside.
