@@ -199,7 +199,7 @@ func (s *story) mustTimeOut(from, to string, port uint16) error {
 
 // download is in the middle until finish is called; the channel tells how it ended.
 func (s *story) download() (done <-chan error, finish func()) {
-	const size = 20_000_000
+	const size = 100_000_000 // more than all sockets on the way take in
 	result := make(chan error, 1)
 	begun, rest := make(chan struct{}), make(chan struct{})
 	go func() {
@@ -220,7 +220,7 @@ func (s *story) download() (done <-chan error, finish func()) {
 				result <- fmt.Errorf("after %d bytes: %w", total, err)
 				return
 			}
-			if i == steps/2 {
+			if i == steps/10 {
 				<-rest
 			}
 		}
