@@ -49,7 +49,7 @@ func (r *realiser) place() {
 			Ifindex: uint32(index), Policy: e.Policy, Identity: uint32(e.Identity),
 			PodMac: v.PodMAC, HostMac: v.HostMAC,
 		}
-		devices[uint32(index)] = bpf.Device{Policy: e.Policy, Identity: uint32(e.Identity)}
+		devices[uint32(index)] = bpf.Device{Policy: e.Policy, Identity: uint32(e.Labels)}
 	}
 	r.placeStrangers(rows, devices)
 	r.endpoints.replace(rows)

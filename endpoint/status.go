@@ -104,8 +104,8 @@ func (m *Manager) show(err error, took time.Duration) {
 		p := pods[k]
 		if p == nil {
 			p = &EndpointStatus{
-				Namespace: e.Namespace, Pod: e.Name, Identity: uint32(e.Identity), Policy: e.Policy,
-				Labels: m.engine.IdentityLabels(e.Identity), State: EndpointWaiting,
+				Namespace: e.Namespace, Pod: e.Name, Identity: uint32(e.Labels), Policy: e.Policy,
+				Labels: m.engine.IdentityLabels(e.Labels), State: EndpointWaiting,
 			}
 			if r := m.r.policies.want[e.Policy]; r != nil {
 				p.Ingress, p.IngressPolicies = holds(r, policy.Ingress)

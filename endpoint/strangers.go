@@ -56,8 +56,12 @@ func (r *realiser) placeStrangers(rows map[bpf.Addr]bpf.Endpoint, devices map[ui
 			if _, taken := rows[at]; taken || a.IsLinkLocalUnicast() || r.otherHas(a, index) {
 				continue
 			}
+			id, other := s.guess.At[a.Unmap()]
+			if !other {
+				id = s.guess.Identity
+			}
 			rows[at] = bpf.Endpoint{
-				Ifindex: uint32(index), Policy: s.guess.Policy, Identity: uint32(s.guess.Identity),
+				Ifindex: uint32(index), Policy: s.guess.Policy, Identity: uint32(id),
 				PodMac: v.PodMAC, HostMac: v.HostMAC,
 			}
 		}

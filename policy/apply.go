@@ -30,6 +30,7 @@ type Engine struct {
 	nodeKeys   map[string]int
 
 	claims    *claims
+	blocks    *blockTable
 	prefixes  *prefixTable
 	endpoints map[netip.Addr]*Endpoint
 	peers     *peerTable
@@ -100,7 +101,7 @@ func NewEngine(o Options) (*Engine, error) {
 		pods: map[Object]*pod{}, byNS: map[string]map[*pod]struct{}{}, namespaces: map[string]map[string]string{},
 		nodes: map[string]*Node{}, services: map[Object]*service{}, slices: map[Object]*EndpointSlice{},
 		policies: map[Object]*policyObject{}, scoped: map[string][]*policyObject{}, groups: map[string]*cidrGroup{}, nodeKeys: map[string]int{},
-		claims: newClaims(), prefixes: newPrefixTable(), endpoints: map[netip.Addr]*Endpoint{},
+		claims: newClaims(), blocks: newBlockTable(), prefixes: newPrefixTable(), endpoints: map[netip.Addr]*Endpoint{},
 		peers: newPeerTable(ids), selectors: newSelectorTable(), ruleSets: newRuleSetTable(newNumbering(1, o.Seeds.RuleSets)),
 		subjects: map[identity.Digest]*subject{}, names: newNameTable(), pairs: map[pairKey]*pair{}, resolvers: newResolvers(o), frontends: newFrontends(), strangers: newStrangers(),
 		policyNumbers: newNumbering(1, o.Seeds.Policies), rules: newRuleTable(newNumbering(1, o.Seeds.Rules)),
@@ -163,28 +164,6 @@ func (e *Engine) Rule(id uint32) *RuleRef {
 	return at.ref
 }
 
-// IdentityLabels spells the labels of an identity; nil if it is not known.
-func (e *Engine) IdentityLabels(id identity.ID) []string {
-	p, ok := e.peers.byID[id]
-	switch {
-	case !ok:
-		return nil
-	case p.kind == servicePeer:
-		return []string{"service:" + p.service.Namespace + "/" + p.service.Name}
-	case p.kind == unknownPeer:
-		return []string{"reserved:unknown-pod"}
-	case p.kind == namesPeer:
-		out := make([]string, len(p.fqdns))
-		for i, s := range p.fqdns {
-			out[i] = "fqdn:" + s.String()
-		}
-		return out
-	case p.kind == pairPeer:
-		return append(e.IdentityLabels(p.pair.outside.id), e.IdentityLabels(p.pair.named.id)...)
-	}
-	return p.labels.Strings()
-}
-
 // settle computes everything that follows from what take noted.
 func (e *Engine) settle() error {
 	var errs []error
@@ -202,6 +181,7 @@ func (e *Engine) settle() error {
 	note(e.settlePods())
 	e.settleStrangers()
 	e.settleHost()
+	e.settleBlocks()
 	e.settleNodeAddresses()
 	changed, err := e.settlePrefixes()
 	note(err)

@@ -5,6 +5,7 @@ import (
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
+	"github.com/weirnet/weir/identity"
 	"github.com/weirnet/weir/policy/api"
 )
 
@@ -38,3 +39,34 @@ func describe(s *api.EndpointSelector) string {
 }
 
 func describeLabels(s *metav1.LabelSelector) string { return describe(endpointSelector(s)) }
+
+// IdentityLabels spells the labels of an identity; nil if it is not known.
+func (e *Engine) IdentityLabels(id identity.ID) []string {
+	p, ok := e.peers.byID[id]
+	switch {
+	case !ok:
+		return nil
+	case p.kind == servicePeer:
+		return []string{"service:" + p.service.Namespace + "/" + p.service.Name}
+	case p.kind == unknownPeer:
+		return append([]string{"reserved:unknown-pod"}, p.blockLabels()...)
+	case p.kind == namesPeer:
+		out := make([]string, len(p.fqdns))
+		for i, s := range p.fqdns {
+			out[i] = "fqdn:" + s.String()
+		}
+		return out
+	case p.kind == pairPeer:
+		return append(e.IdentityLabels(p.pair.outside.id), e.IdentityLabels(p.pair.named.id)...)
+	}
+	return append(p.labels.Strings(), p.blockLabels()...)
+}
+
+// blockLabels spell the IP blocks as labels are spelled.
+func (p *peer) blockLabels() []string {
+	out := make([]string, len(p.blocks))
+	for i, b := range p.blocks {
+		out[i] = "block:" + b
+	}
+	return out
+}

@@ -26,6 +26,53 @@ type end struct {
 	names     *peer    // of an outside address: what its names make of it
 	six       bool     // has an IPv6 address
 	four      bool
+	addrs     []netip.Addr // that it may have in the flow
+	addr      netip.Addr   // the one it has; not valid: not known
+}
+
+// settleAddresses finds the addresses that a flow of a protocol has. Of ends that
+// have several it is the first one of a family that both ends have.
+func settleAddresses(from, to *end, proto uint8) {
+	ends := [...]*end{from, to}
+	var families []bool
+	switch {
+	case from.six || to.six || proto == protoICMPv6:
+		families = []bool{true}
+	case from.four || to.four || proto == protoICMP:
+		families = []bool{false}
+	default:
+		for _, o := range ends {
+			for _, a := range o.addrs {
+				families = append(families, a.Is6())
+			}
+		}
+	}
+	for _, six := range families {
+		found := [2]netip.Addr{}
+		fits := true
+		for i, o := range ends {
+			at := slices.IndexFunc(o.addrs, func(a netip.Addr) bool { return a.Is6() == six })
+			if at >= 0 {
+				found[i] = o.addrs[at]
+			}
+			fits = fits && (at >= 0 || len(o.addrs) == 0)
+		}
+		if fits || len(families) == 1 {
+			from.addr, to.addr = found[0], found[1]
+			return
+		}
+	}
+}
+
+// validAddresses are the addresses of an object, in its order.
+func validAddresses(in []netip.Addr) []netip.Addr {
+	var out []netip.Addr
+	for _, a := range in {
+		if a.IsValid() {
+			out = append(out, a.Unmap())
+		}
+	}
+	return out
 }
 
 // resolve finds out who one end of a question is. here: as seen from this node,
@@ -74,7 +121,7 @@ func (e *Engine) podEnd(name string) (end, error) {
 }
 
 func (e *Engine) endOf(p *pod) end {
-	out := end{name: "pod " + p.src.Namespace + "/" + p.src.Name, node: p.src.Node}
+	out := end{name: "pod " + p.src.Namespace + "/" + p.src.Name, node: p.src.Node, addrs: validAddresses(p.src.Addresses)}
 	if out.node == "" {
 		out.node = e.nodeName
 	}
@@ -93,7 +140,11 @@ func (e *Engine) nodeEnd(name string) (end, error) {
 	if _, ok := e.nodes[name]; !ok && name != e.nodeName {
 		return end{}, fmt.Errorf("node %q is not known", name)
 	}
-	return end{name: "node " + name, node: name, isNode: true, apiServer: e.runsAPIServer(name)}, nil
+	out := end{name: "node " + name, node: name, isNode: true, apiServer: e.runsAPIServer(name)}
+	if n := e.nodes[name]; n != nil {
+		out.addrs = validAddresses(n.Addresses)
+	}
+	return out, nil
 }
 
 func (e *Engine) addressEnd(text string, here bool) (end, error) {
@@ -102,14 +153,14 @@ func (e *Engine) addressEnd(text string, here bool) (end, error) {
 		return end{}, fmt.Errorf("%q is not an address", text)
 	}
 	a = a.Unmap()
-	out := end{name: a.String(), six: a.Is6(), four: a.Is4()}
+	out := end{name: a.String(), six: a.Is6(), four: a.Is4(), addrs: []netip.Addr{a}}
 	if here && e.onHost(a) {
 		out.isNode, out.node, out.name = true, e.nodeName, "node "+e.nodeName
 		return out, nil
 	}
 	if p := e.claims.owner(a); p != nil {
 		of := e.endOf(p)
-		of.six, of.four = out.six, out.four
+		of.six, of.four, of.addrs = out.six, out.four, out.addrs
 		return of, nil
 	}
 	if names := e.claims.nodes[a]; len(names) > 0 {
@@ -142,7 +193,7 @@ func (e *Engine) addressEnd(text string, here bool) (end, error) {
 // elsewhere is the peer that an address of this node alone is for other nodes.
 func (e *Engine) elsewhere(a netip.Addr) *peer {
 	if e.claims.inPodCIDR(hostPrefix(a)) {
-		return newUnknownPeer()
+		return e.at(newUnknownPeer(), a)
 	}
 	return newWorldPeer(hostPrefix(a), e.claims.apiServers[a] > 0)
 }
@@ -190,7 +241,7 @@ func (e *Engine) entityEnd(name string, here bool) (end, error) {
 func (e *Engine) seenFrom(o end, node string) *peer {
 	switch {
 	case o.pod != nil:
-		return o.pod
+		return e.at(o.pod, o.addr)
 	case !o.isNode:
 		return o.other
 	}
@@ -200,7 +251,7 @@ func (e *Engine) seenFrom(o end, node string) *peer {
 	if o.node == node {
 		return newHostPeer(e.runsAPIServer(node))
 	}
-	return newNodePeer(o.apiServer, e.nodeLabels(o.node))
+	return e.at(newNodePeer(o.apiServer, e.nodeLabels(o.node)), o.addr)
 }
 
 // portNumber finds the port in question. Names are the destination's.

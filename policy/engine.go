@@ -222,9 +222,10 @@ type NameSet struct {
 // Endpoint is a pod of this node.
 type Endpoint struct {
 	Namespace, Name, UID string
-	Identity             identity.ID
-	Policy               uint32 // key of Delta.Policies
-	Deleting             bool   // it gets no other interface than it has
+	Identity             identity.ID // of the address: the pod's labels, and the IP blocks that it lies in
+	Labels               identity.ID // of the labels alone; that of packets from other addresses
+	Policy               uint32      // key of Delta.Policies
+	Deleting             bool        // it gets no other interface than it has
 }
 
 // Resolved is the policy of one label set: what the kernel's policy map says

@@ -34,6 +34,7 @@ func (e *Engine) Explain(q Question) Answer {
 	if err != nil {
 		return failed(q, err)
 	}
+	settleAddresses(&from, &to, proto)
 	port, err := e.portNumber(&q, proto, to)
 	if err != nil {
 		return failed(q, err)

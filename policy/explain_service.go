@@ -2,6 +2,7 @@ package policy
 
 import (
 	"fmt"
+	"net/netip"
 	"slices"
 
 	"github.com/weirnet/weir/identity"
@@ -20,13 +21,14 @@ func (x *explanation) service() (egress, ingress *Side, err error) {
 		return x.noBackends(name)
 	}
 	for _, b := range t.backends {
-		to := end{name: "a backend of " + name, other: b.peer}
+		to := end{name: "a backend of " + name, other: b.peer, addrs: []netip.Addr{b.addr}}
 		switch b.peer.kind {
 		case podPeer:
-			to.other, to.pod, to.node = nil, b.peer, b.node
+			to.other, to.pod, to.node = nil, b.peer.plain(), b.node
 		case hostPeer, nodePeer:
 			to.isNode, to.node, to.apiServer = true, b.node, b.peer.labels.HasReserved(identity.ReservedKubeAPIServer)
 		}
+		settleAddresses(&x.from, &to, x.proto)
 		eg, err := x.egress(to, b.port)
 		if err != nil {
 			return nil, nil, err

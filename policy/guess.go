@@ -3,6 +3,7 @@ package policy
 import (
 	"errors"
 	"fmt"
+	"net/netip"
 	"slices"
 
 	"github.com/weirnet/weir/identity"
@@ -48,6 +49,7 @@ func (e *Engine) settleUnions() error {
 			for _, p := range s.pods {
 				g.Pods = append(g.Pods, PodName{p.src.Namespace, p.src.Name, p.src.UID})
 			}
+			g.At = e.identitiesOf(s, g.Identity)
 		}
 		if !g.equal(s.told) {
 			s.told = g
@@ -74,6 +76,23 @@ func (e *Engine) settleUnions() error {
 		e.judgeUnion(u)
 	}
 	return errors.Join(failed...)
+}
+
+// identitiesOf lists the addresses of a stranger that are another identity.
+func (e *Engine) identitiesOf(s *stranger, id identity.ID) map[netip.Addr]identity.ID {
+	var out map[netip.Addr]identity.ID
+	for _, a := range s.src.Addresses {
+		a = a.Unmap()
+		who := e.prefixes.peers[hostPrefix(a)]
+		if e.strangers.at[a] != s || who == nil || who.plain().digest != s.claim.digest || who.id == id {
+			continue
+		}
+		if out == nil {
+			out = map[netip.Addr]identity.ID{}
+		}
+		out[a] = who.id
+	}
+	return out
 }
 
 // unionOf finds or makes the policy of a stranger that may be any of these pods.

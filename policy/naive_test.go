@@ -1,9 +1,13 @@
 package policy
 
 import (
+	"maps"
 	"net/netip"
 	"slices"
+	"strings"
 	"testing"
+
+	networkingv1 "k8s.io/api/networking/v1"
 
 	"github.com/weirnet/weir/identity"
 )
@@ -146,7 +150,45 @@ func naivePeers(e *Engine) map[netip.Addr]*peer {
 	for a, p := range out {
 		if p.kind == hostPeer {
 			out[a] = newHostPeer(hostAPI)
+		} else {
+			out[a] = p.within(naiveBlocks(e, a))
 		}
 	}
 	return out
+}
+
+// naiveBlocks lists the IP blocks of all policies that an address lies in.
+func naiveBlocks(e *Engine, a netip.Addr) []string {
+	keys := map[string]struct{}{}
+	for _, p := range e.policies {
+		if p.src.NetworkPolicy == nil || len(p.src.Refused) > 0 {
+			continue
+		}
+		var peers []networkingv1.NetworkPolicyPeer
+		types := p.src.NetworkPolicy.PolicyTypes
+		if len(types) == 0 || slices.Contains(types, networkingv1.PolicyTypeIngress) {
+			for _, r := range p.src.NetworkPolicy.Ingress {
+				peers = append(peers, r.From...)
+			}
+		}
+		if len(types) == 0 || slices.Contains(types, networkingv1.PolicyTypeEgress) {
+			for _, r := range p.src.NetworkPolicy.Egress {
+				peers = append(peers, r.To...)
+			}
+		}
+		for _, peer := range peers {
+			b := peer.IPBlock
+			if b == nil || !netip.MustParsePrefix(b.CIDR).Contains(a) ||
+				slices.ContainsFunc(b.Except, func(x string) bool { return netip.MustParsePrefix(x).Contains(a) }) {
+				continue
+			}
+			key := b.CIDR
+			if len(b.Except) > 0 {
+				except := slices.Sorted(slices.Values(b.Except))
+				key += " except " + strings.Join(except, ",")
+			}
+			keys[key] = struct{}{}
+		}
+	}
+	return slices.Sorted(maps.Keys(keys))
 }

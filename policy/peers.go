@@ -40,6 +40,8 @@ type peer struct {
 	service   Object              // of a servicePeer
 	fqdns     []dnsrules.Selector // of a namesPeer: those that match its names, ordered
 	pair      pairKey             // of a pairPeer
+	blocks    []string            // of NetworkPolicies that its addresses lie in, ordered; not of a worldPeer
+	base      *peer               // it without blocks; nil if it has none
 	refs      int
 }
 

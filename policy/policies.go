@@ -60,6 +60,10 @@ func (e *Engine) remember(p, old *policyObject) {
 	for _, q := range p.prefixes {
 		e.claims.cidr(q, true)
 	}
+	for _, b := range p.blocks {
+		e.blocks.use(b, true)
+		e.claims.block(b, true)
+	}
 	e.names.use(p, 1)
 	for _, k := range p.nodeKeys {
 		if e.nodeKeys[k]++; e.nodeKeys[k] == 1 {
@@ -81,6 +85,10 @@ func (e *Engine) forget(p *policyObject) {
 	}
 	for _, q := range p.prefixes {
 		e.claims.cidr(q, false)
+	}
+	for _, b := range p.blocks {
+		e.blocks.use(b, false)
+		e.claims.block(b, false)
 	}
 	e.names.use(p, -1)
 	for _, k := range p.nodeKeys {

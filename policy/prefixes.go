@@ -66,6 +66,7 @@ type claims struct {
 	backends   map[netip.Addr]map[*service]struct{}
 	apiServers map[netip.Addr]int
 	cidrs      map[netip.Prefix]int // prefixes that policies tell apart
+	blocks     map[netip.Prefix]int // of those, what IP blocks and their exceptions are
 	podCIDRs   map[netip.Prefix]int
 	podLengths [2][129]int // distinct podCIDRs of each length
 	dirty      map[netip.Prefix]struct{}
@@ -75,7 +76,7 @@ func newClaims() *claims {
 	c := &claims{
 		pods: map[netip.Addr][]*pod{}, nodes: map[netip.Addr]map[string]int{}, services: map[netip.Addr][]*service{},
 		backends: map[netip.Addr]map[*service]struct{}{}, apiServers: map[netip.Addr]int{},
-		cidrs: map[netip.Prefix]int{}, podCIDRs: map[netip.Prefix]int{}, dirty: map[netip.Prefix]struct{}{},
+		cidrs: map[netip.Prefix]int{}, blocks: map[netip.Prefix]int{}, podCIDRs: map[netip.Prefix]int{}, dirty: map[netip.Prefix]struct{}{},
 	}
 	for _, world := range [...]string{"0.0.0.0/0", "::/0"} {
 		c.dirty[netip.MustParsePrefix(world)] = struct{}{}
@@ -148,6 +149,14 @@ func (c *claims) cidr(p netip.Prefix, add bool) {
 	c.dirty[p] = struct{}{}
 }
 
+// block comes beside cidr.
+func (c *claims) block(b *ipBlock, add bool) {
+	count(c.blocks, b.prefix, add)
+	for _, p := range b.except {
+		count(c.blocks, p, add)
+	}
+}
+
 // podCIDR also touches the prefixes of policies that lie in it.
 func (c *claims) podCIDR(p netip.Prefix, add bool) {
 	before := len(c.podCIDRs)
@@ -206,23 +215,23 @@ func (e *Engine) wanted(p netip.Prefix) *peer {
 		s := e.strangers.at[a]
 		// A pod that is being deleted may have its address no more.
 		if owner := c.owner(a); owner != nil && (s == nil || !owner.src.Deleting) {
-			return owner.peer
+			return e.at(owner.peer, a)
 		}
 		if names := c.nodes[a]; len(names) > 0 {
-			return e.nodePeerOf(names, c.apiServers[a] > 0)
+			return e.at(e.nodePeerOf(names, c.apiServers[a] > 0), a)
 		}
 		if of := c.services[a]; len(of) > 0 {
 			return newServicePeer(slices.MinFunc(of, func(a, b *service) int { return compareObjects(a.object, b.object) }).object)
 		}
 		if s != nil {
-			return s.claim
+			return e.at(s.claim, a)
 		}
 		if c.apiServers[a] > 0 {
 			return newWorldPeer(p, true)
 		}
 	}
-	if c.podCIDRs[p] > 0 {
-		return newUnknownPeer()
+	if c.podCIDRs[p] > 0 || c.blocks[p] > 0 && c.inPodCIDR(p) {
+		return newUnknownPeer().within(e.blocks.around(p))
 	}
 	if p.Bits() == 0 || c.cidrs[p] > 0 && !c.inPodCIDR(p) {
 		return newWorldPeer(p, false)
@@ -270,7 +279,7 @@ func (e *Engine) settlePrefixes() ([]netip.Prefix, error) {
 			}
 		}
 		if p.IsSingleIP() {
-			e.settleEndpoint(p.Addr())
+			e.settleEndpoint(p.Addr(), want)
 		}
 		if old == want {
 			e.peers.release(want)
@@ -292,11 +301,16 @@ func (e *Engine) settlePrefixes() ([]netip.Prefix, error) {
 	return changed, nil
 }
 
-// settleEndpoint brings the endpoint of an address up to date.
-func (e *Engine) settleEndpoint(a netip.Addr) {
+// settleEndpoint brings the endpoint of an address up to date; who is what it
+// stands for.
+func (e *Engine) settleEndpoint(a netip.Addr, who *peer) {
 	var want *Endpoint
 	if p := e.claims.owner(a); p != nil && p.subject != nil {
-		want = &Endpoint{Namespace: p.src.Namespace, Name: p.src.Name, UID: p.src.UID, Identity: p.peer.id, Policy: p.subject.id, Deleting: p.src.Deleting}
+		want = &Endpoint{Namespace: p.src.Namespace, Name: p.src.Name, UID: p.src.UID,
+			Identity: p.peer.id, Labels: p.peer.id, Policy: p.subject.id, Deleting: p.src.Deleting}
+		if who != nil && who.plain().digest == p.peer.digest {
+			want.Identity = who.id
+		}
 	}
 	old := e.endpoints[a]
 	switch {

@@ -304,6 +304,7 @@ var askedPorts = []struct {
 }
 
 func compareFlows(t *testing.T, e *Engine, tb *tables) (flows int) {
+	compareIdentities(t, e, tb)
 	for _, s := range e.subjects {
 		r := tb.policies[s.id]
 		for a, p := range naivePeers(e) {

@@ -253,6 +253,17 @@ func (r random) rule() *api.Rule {
 	return out
 }
 
+func (r random) ipBlock() *networkingv1.IPBlock {
+	return pick(r,
+		&networkingv1.IPBlock{CIDR: "1.2.0.0/16", Except: []string{"1.2.3.0/24"}},
+		&networkingv1.IPBlock{CIDR: "0.0.0.0/0", Except: pick(r, nil, []string{"10.0.0.0/8"}, []string{"10.0.0.12/32"}, []string{"10.0.0.96/29"})},
+		&networkingv1.IPBlock{CIDR: "10.0.0.0/25", Except: pick(r, nil, []string{"10.0.0.11/32"}, []string{"10.0.0.99/32", "10.0.0.8/30"})},
+		&networkingv1.IPBlock{CIDR: pick(r, "10.0.0.11/32", "10.0.0.12/32", "10.0.0.20/32", "10.0.0.99/32", "fd00::a/128", "192.168.0.2/32", "192.168.0.3/32", "10.96.0.1/32", "9.9.9.9/32")},
+		&networkingv1.IPBlock{CIDR: "192.168.0.0/30", Except: pick(r, nil, []string{"192.168.0.2/31"})},
+		&networkingv1.IPBlock{CIDR: "fd00::/123", Except: pick(r, nil, []string{"fd00::c/126"})},
+		&networkingv1.IPBlock{CIDR: "::/0"})
+}
+
 func (r random) networkPolicy() *networkingv1.NetworkPolicySpec {
 	s := &networkingv1.NetworkPolicySpec{PodSelector: metav1.LabelSelector{MatchLabels: r.labels()}}
 	if r.some(40) {
@@ -264,10 +275,10 @@ func (r random) networkPolicy() *networkingv1.NetworkPolicySpec {
 		if r.some(40) {
 			p.NamespaceSelector = &metav1.LabelSelector{MatchLabels: map[string]string{"team": pick(r, "one", "two")}}
 		}
-		if r.some(30) {
-			p = networkingv1.NetworkPolicyPeer{IPBlock: &networkingv1.IPBlock{CIDR: "1.2.0.0/16", Except: []string{"1.2.3.0/24"}}}
-		}
 		peers = append(peers, p)
+	}
+	for range pick(r, 0, 1, 2) {
+		peers = append(peers, networkingv1.NetworkPolicyPeer{IPBlock: r.ipBlock()})
 	}
 	var ports []networkingv1.NetworkPolicyPort
 	if r.some(60) {

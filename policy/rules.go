@@ -22,6 +22,7 @@ type policyObject struct {
 	numbers map[string]uint32
 
 	prefixes                 []netip.Prefix // that its rules must tell apart
+	blocks                   []*ipBlock
 	fqdns                    []dnsrules.Selector
 	nodeKeys                 []string // labels of nodes its rules ask for
 	usesGroups, usesServices bool

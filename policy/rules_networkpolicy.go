@@ -56,8 +56,10 @@ func (t *translator) networkPeers(r *rule, namespace string, peers []networkingv
 				for i, e := range p.IPBlock.Except {
 					except[i] = api.CIDR(e)
 				}
-				r.peers = append(r.peers, cidrSelector(t.tellApart([]netip.Prefix{prefix}), t.tellApart(prefixes(except)),
-					cidrText("IP block "+prefix.String(), except)))
+				b := newIPBlock(prefix, t.tellApart(prefixes(except)))
+				t.tellApart([]netip.Prefix{prefix})
+				t.policy.blocks = append(t.policy.blocks, b)
+				r.peers = append(r.peers, blockSelector(b, cidrText("IP block "+prefix.String(), except)))
 			}
 			continue
 		}

@@ -31,7 +31,8 @@ type target struct {
 type backend struct {
 	peer *peer
 	port uint16
-	node string // where the first of them is
+	node string     // where the first of them is
+	addr netip.Addr // of the first of them
 }
 
 // podSelector selects what the service selects.
@@ -101,7 +102,7 @@ func (e *Engine) lookBehind(s *service) {
 		e.behind(s, &sp, func(a netip.Addr, port uint16) {
 			at, exact := e.prefixes.lookup(a)
 			s.outside = s.outside || !exact
-			b := backend{at, port, e.nodeOf(a)}
+			b := backend{at, port, e.nodeOf(a), a.Unmap()}
 			if !slices.ContainsFunc(t.backends, func(o backend) bool { return o.peer == b.peer && o.port == b.port }) {
 				t.backends = append(t.backends, b)
 			}

@@ -146,6 +146,7 @@ func (tb *tables) check(t testing.TB) {
 	}
 	for a, e := range tb.endpoints {
 		identityKnown(a.String(), e.Identity)
+		identityKnown(a.String(), e.Labels)
 		if tb.policies[e.Policy] == nil {
 			t.Errorf("endpoint %s has policy %d, which is not there", a, e.Policy)
 		}
@@ -155,6 +156,9 @@ func (tb *tables) check(t testing.TB) {
 	}
 	for name, g := range tb.strangers {
 		identityKnown(name, g.Identity)
+		for a, id := range g.At {
+			identityKnown(name+" "+a.String(), id)
+		}
 		if tb.policies[g.Policy] == nil {
 			t.Errorf("stranger %s has policy %d, which is not there", name, g.Policy)
 		}

@@ -54,7 +54,10 @@ type Guess struct {
 	// Identity is the pod's where there is no doubt, else that of an address which
 	// no known pod has.
 	Identity identity.ID
-	Policy   uint32 // key of Delta.Policies
+	// At are those of its addresses whose identity is another one, since they lie in
+	// IP blocks of policies.
+	At     map[netip.Addr]identity.ID
+	Policy uint32 // key of Delta.Policies
 	// Exact: the policy is the pod's own. Pods with equal labels share it, so there
 	// may be more than one.
 	Exact bool
@@ -64,7 +67,7 @@ func (g *Guess) equal(o *Guess) bool {
 	if g == nil || o == nil {
 		return g == o
 	}
-	return g.Identity == o.Identity && g.Policy == o.Policy && g.Exact == o.Exact && slices.Equal(g.Pods, o.Pods)
+	return g.Identity == o.Identity && g.Policy == o.Policy && g.Exact == o.Exact && slices.Equal(g.Pods, o.Pods) && maps.Equal(g.At, o.At)
 }
 
 // strangers are the interfaces whose pods are not known, and the pods that wait.
