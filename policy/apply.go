@@ -78,7 +78,8 @@ type pod struct {
 	object  Object
 	src     *Pod
 	gone    bool
-	peer    *peer    // nil: on the host network, or without address
+	peer    *peer    // by its labels; nil: on the host network, or without address
+	held    bool     // the peer is in the tables whether some address has it or not
 	subject *subject // nil: not of this node
 }
 
@@ -260,8 +261,10 @@ func (e *Engine) settlePods() error {
 	var before []held
 	var errs []error
 	for p := range e.dirty.pods {
-		before = append(before, held{p.peer, p.subject})
-		p.peer, p.subject = nil, nil
+		if p.held {
+			before = append(before, held{p.peer, p.subject})
+		}
+		p.peer, p.subject, p.held = nil, nil, false
 		if p.gone {
 			continue
 		}
@@ -272,8 +275,12 @@ func (e *Engine) settlePods() error {
 		if p.src.HostNetwork || !local && len(p.src.Addresses) == 0 {
 			continue
 		}
+		if p.peer = e.podPeer(p.src); !local {
+			continue
+		}
 		var err error
-		if p.peer, err = e.peers.acquire(e.podPeer(p.src)); err == nil && local {
+		if p.peer, err = e.peers.acquire(p.peer); err == nil {
+			p.held = true
 			p.subject, err = e.subjectOf(p.peer)
 		}
 		if err != nil {
