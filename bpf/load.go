@@ -118,7 +118,7 @@ func Load(o Options) (_ *Datapath, err error) {
 		return nil, fmt.Errorf("set when the reader of events is woken: %w", err)
 	}
 
-	shared := map[string]*ebpf.Map{}
+	shared, made, err := adoptMaps(o.Pins, mapsDir, spec, d.paths)
 	defer func() {
 		for _, m := range shared {
 			letGo(m) // the collection holds clones
@@ -127,24 +127,10 @@ func Load(o Options) (_ *Datapath, err error) {
 			err = errors.Join(err, d.Close())
 		}
 	}()
-	for name, ms := range spec.Maps {
-		if isData(name) {
-			continue
-		}
-		if d.paths[name], err = mapPath(o.Pins, ms); err != nil {
-			return nil, err
-		}
-		var made bool
-		if shared[name], made, err = adoptMap(o.Pins, ms); err != nil {
-			return nil, err
-		}
-		switch name {
-		case "conntrack":
-			d.emptyConntrack = made
-		case "state":
-			d.freshState = made
-		}
+	if err != nil {
+		return nil, err
 	}
+	d.emptyConntrack, d.freshState = made["conntrack"], made["state"]
 	if err := spec.LoadAndAssign(&d.objects, &ebpf.CollectionOptions{MapReplacements: shared}); err != nil {
 		err = fmt.Errorf("load programs: %w", err)
 		if v := new(ebpf.VerifierError); errors.As(err, &v) {

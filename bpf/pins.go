@@ -134,17 +134,29 @@ func mapPathIn(pins, dir string, spec *ebpf.MapSpec) (string, error) {
 	return filepath.Join(pins, dir, spec.Name+"@"+l), nil
 }
 
-// adoptMap opens the pinned table of this layout, or makes and pins it
-// and tells so.
-func adoptMap(pins string, spec *ebpf.MapSpec) (_ *ebpf.Map, made bool, err error) {
-	path, err := mapPath(pins, spec)
-	if err != nil {
-		return nil, false, err
+// adoptMaps adopts all shared tables of an object, pinned below dir, notes their
+// paths, and tells which it made. On error it returns those that are open.
+func adoptMaps(pins, dir string, spec *ebpf.CollectionSpec, paths map[string]string) (shared map[string]*ebpf.Map, made map[string]bool, err error) {
+	shared, made = map[string]*ebpf.Map{}, map[string]bool{}
+	for name, ms := range spec.Maps {
+		if isData(name) {
+			continue
+		}
+		if paths[name], err = mapPathIn(pins, dir, ms); err != nil {
+			return shared, made, err
+		}
+		m, fresh, err := adoptMap(paths[name], ms)
+		if err != nil {
+			return shared, made, err
+		}
+		shared[name], made[name] = m, fresh
 	}
-	return adoptMapAt(path, spec)
+	return shared, made, nil
 }
 
-func adoptMapAt(path string, spec *ebpf.MapSpec) (_ *ebpf.Map, made bool, err error) {
+// adoptMap opens the table that is pinned at path, or makes and pins it and
+// tells so.
+func adoptMap(path string, spec *ebpf.MapSpec) (_ *ebpf.Map, made bool, err error) {
 	m, err := ebpf.LoadPinnedMap(path, nil)
 	if err == nil {
 		if err := spec.Compatible(m); err != nil {

@@ -39,7 +39,7 @@ func (d *Datapath) mapRevision() (err error) {
 		return err
 	}
 	c := &d.revision
-	if c.table, _, err = adoptMap(d.opts.Pins, spec); err != nil {
+	if c.table, _, err = adoptMap(d.paths[revisionTable], spec); err != nil {
 		return err
 	}
 	c.mapped, err = unix.Mmap(c.table.FD(), 0, os.Getpagesize(), unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)

@@ -93,7 +93,7 @@ func LoadServices(o ServicesOptions) (_ *Services, err error) {
 	if o.Reverse != 0 {
 		spec.Maps["reverse"].MaxEntries = o.Reverse
 	}
-	shared := map[string]*ebpf.Map{}
+	shared, _, err := adoptMaps(o.Pins, servicesDir, spec, s.paths)
 	defer func() {
 		for _, m := range shared {
 			letGo(m) // the collection holds clones
@@ -102,16 +102,8 @@ func LoadServices(o ServicesOptions) (_ *Services, err error) {
 			err = errors.Join(err, s.Close())
 		}
 	}()
-	for name, ms := range spec.Maps {
-		if isData(name) {
-			continue
-		}
-		if s.paths[name], err = mapPathIn(o.Pins, servicesDir, ms); err != nil {
-			return nil, err
-		}
-		if shared[name], _, err = adoptMapAt(s.paths[name], ms); err != nil {
-			return nil, err
-		}
+	if err != nil {
+		return nil, err
 	}
 	if err := spec.LoadAndAssign(&s.objects, &ebpf.CollectionOptions{MapReplacements: shared}); err != nil {
 		return nil, fmt.Errorf("load programs of services: %w", err)
