@@ -171,6 +171,45 @@ func TestAskGeneration(t *testing.T) {
 	})
 }
 
+// The port it asks by may be one that the pod, or another proxy, has used: the
+// answer is for whoever asked last, whether the other proxy lives or not.
+func TestAskByAnOldPort(t *testing.T) {
+	k := newKernel(t)
+	bothFamilies(t, k, func(t *testing.T, k *kernel, ip addresses) {
+		next := Proxy{Ifindex: uint32(k.podB), Alive: 1, Mac: [6]byte{2, 8}}
+		k.must(k.Proxies.Update(2, next))
+		k.policy(policyA, viaDNS)
+		pods, proxys := ip.question(1000), ip.upstream()
+		for _, alive := range []uint32{1, 0} {
+			empty(k, k.Conntrack)
+			k.SetGeneration(1)
+			k.must(k.Proxies.Update(1, Proxy{Ifindex: uint32(k.proxyIf), Alive: 1, Mac: proxyMAC}))
+			k.want(k.fromA(), pods, redirect, redirected(out))
+			k.want(k.proxied(), pods.reply(0), redirect, silent)
+			k.want(k.proxied(), proxys, redirect, silent)
+			k.SetGeneration(2)
+			k.must(k.Proxies.Update(1, Proxy{Ifindex: uint32(k.proxyIf), Alive: alive, Mac: proxyMAC}))
+			k.want(k.fromA(), ip.question(1001), redirect, redirected(out))
+			for _, p := range []packet{pods, proxys} {
+				k.want(k.secondProxy(), p, redirect, silent)
+				if ct := k.entry(p); ct.Generation != 2 {
+					t.Errorf("port %d, the old proxy lives: %d, entry %+v", p.sport, alive, ct)
+				}
+				if got := k.want(k.toA(), p.reply(0), redirect, silent); mac(got) != next.Mac {
+					t.Errorf("port %d, the old proxy lives: %d: an answer goes to %x", p.sport, alive, mac(got))
+				}
+			}
+			// Only the pod's own port can be answered, also by the old proxy.
+			k.want(k.proxied(), pods.reply(0), redirect, silent)
+			k.want(k.secondProxy(), pods.reply(0), redirect, silent)
+			k.want(k.secondProxy(), proxys.reply(0), dropped, droppedFor(flow.ReasonProxyUnknownFlow, out))
+		}
+		k.must(k.Proxies.Update(1, Proxy{Ifindex: uint32(k.proxyIf), Alive: 1, Mac: proxyMAC}))
+		k.must(k.Proxies.Update(2, Proxy{}))
+		k.SetGeneration(1)
+	})
+}
+
 // A server that is a pod of this node is asked past its veth, so its policy is
 // asked here.
 func TestAskLocal(t *testing.T) {

@@ -140,6 +140,9 @@
 //     conns it takes the Ethernet addresses, which a pod chooses freely as well.
 //     What comes back goes to the proxy alone (CT_ASKED): else a proxy could make
 //     such a flow from any port of a pod, to send something to that.
+//   - Such a port may be one that the pod has asked a former proxy from, or that one
+//     a server. A question makes the flow that of the proxy it comes from: the
+//     answer would go to the other one, for as long as that lives.
 //   - An entry that the server's side made, by sending something first, does not
 //     keep the proxy from asking.
 //   - Nor does it make the pod's questions answers: a server could send first, or so

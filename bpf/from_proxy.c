@@ -116,15 +116,29 @@ SUBPROGRAM int ask(struct __sk_buff *skb, struct packet *p)
 	return !reason;
 }
 
+/* Whether what comes by the wire for a flow goes to the proxy behind an interface. */
+static __always_inline bool answered_at(const struct conntrack *ct, __u32 ifindex)
+{
+	__u32 generation = ct->generation;
+	struct proxy *px = bpf_map_lookup_elem(&proxies, &generation);
+
+	return px && px->alive && px->ifindex == ifindex;
+}
+
 /* Whether a datagram is to be judged: as one of the pod's, not as an answer to
- * it. An entry that the server made, or that is older than the rules, does not count. */
-static __always_inline bool is_question(const struct packet *p, const struct conntrack *ct)
+ * it. An entry that the server made, or that is older than the rules, does not
+ * count; nor does one of another proxy, by which the pod has asked from this port, or
+ * which has itself: that one would get the answer. */
+static __always_inline bool is_question(struct __sk_buff *skb, const struct packet *p,
+					const struct conntrack *ct)
 {
 	if (!is_udp(p))
 		return false;
 	if (!ct || !(ct->flags & CT_REDIRECTED))
 		return true;
-	return !ct_is_reply(ct, p->swapped) && ct->revision[DIRECTION_EGRESS] != p->revision;
+	if (ct_is_reply(ct, p->swapped))
+		return false;
+	return ct->revision[DIRECTION_EGRESS] != p->revision || !answered_at(ct, skb->ifindex);
 }
 
 SEC("tc")
@@ -154,7 +168,7 @@ int from_proxy(struct __sk_buff *skb)
 		p.swapped = ct_key(&p.tuple, &p.key);
 	}
 	ct = ct_find(&p.key, p.now);
-	if (!error && is_question(&p, ct)) {
+	if (!error && is_question(skb, &p, ct)) {
 		if (!ask(skb, &p))
 			return TC_ACT_SHOT;
 		ct = ct_find(&p.key, p.now);

@@ -2,14 +2,18 @@ package test
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"net/netip"
+	"slices"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
 
 	"github.com/miekg/dns"
+	"golang.org/x/sys/unix"
 )
 
 // questions starts questions of all kinds, and connections to what the answers
@@ -106,4 +110,61 @@ func TestProxyReplacedUnderQuestions(t *testing.T) {
 		t.Errorf("weir fqdn lists %q", got)
 	}
 	s.check("shop/client GET outside:80/ family=4 => 200")
+}
+
+// TestPortsOfAnOldProxy: the new proxy asks by ports from which the pod has asked
+// the old one, which goes on; the answers are the new one's.
+func TestPortsOfAnOldProxy(t *testing.T) {
+	t.Parallel()
+	s := tell(t, "setups/dns.txtar")
+	server := s.addResolver()
+	s.must("start")
+	s.must("wait")
+	client, w := s.places["shop/client"], s.nodes[0].Weir()
+	first := w.ProxyPids()
+	to := netip.AddrPortFrom(server.Addrs[0], 53)
+	// Whichever port the new one takes, the pod has asked from it.
+	denied, err := new(dns.Msg).SetQuestion("evil.test.", dns.TypeA).Pack()
+	if err != nil {
+		t.Fatal(err)
+	}
+	pace := s.stub(client, "udp", to.Addr())
+	for port := 1024; port < 1<<16; port++ {
+		if port%512 == 0 { // no more than its queue takes
+			s.mustAnswer(pace, "other.example.test.", dns.TypeA, dns.RcodeSuccess, 1)
+		}
+		c, err := client.ListenPacket("udp4", fmt.Sprintf(":%d", port))
+		if errors.Is(err, unix.EADDRINUSE) {
+			continue // that is what paces
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, err = c.WriteTo(denied, net.UDPAddrFromAddrPort(to))
+		_ = c.Close()
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	// It keeps the old proxy.
+	slow := make(chan error, 1)
+	answer := sync.OnceFunc(func() { close(server.slow) })
+	defer answer()
+	go func() {
+		_, err := client.askDNS(context.Background(), "udp", to, dns.TypeA, "slow.many.test.", 4*patience)
+		slow <- err
+	}()
+	until(t, "the question", func() bool { return server.whoAsked("slow.many.test.").IsValid() })
+	if _, err := w.Command(t.Context(), "proxy", "replace"); err != nil {
+		t.Fatal(err)
+	}
+	s.mustAnswer(s.stub(client, "udp", to.Addr()), "other.example.test.", dns.TypeA, dns.RcodeSuccess, 1)
+	if now := w.ProxyPids(); !slices.Contains(now, first[len(first)-1]) {
+		t.Errorf("processes %v; the old proxy was %v", now, first)
+	}
+	answer()
+	if err := <-slow; err != nil {
+		t.Errorf("the old proxy's question: %v", err)
+	}
+	gone(t, w, first)
 }
