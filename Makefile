@@ -18,13 +18,13 @@ GOLANGCI := $(GO) run github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.
 NEED_GENERATE := clang-14 llvm-14 clang-format-14 protobuf-compiler
 NEED_TEST     := iproute2 nftables nginx-light procps unbound dnsmasq-base bind9 bind9-dnsutils dnsperf curl musl-tools gcc
 NEED_RACE     := $(NEED_TEST) gcc libc6-dev
-NEED_CLUSTER  := etcd-server containerd runc containernetworking-plugins iptables nftables iproute2
+NEED_CLUSTER  := containerd runc containernetworking-plugins iptables nftables iproute2
 NEED_DEMO     := iproute2 nftables nginx-light dnsmasq-base curl procps
 NEED_BENCH    := $(NEED_TEST) curl haproxy wrk python3-pip unbound dnsmasq-base dnsperf
 
 .PHONY: help
 help: ## This list
-	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  \033[1m%-12s\033[0m %s\n", $$1, $$2}' $(MAKEFILE_LIST) | { [ -t 1 ] && cat || sed 's/\x1b\[[0-9;]*m//g'; }
+	@awk -F':.*## ' '/^[a-z0-9-]+:.*## / {printf "  \033[1m%-12s\033[0m %s\n", $$1, $$2}' $(MAKEFILE_LIST) | { [ -t 1 ] && cat || sed 's/\x1b\[[0-9;]*m//g'; }
 
 .PHONY: build
 build: ## Build ./bin/weir (Go only: generated eBPF objects are committed)
@@ -41,8 +41,8 @@ test: build ## Every test, on this kernel (root or sudo)
 	WEIR_BIN=$(CURDIR)/$(BIN)/weir $(GO) test $(EXEC) -timeout 20m ./...
 
 .PHONY: test-kube
-test-kube: ## What needs a Kubernetes API server (etcd from Debian, kube-apiserver as make cluster builds it)
-	@./deploy/debian etcd-server
+test-kube: $(BIN)/cluster ## What needs a Kubernetes API server (built from Go modules, once, in some minutes)
+	$(BIN)/cluster build apiserver
 	WEIR_TEST_KUBE=1 $(GO) test -timeout 10m ./deploy/crds/... ./kube/... ./cmd/weir/...
 
 .PHONY: race
@@ -64,6 +64,11 @@ fuzz: ## Each fuzz target for FUZZTIME (20s)
 bench: build ## Speed and memory beside nginx, HAProxy and Envoy (about 20 minutes)
 	@./deploy/debian $(NEED_BENCH)
 	$(SUDO) env "PATH=$$PATH" $(GO) run ./bench $(BENCHFLAGS)
+
+.PHONY: bench-kube
+bench-kube: build $(BIN)/cluster ## An agent in a cluster of 10,000 pods, with a real API server (about 3 minutes)
+	$(BIN)/cluster build apiserver
+	$(SUDO) env "PATH=$$PATH" $(GO) run ./bench/apiserver $(BENCHFLAGS)
 
 .PHONY: demo
 demo: build ## Weir over a small shop in network namespaces (DEMOFLAGS=--keep to play)
@@ -95,21 +100,38 @@ cluster-down: $(BIN)/cluster ## End that cluster and remove all of it
 E2E_IMAGE = CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-s -w -X main.version=$(1)' -o dist/weir-$(1) ./cmd/weir && \
 	$(GO) run ./deploy/image -binary dist/weir-$(1) -version $(1) -tag weirnet/weir:$(1) -o dist/weir-$(1).tar
 
+# What a build of this tree does in a cluster, with another one to update to.
+E2E = WEIR_TEST_E2E=1 WEIR_E2E_CNI=$(E2E_CNI) WEIR_E2E_IMAGE=$(CURDIR)/dist/weir-dev.tar WEIR_E2E_NEXT=$(CURDIR)/dist/weir-$(1).tar \
+	$(GO) test $(EXEC) -count=1 -v -timeout 40m $(E2EFLAGS)
+
 .PHONY: e2e
-e2e: ## Deploys the image to a cluster of its own and plays stories (E2E_CNI=bridge, E2EFLAGS="-run ...")
+e2e: $(BIN)/cluster ## Deploys the image to a cluster of its own and plays stories (E2E_CNI=bridge, E2EFLAGS="-run ...")
 	@./deploy/debian $(NEED_CLUSTER)
+	$(BIN)/cluster build
 	mkdir -p dist
 	$(call E2E_IMAGE,dev)
 	$(call E2E_IMAGE,next)
-	WEIR_TEST_E2E=1 WEIR_E2E_CNI=$(E2E_CNI) WEIR_E2E_IMAGE=$(CURDIR)/dist/weir-dev.tar WEIR_E2E_NEXT=$(CURDIR)/dist/weir-next.tar \
-		$(GO) test $(EXEC) -count=1 -v -timeout 40m $(E2EFLAGS) ./test/e2e
+	$(call E2E,next) ./test/e2e
+
+# Those of its stories that are a minute of every change.
+E2E_SHORT := install tenants_by_NetworkPolicy tenants_by_CiliumNetworkPolicy uninstall
+empty :=
+
+.PHONY: e2e-short
+e2e-short: $(BIN)/cluster ## The first of them only: deploys, keeps tenants apart in both formats, removes all
+	@./deploy/debian $(NEED_CLUSTER)
+	$(BIN)/cluster build
+	mkdir -p dist
+	$(call E2E_IMAGE,dev)
+	$(call E2E,dev) -run '^TestDeployed$$/^($(subst $(empty) $(empty),|,$(E2E_SHORT)))$$' ./test/e2e
 
 .PHONY: conformance
 conformance: $(BIN)/cluster ## Kubernetes' own NetworkPolicy tests against that cluster (CONFORMANCEFLAGS="--focus ...")
+	$(BIN)/cluster build conformance
 	$(CLUSTER) conformance $(CONFORMANCEFLAGS)
 
 .PHONY: check
-check: ## What CI runs: generated files current, lint, build, test, fuzz smoke
+check: ## What CI runs: generated files current, lint, build, test, a cluster, fuzz smoke
 	./.ci/run
 
 .PHONY: clean

@@ -55,7 +55,7 @@ func Binary(name string) (string, error) {
 	}
 	path := filepath.Join(dir, name)
 	if _, err := os.Stat(path); err != nil {
-		return "", fmt.Errorf("%s of Kubernetes %s is not built: %w", name, Version, err)
+		return "", fmt.Errorf("%s for Kubernetes %s is not built (make test-kube does): %w", name, Version, err)
 	}
 	return path, nil
 }
@@ -78,9 +78,9 @@ func Require(t testing.TB) *Server {
 // Start starts a server that keeps what it has in dir, and returns when it is
 // ready.
 func Start(dir string) (*Server, error) {
-	etcd, err := exec.LookPath("etcd")
+	etcd, err := Binary("etcd")
 	if err != nil {
-		return nil, fmt.Errorf("etcd (Debian: etcd-server): %w", err)
+		return nil, err
 	}
 	binary, err := Binary("kube-apiserver")
 	if err != nil {

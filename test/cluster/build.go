@@ -27,25 +27,31 @@ const (
 	pauseImage   = "registry.k8s.io/pause:3.10.1"
 )
 
+// cacheEnv names the directory of built programs, where it is not the user's.
+const cacheEnv = "WEIR_KUBERNETES"
+
 // AgnhostImage is the image of Kubernetes' own test programs, which every node
 // has.
 const AgnhostImage = agnhostImage
 
 // kubernetesPackages are those programs of module kubernetes that are needed.
 var kubernetesPackages = []string{
-	"k8s.io/kubernetes/cmd/kube-apiserver",
 	"k8s.io/kubernetes/cmd/kube-controller-manager",
 	"k8s.io/kubernetes/cmd/kube-scheduler",
 	"k8s.io/kubernetes/cmd/kubelet",
 	"k8s.io/kubernetes/cmd/kube-proxy",
-	"k8s.io/kubernetes/cmd/kubectl",
 	"k8s.io/kubernetes/test/images/agnhost",
-	"github.com/onsi/ginkgo/v2/ginkgo",
 }
 
-// DefaultCache is where built programs are kept: in the user's cache
-// directory.
+// etcd is younger than Debian's, whose API server has no streams of lists.
+var etcd = target{"build", "go.etcd.io/etcd/server/v3", "etcd"}
+
+// DefaultCache is where built programs are kept: WEIR_KUBERNETES, or in the
+// user's cache directory.
 func DefaultCache() (string, error) {
+	if dir := os.Getenv(cacheEnv); dir != "" {
+		return filepath.Abs(dir)
+	}
 	base, err := os.UserCacheDir()
 	if err != nil {
 		return "", fmt.Errorf("find the cache directory: %w", err)
@@ -53,25 +59,19 @@ func DefaultCache() (string, error) {
 	return filepath.Join(base, "weir", "kubernetes-"+kubernetesVersion), nil
 }
 
-// Build builds all programs and images of a cluster into the cache directory
+// Build builds the programs and images of a cluster into the cache directory
 // and says on progress what it does. What is there already is kept; what is
-// built once takes ten minutes on two processors and some 5 GB of Go's cache.
+// built once takes eight minutes on two processors and some 5 GB of Go's cache.
 // It must run within this module, with its source; it needs no privilege.
 func Build(ctx context.Context, cache string, progress io.Writer) error {
-	if err := os.MkdirAll(cache, 0o755); err != nil {
-		return fmt.Errorf("make the cache: %w", err)
-	}
-	found, err := goCommand(ctx, "", "list", "-f", "{{.Dir}}", "github.com/weirnet/weir/test/cluster").Output()
+	b, err := newBuilder(ctx, cache, progress)
 	if err != nil {
-		return fmt.Errorf("find the source of test/cluster: %w", err)
+		return err
 	}
-	b := &builder{cache: cache, source: strings.TrimSpace(string(found)), progress: progress}
-	var kubernetes []target
-	for _, p := range kubernetesPackages {
-		kubernetes = append(kubernetes, target{"build", p, filepath.Base(p)})
+	if err := b.server(ctx); err != nil {
+		return err
 	}
-	kubernetes = append(kubernetes, target{"test", "k8s.io/kubernetes/test/e2e", "e2e.test"})
-	if err := b.module(ctx, "kubernetes", kubernetes); err != nil {
+	if err := b.module(ctx, "kubernetes", targetsOf(kubernetesPackages...)); err != nil {
 		return err
 	}
 	if err := b.module(ctx, "coredns", []target{{"build", ".", "coredns"}}); err != nil {
@@ -87,11 +87,57 @@ func Build(ctx context.Context, cache string, progress io.Writer) error {
 	return b.images()
 }
 
+// BuildServer builds an API server, its etcd and kubectl only: what package
+// test/apiserver has.
+func BuildServer(ctx context.Context, cache string, progress io.Writer) error {
+	b, err := newBuilder(ctx, cache, progress)
+	if err != nil {
+		return err
+	}
+	return b.server(ctx)
+}
+
+// BuildSuite builds what Conformance needs beside a cluster.
+func BuildSuite(ctx context.Context, cache string, progress io.Writer) error {
+	b, err := newBuilder(ctx, cache, progress)
+	if err != nil {
+		return err
+	}
+	return b.module(ctx, "kubernetes", append(targetsOf("github.com/onsi/ginkgo/v2/ginkgo"),
+		target{"test", "k8s.io/kubernetes/test/e2e", "e2e.test"}))
+}
+
 type target struct{ verb, pkg, name string }
 
 type builder struct {
 	cache, source string
 	progress      io.Writer
+}
+
+func newBuilder(ctx context.Context, cache string, progress io.Writer) (*builder, error) {
+	if err := os.MkdirAll(cache, 0o755); err != nil {
+		return nil, fmt.Errorf("make the cache: %w", err)
+	}
+	found, err := goCommand(ctx, "", "list", "-f", "{{.Dir}}", "github.com/weirnet/weir/test/cluster").Output()
+	if err != nil {
+		return nil, fmt.Errorf("find the source of test/cluster: %w", err)
+	}
+	return &builder{cache: cache, source: strings.TrimSpace(string(found)), progress: progress}, nil
+}
+
+// targetsOf are programs that are named as their packages.
+func targetsOf(packages ...string) (all []target) {
+	for _, p := range packages {
+		all = append(all, target{"build", p, filepath.Base(p)})
+	}
+	return all
+}
+
+func (b *builder) server(ctx context.Context) error {
+	if err := b.module(ctx, "etcd", []target{etcd}); err != nil {
+		return err
+	}
+	return b.module(ctx, "kubernetes", targetsOf("k8s.io/kubernetes/cmd/kube-apiserver", "k8s.io/kubernetes/cmd/kubectl"))
 }
 
 // module builds programs in a directory beside this package, unless a stamp
@@ -116,7 +162,7 @@ func (b *builder) module(ctx context.Context, name string, targets []target) err
 		h.Write(content)
 	}
 	want := hex.EncodeToString(h.Sum(nil))
-	for i, t := range targets {
+	for _, t := range targets {
 		stamp := filepath.Join(b.cache, "."+t.name+".built")
 		have, err := os.ReadFile(stamp)
 		if err != nil && !errors.Is(err, fs.ErrNotExist) {
@@ -125,18 +171,35 @@ func (b *builder) module(ctx context.Context, name string, targets []target) err
 		if _, err := os.Stat(filepath.Join(b.cache, t.name)); err == nil && string(have) == want {
 			continue
 		}
-		began := time.Now()
-		fmt.Fprintf(b.progress, "build %-24s %d of %d", t.name, i+1, len(targets))
-		if err := b.build(ctx, dir, flags, t); err != nil {
+		fmt.Fprintf(b.progress, "build %-24s", t.name)
+		took, err := b.shown(func() error { return b.build(ctx, dir, flags, t) })
+		if err != nil {
 			fmt.Fprintln(b.progress)
 			return err
 		}
-		fmt.Fprintf(b.progress, " %4.0fs\n", time.Since(began).Seconds())
+		fmt.Fprintf(b.progress, " %4.0fs\n", took.Seconds())
 		if err := os.WriteFile(stamp, []byte(want), 0o644); err != nil {
 			return fmt.Errorf("stamp %s: %w", t.name, err)
 		}
 	}
 	return nil
+}
+
+// shown does something that takes minutes, with a dot every ten seconds.
+func (b *builder) shown(do func() error) (time.Duration, error) {
+	began := time.Now()
+	done := make(chan error, 1)
+	go func() { done <- do() }()
+	tick := time.NewTicker(10 * time.Second)
+	defer tick.Stop()
+	for {
+		select {
+		case err := <-done:
+			return time.Since(began), err
+		case <-tick.C:
+			fmt.Fprint(b.progress, ".")
+		}
+	}
 }
 
 func (b *builder) build(ctx context.Context, dir, ldflags string, t target) error {

@@ -1,8 +1,8 @@
 // Package cluster brings up a real Kubernetes cluster on one machine, from
-// nothing but the Go module proxy and Debian's packages: etcd, API server,
-// controller manager, scheduler, and nodes that have containerd, runc, CNI
-// plugins, kubelet and kube-proxy each, and CoreDNS as the cluster's DNS
-// service.
+// nothing but the Go module proxy and Debian's packages (containerd, runc, CNI
+// plugins): etcd, API server, controller manager, scheduler, and nodes that
+// have containerd, kubelet and kube-proxy each, and CoreDNS as the cluster's
+// DNS service.
 //
 //	 NAME.lan: bridge br0, 192.0.2.1, and the world: 198.51.100.2, 198.18.0.0/15
 //	     |                 |                    |

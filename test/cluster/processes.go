@@ -28,7 +28,7 @@ func (c *Cluster) control(cache string) machine.Spec {
 		Forward:  fmt.Sprintf("127.0.0.1:%d", apiPort),
 		Processes: []machine.Process{
 			{Name: "etcd", Args: []string{
-				"etcd", "--data-dir=/var/lib/etcd", "--unsafe-no-fsync", "--log-level=warn",
+				filepath.Join(cache, "etcd"), "--data-dir=/var/lib/etcd", "--unsafe-no-fsync", "--log-level=warn",
 				"--listen-client-urls=http://127.0.0.1:2379", "--advertise-client-urls=http://127.0.0.1:2379",
 				"--quota-backend-bytes=8589934592",
 			}},

@@ -6,9 +6,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
+	"maps"
 	"os"
 	"os/exec"
 	"os/signal"
+	"slices"
+	"strings"
 	"syscall"
 
 	"github.com/spf13/cobra"
@@ -50,7 +54,7 @@ func command() *cobra.Command {
 		TraverseChildren: true,
 	}
 	root.PersistentFlags().StringVar(&f.name, "name", cluster.DefaultName, "name of the cluster")
-	root.PersistentFlags().StringVar(&f.cache, "cache", "", "where built programs are kept (the user's cache directory)")
+	root.PersistentFlags().StringVar(&f.cache, "cache", "", "where built programs are kept (WEIR_KUBERNETES, or in the user's cache directory)")
 	root.AddCommand(f.build(), f.up(), f.down(), f.status(), f.env(), f.kubectl(), f.exec(), f.load(), f.conformance())
 	return root
 }
@@ -63,14 +67,25 @@ func (f *flags) cacheDir() (string, error) {
 }
 
 func (f *flags) build() *cobra.Command {
+	parts := map[string]func(context.Context, string, io.Writer) error{
+		"cluster": cluster.Build, "apiserver": cluster.BuildServer, "conformance": cluster.BuildSuite,
+	}
 	return &cobra.Command{
-		Use: "build", Short: "Build all programs and images into the cache (no privilege needed)", Args: cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error {
+		Use: "build [cluster|apiserver|conformance]", Short: "Build programs and images into the cache (no privilege needed)",
+		Long: "Build what a cluster needs, an API server with etcd and kubectl only, or Kubernetes' own tests\ninto the cache. What is there is kept.",
+		Args: cobra.MaximumNArgs(1), ValidArgs: slices.Sorted(maps.Keys(parts)),
+		RunE: func(cmd *cobra.Command, args []string) error {
 			cache, err := f.cacheDir()
 			if err != nil {
 				return err
 			}
-			return cluster.Build(cmd.Context(), cache, cmd.OutOrStdout())
+			build := cluster.Build
+			if len(args) > 0 && parts[args[0]] == nil {
+				return fmt.Errorf("build %q: there are %s", args[0], strings.Join(cmd.ValidArgs, ", "))
+			} else if len(args) > 0 {
+				build = parts[args[0]]
+			}
+			return build(cmd.Context(), cache, cmd.OutOrStdout())
 		},
 	}
 }
