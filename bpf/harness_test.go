@@ -221,6 +221,9 @@ func (k *kernel) prefix(p netip.Prefix, id identity.ID) {
 	if id >= 256 && !p.IsSingleIP() {
 		flags = PeerWorld
 	}
+	if id == identity.Host {
+		flags = PeerHost
+	}
 	k.must(k.IPCache.Update(PrefixOf(p), Peer{Identity: uint32(id), Flags: flags}))
 }
 

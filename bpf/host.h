@@ -17,7 +17,7 @@ static __always_inline bool is_own(const struct addr *a)
 
 	key.addr = *a;
 	who = bpf_map_lookup_elem(&ipcache, &key);
-	return who && who->identity == IDENTITY_HOST;
+	return who && who->flags & PEER_HOST;
 }
 
 /* Whose connection a TCP packet in mid-stream is of. */

@@ -60,8 +60,8 @@ struct packet {
 	__u32 judge;		 /* policy id that decided */
 	__u8 reason;
 	__u8 reason_direction;
-	__u8 l7; /* bit (1 << direction): goes to the proxy because of it */
-	__u8 pad;
+	__u8 l7;  /* bit (1 << direction): goes to the proxy because of it */
+	__u8 own; /* with peer[0]: the other end is an address of this node */
 };
 
 static __always_inline bool is_tcp(const struct packet *p)

@@ -33,9 +33,14 @@ const (
 	serviceLinksDir = "services/links"
 )
 
-// meaning is part of every table's layout: raise it when the same bytes come to
-// mean something else.
-const meaning = 1
+// meaning is part of a table's layout: raise it when the same bytes come to mean
+// something else.
+func meaning(table string) int {
+	if table == "ipcache" {
+		return 2 // 1: the node's own addresses were told by identity 1, not by PEER_HOST
+	}
+	return 1
+}
 
 // MountPins makes dir and mounts a bpffs there, unless it is on one already.
 func MountPins(dir string) error {
@@ -106,7 +111,7 @@ func onBPFFS(dir string) (bool, error) {
 // own if not.
 func layout(spec *ebpf.MapSpec) (string, error) {
 	h := sha256.New()
-	fmt.Fprintln(h, meaning, spec.Type, spec.KeySize, spec.ValueSize, spec.MaxEntries, spec.Flags)
+	fmt.Fprintln(h, meaning(spec.Name), spec.Type, spec.KeySize, spec.ValueSize, spec.MaxEntries, spec.Flags)
 	var f btf.GoFormatter
 	for _, t := range []btf.Type{spec.Key, spec.Value} {
 		if t == nil {

@@ -45,6 +45,7 @@ SUBPROGRAM int find_peer(struct packet *p)
 	peer = bpf_map_lookup_elem(&ipcache, &key);
 	if (peer && peer->identity) {
 		p->peer[0] = peer->identity;
+		p->own = (peer->flags & PEER_HOST) != 0;
 		if (!(peer->flags & PEER_WORLD))
 			return 0;
 	} else if (is_link_local6(&key.addr)) {
@@ -308,7 +309,7 @@ SUBPROGRAM int ask_host(struct packet *p)
 	sent = p->direction == DIRECTION_INGRESS;
 	if (!sent) {
 		find_peer(p);
-		if (p->peer[0] != IDENTITY_HOST)
+		if (!p->own)
 			return 0;
 		if (judge_host(p, DIRECTION_INGRESS, p->identity) == DROP)
 			p->found[0].host_denies = p->reason;

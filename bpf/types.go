@@ -47,9 +47,11 @@ const (
 	NumberRule     = uint32(datapathNumberKindNUMBER_RULE)
 )
 
-// PeerWorld in Peer.Flags: an outside address; what DNS taught about it
-// counts as well.
-const PeerWorld uint32 = 1
+// Bits of Peer.Flags.
+const (
+	PeerWorld uint32 = 1 // an outside address; what DNS taught about it counts as well
+	PeerHost  uint32 = 2 // an address of this node, whatever its identity
+)
 
 // Bits of Conntrack.Flags.
 const (

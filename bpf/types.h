@@ -44,9 +44,10 @@ struct prefix {
 };
 struct peer {
 	__u32 identity;
-	__u32 flags; /* PEER_WORLD: ask fqdn, too */
+	__u32 flags;
 };
-#define PEER_WORLD 1
+#define PEER_WORLD 1 /* ask fqdn, too */
+#define PEER_HOST 2  /* an address of this node, whatever its identity */
 
 /* pairs: what ipcache and fqdn say of an outside address -> the identity of
  * both together, for policies that say something else of both than of each. */

@@ -132,17 +132,17 @@ func TestManagerFollowsTheHost(t *testing.T) {
 	run(t, "ip addr add 172.17.0.1/16 dev docker0")
 	newPod(t, "va", "10.9.0.1/24")
 	n.start(podObject("a", "1", "10.9.0.1"))
-	row := func(a string) uint32 {
+	row := func(a string) bpf.Peer {
 		t.Helper()
 		p, _, err := n.datapath.IPCache.Lookup(bpf.PrefixOf(netip.PrefixFrom(netip.MustParseAddr(a), netip.MustParseAddr(a).BitLen())))
 		if err != nil {
 			t.Fatal(err)
 		}
-		return p.Identity
+		return p
 	}
-	host := uint32(identity.Host)
+	host := bpf.Peer{Identity: uint32(identity.Host), Flags: bpf.PeerHost}
 	if got := row("172.17.0.1"); got != host {
-		t.Errorf("172.17.0.1 is %d", got)
+		t.Errorf("172.17.0.1 is %+v", got)
 	}
 	if got := n.m.Status().HostAddresses; !slices.Contains(got, netip.MustParseAddr("172.17.0.1")) {
 		t.Errorf("status: %v", got)
@@ -159,12 +159,12 @@ func TestManagerFollowsTheHost(t *testing.T) {
 	run(t, "ip addr del 172.17.0.1/16 dev docker0")
 	n.prepare()
 	if got := row("172.17.0.1"); got != host {
-		t.Errorf("before the first read 172.17.0.1 is %d", got)
+		t.Errorf("before the first read 172.17.0.1 is %+v", got)
 	}
 	n.submit(podObject("a", "1", "10.9.0.1"))
 	n.wait()
 	if a, b := row("172.17.0.1"), row("172.18.0.1"); a == host || b != host {
-		t.Errorf("after a restart: the old address is %d, the new one %d", a, b)
+		t.Errorf("after a restart: the old address is %+v, the new one %+v", a, b)
 	}
 }
 

@@ -173,7 +173,10 @@ func (r *realiser) fold(d policy.Delta) {
 		}
 		row := bpf.Peer{Identity: uint32(peer.Identity)}
 		if peer.World {
-			row.Flags = bpf.PeerWorld
+			row.Flags |= bpf.PeerWorld
+		}
+		if peer.Host {
+			row.Flags |= bpf.PeerHost
 		}
 		r.ipcache.set(bpf.PrefixOf(prefix), row)
 	}

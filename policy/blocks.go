@@ -11,8 +11,8 @@ import (
 
 // ipBlock is an ipBlock of a NetworkPolicy: the addresses of a prefix that are in
 // none of the exceptions, whoever has them. It is about outside addresses as a
-// CIDR is, by their prefix; of pods and other nodes the identity tells which
-// blocks the address lies in (peer.blocks).
+// CIDR is, by their prefix; of pods and nodes, this one as well, the identity tells
+// which blocks the address lies in (peer.blocks).
 type ipBlock struct {
 	key    string // names it in peers and selectors
 	prefix netip.Prefix
@@ -47,7 +47,7 @@ func blockSelector(b *ipBlock, text string) *selector {
 // within is the peer for addresses in these blocks, ordered.
 func (p *peer) within(blocks []string) *peer {
 	switch p.kind {
-	case podPeer, nodePeer, unknownPeer:
+	case podPeer, hostPeer, nodePeer, unknownPeer:
 	default:
 		return p // by its prefix, or not by its address
 	}
@@ -123,6 +123,9 @@ func (e *Engine) settleBlocks() {
 			c.touchWithin(b.prefix, a)
 		}
 		for a := range maps.Keys(c.nodes) {
+			c.touchWithin(b.prefix, a)
+		}
+		for a := range maps.Keys(c.host) {
 			c.touchWithin(b.prefix, a)
 		}
 		for a := range maps.Keys(e.strangers.at) {

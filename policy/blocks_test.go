@@ -34,6 +34,14 @@ func TestIPBlocks(t *testing.T) {
 		{"np: ingress: [{from: [{ipBlock: {cidr: 192.168.5.0/30}}]}]", []string{
 			"node:n2 > default/web TCP/80 = allowed", "shop/agent > default/web TCP/80 = allowed", "192.168.5.2 > default/web TCP/80 = allowed",
 			"192.168.5.3 > default/web TCP/80 = allowed", "192.168.5.4 > default/web TCP/80 = denied", "default/api > default/web TCP/80 = denied"}},
+		// Of the pod's own node, which is the host all the same.
+		{"np: policyTypes: [Ingress, Egress], egress: [{to: [{ipBlock: {cidr: 192.168.5.1/32}}], ports: [{port: 80}]}]", []string{
+			"default/web > node:n1 TCP/80 = allowed", "default/web > 192.168.5.1 TCP/80 = allowed", "default/web > 192.168.5.1 TCP/81 = denied",
+			"default/web > node:n2 TCP/80 = denied", "default/web > entity:host TCP/80 = denied", "node:n1 > default/web TCP/22 = allowed"}},
+		{"np: policyTypes: [Egress], egress: [{to: [{ipBlock: {cidr: 0.0.0.0/0, except: [192.168.5.1/32]}}]}];;cnp: egress: [{toEntities: [host], toPorts: [{ports: [{port: '81'}]}]}]", []string{
+			"default/web > node:n1 TCP/80 = denied", "default/web > node:n1 TCP/81 = allowed", "default/web > node:n2 TCP/80 = allowed"}},
+		{"np: policyTypes: [Egress], egress: [{to: [{ipBlock: {cidr: 192.168.0.0/16}}]}];;cnp: egressDeny: [{toEntities: [host], toPorts: [{ports: [{port: '81'}]}]}]", []string{
+			"default/web > node:n1 TCP/80 = allowed", "default/web > node:n1 TCP/81 = denied", "default/web > node:n2 TCP/81 = allowed"}},
 		// Services by their backends, and neighbors on the link not at all.
 		{"np: policyTypes: [Egress], egress: [{to: [{ipBlock: {cidr: 10.1.0.0/16}}, {ipBlock: {cidr: '::/0'}}], ports: [{port: 8081}]}]", []string{
 			"default/web > service:shop/api TCP/80 = allowed", "default/web > 10.96.0.7 TCP/80 = allowed", "default/web > fe80::1 TCP/8081 = denied",
@@ -153,4 +161,45 @@ func compareIdentities(t *testing.T, e *Engine, tb *tables) {
 			}
 		}
 	}
+}
+
+// TestIPBlocksOfThisNode: an address of the node that lies in a block has an
+// identity of its own, and stays an address of the node.
+func TestIPBlocksOfThisNode(t *testing.T) {
+	e, tb := applied(t, Options{NodeName: "n1", Failsafe: DefaultFailsafe()}, world,
+		policyYAML("ccnp: nodeSelector: {}, ingress: [{fromEndpoints: [{}]}];;cnp: egress: [{toEntities: [host]}]"))
+	step(t, e, tb, hostAddresses("172.17.0.1"))
+	before := tb.text(e)
+	block := objects(t, strings.ReplaceAll(policyYAML("np: ingress: [{from: [{ipBlock: {cidr: 192.168.5.1/32}}]}]"), "p0", "block"))
+	d := step(t, e, tb, block...)
+	if d.Host != nil {
+		t.Errorf("what is enforced on the node changed: %+v", d.Host)
+	}
+	object, found := netip.MustParseAddr("192.168.5.1"), netip.MustParseAddr("172.17.0.1")
+	in, out := tb.who(object), tb.who(found)
+	if in.Identity < identity.FirstLocal || !in.Host || in.World || out != (Peer{Identity: identity.Host, Host: true}) {
+		t.Errorf("inside %+v, outside %+v", in, out)
+	}
+	if got := e.IdentityLabels(in.Identity); !slices.Equal(got, []string{"reserved:host", "block:192.168.5.1/32"}) {
+		t.Errorf("it is %q", got)
+	}
+	if who := tb.who(netip.MustParseAddr("192.168.5.2")); who.Host {
+		t.Errorf("another node is this one: %+v", who)
+	}
+	egress := tb.policies[tb.endpoints[netip.MustParseAddr("10.0.0.11")].Policy]
+	for _, id := range []identity.ID{in.Identity, out.Identity} {
+		if en, ok := Lookup(egress.Entries, Egress, []identity.ID{id}, protoTCP, 80); !ok || en.Action != Allow {
+			t.Errorf("identity %d: %+v %v, though the host is allowed", id, en, ok)
+		}
+	}
+	// All of its addresses: there is still something to call it.
+	step(t, e, tb, objects(t, strings.ReplaceAll(policyYAML("np: ingress: [{from: [{ipBlock: {cidr: 172.17.0.0/16}}]}]"), "p0", "rest"))...)
+	if got := e.IdentityLabels(identity.Host); !slices.Equal(got, []string{"reserved:host"}) {
+		t.Errorf("the host is %q", got)
+	}
+	for _, name := range []string{"block", "rest"} {
+		block[0].Object.Name = name
+		step(t, e, tb, Change{Object: block[0].Object})
+	}
+	same(t, "as before", tb.text(e), before)
 }

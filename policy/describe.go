@@ -44,6 +44,8 @@ func describeLabels(s *metav1.LabelSelector) string { return describe(endpointSe
 func (e *Engine) IdentityLabels(id identity.ID) []string {
 	p, ok := e.peers.byID[id]
 	switch {
+	case !ok && id == identity.Host: // all addresses of this node are in IP blocks
+		return newHostPeer(e.apiServerHere).labels.Strings()
 	case !ok:
 		return nil
 	case p.kind == servicePeer:

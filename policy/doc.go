@@ -16,11 +16,11 @@
 // of the rules. That is the only place where allow, deny and L7 rules meet.
 //
 // An ipBlock of a NetworkPolicy selects whoever has an address in it, as Kubernetes'
-// own tests want it (blocks.go): pods and other nodes, too, whose identity is then
-// that of their labels and the blocks that the address lies in, so of one pod's two
-// addresses it may be two. This node has one identity, and is in no block. CIDR
-// rules of Cilium's policies are about outside addresses only, as Cilium takes an
-// ipBlock, too.
+// own tests want it (blocks.go): pods and nodes, too, whose identity is then that of
+// their labels and the blocks that the address lies in, so of one pod's two
+// addresses it may be two, and of this node's, too: Peer.Host tells which are its own,
+// not their identity. CIDR rules of Cilium's policies are about outside addresses
+// only, as Cilium takes an ipBlock, too.
 //
 // An outside address is two peers: what its prefix says (the ipcache), and what
 // the names say that DNS gave it (the fqdn table). A NameSet is the peer of all

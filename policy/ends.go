@@ -245,11 +245,8 @@ func (e *Engine) seenFrom(o end, node string) *peer {
 	case !o.isNode:
 		return o.other
 	}
-	if o.node == "" {
-		return newHostPeer(e.runsAPIServer(node))
-	}
-	if o.node == node {
-		return newHostPeer(e.runsAPIServer(node))
+	if o.node == "" || o.node == node {
+		return e.at(newHostPeer(e.runsAPIServer(node)), o.addr)
 	}
 	return e.at(newNodePeer(o.apiServer, e.nodeLabels(o.node)), o.addr)
 }

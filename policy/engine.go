@@ -191,6 +191,10 @@ type Peer struct {
 	Identity identity.ID
 	// World: an outside address; what DNS taught about it counts as well.
 	World bool
+	// Host: an address of this node, by which the node itself is told from what
+	// passes by. Its identity is not always identity.Host: IP blocks that the
+	// address lies in make it another.
+	Host bool
 }
 
 // Server is where names are asked for.

@@ -149,10 +149,9 @@ func naivePeers(e *Engine) map[netip.Addr]*peer {
 	}
 	for a, p := range out {
 		if p.kind == hostPeer {
-			out[a] = newHostPeer(hostAPI)
-		} else {
-			out[a] = p.within(naiveBlocks(e, a))
+			p = newHostPeer(hostAPI)
 		}
+		out[a] = p.within(naiveBlocks(e, a))
 	}
 	return out
 }

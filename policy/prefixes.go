@@ -210,7 +210,7 @@ func (e *Engine) wanted(p netip.Prefix) *peer {
 	if p.IsSingleIP() {
 		a := p.Addr()
 		if e.onHost(a) {
-			return newHostPeer(e.apiServerHere)
+			return e.at(newHostPeer(e.apiServerHere), a)
 		}
 		s := e.strangers.at[a]
 		// A pod that is being deleted may have its address no more.
@@ -293,8 +293,9 @@ func (e *Engine) settlePrefixes() ([]netip.Prefix, error) {
 			continue
 		}
 		e.prefixes.set(p, want)
-		if old == nil || old.id != want.id || old.isWorld() != want.isWorld() {
-			e.delta.Prefixes[p] = Peer{Identity: want.id, World: want.isWorld()}
+		now := Peer{Identity: want.id, World: want.isWorld(), Host: want.kind == hostPeer}
+		if old == nil || now != (Peer{Identity: old.id, World: old.isWorld(), Host: old.kind == hostPeer}) {
+			e.delta.Prefixes[p] = now
 		}
 	}
 	clear(e.claims.dirty)

@@ -36,7 +36,7 @@ func TestStories(t *testing.T) {
 // TestStoriesWithClsact tells those again that take every path a packet has,
 // with programs attached as kernels before 6.6 have it.
 func TestStoriesWithClsact(t *testing.T) {
-	for _, name := range []string{"network-policy", "http-egress", "http-both-ends", "host", "node-policy", "nodeport", "small-mtu", "fragments", "pods-come-and-go", "two-nodes", "fqdn"} {
+	for _, name := range []string{"network-policy", "http-egress", "http-both-ends", "host", "host-blocks", "node-policy", "nodeport", "small-mtu", "fragments", "pods-come-and-go", "two-nodes", "fqdn"} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			tell(t, "stories/"+name+".txtar", "--clsact")
