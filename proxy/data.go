@@ -274,16 +274,19 @@ func (d *dataSide) over() bool {
 	if d.questions.Busy(ctx) {
 		return false
 	}
-	if !d.superseded.Load() {
-		return true
+	if d.superseded.Load() {
+		// The first walk may have begun before.
+		if d.walks.Load() < d.supersededAt.Load()+2 || d.halfOpen.Load() > 0 {
+			return false
+		}
+		_, receiving := d.receiving()
+		if h := d.heir.Load(); receiving || h != nil && h.waiting() > 0 {
+			return false
+		}
 	}
-	// The first walk may have begun before.
-	if d.walks.Load() < d.supersededAt.Load()+2 || d.halfOpen.Load() > 0 {
-		return false
-	}
-	_, receiving := d.receiving()
-	h := d.heir.Load()
-	return !receiving && (h == nil || h.waiting() == 0)
+	// Again, and last: what was connecting, on its way here or on its way to the
+	// successor a moment ago may be served here by now.
+	return d.pairs.len() == 0
 }
 
 // end aborts what is left, and has what is on its way to the successor sent.
