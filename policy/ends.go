@@ -274,7 +274,7 @@ func (e *Engine) portNumber(q *Question, proto uint8, to end) (uint16, error) {
 	if q.Port == "" {
 		return 0, errors.New("port is missing")
 	}
-	if n, err := strconv.Atoi(q.Port); err == nil {
+	if n, err := strconv.ParseUint(q.Port, 10, 64); err == nil {
 		if n < 1 || n > 65535 {
 			return 0, fmt.Errorf("port: %d is not between 1 and 65535", n)
 		}

@@ -68,7 +68,7 @@ func (p Protocol) HasPorts() bool {
 type PortProtocol struct {
 	// A number or a name, as text: "443", "https"; "0" stands for all ports.
 	// +required
-	// +kubebuilder:validation:Pattern=`^([0-9][0-9_]*|[a-zA-Z0-9]+(-[a-zA-Z0-9]+)*)$`
+	// +kubebuilder:validation:Pattern=`^[a-zA-Z0-9]+(-[a-zA-Z0-9]+)*$`
 	Port string `json:"port,omitempty"`
 	// The last port of a range that begins with port.
 	// +optional
@@ -99,8 +99,10 @@ func (p PortProtocol) Range() (first, last uint16, ok bool) {
 	if p.Port == "" {
 		return 0, 0, true
 	}
-	n, err := strconv.ParseUint(p.Port, 0, 16) // base 0, as Cilium reads it: "010" is 8
-	if err != nil {
+	// Base 0, as Cilium reads it, "010" is 8; but not what that takes besides:
+	// "1_000" is how Go spells numbers, and nobody else's port.
+	n, err := strconv.ParseUint(p.Port, 0, 16)
+	if err != nil || strings.Contains(p.Port, "_") {
 		return 0, 0, false
 	}
 	first = uint16(n)
