@@ -55,6 +55,7 @@ type Manager struct {
 	complete  func() bool
 	tellMTU   func(int) error
 	services  *Services
+	inherited bool
 	submits   chan submit
 	waits     chan chan error
 	announces chan announceCall
@@ -153,6 +154,8 @@ func newManager(o Options, k kernel) (*Manager, error) {
 		r: r, engine: engine, names: newNames(), labels: map[uint32][]string{},
 		wants: newWants(), heard: o.Names == nil, hostPattern: o.HostDevices,
 	}
+	// Programs of another version have tables of their own.
+	m.inherited = len(r.attached)+len(r.policies.have) > 0
 	r.unguarded = m.metrics.noteUnguarded
 	for i := range m.icmpTypes {
 		m.icmpTypes[i] = uint8(i)
@@ -163,6 +166,9 @@ func newManager(o Options, k kernel) (*Manager, error) {
 	m.show(nil, 0)
 	return m, nil
 }
+
+// Inherited tells whether New found anything in force.
+func (m *Manager) Inherited() bool { return m.inherited }
 
 // Submit takes changes: everything there is with the first call, differences
 // then. It returns when they are taken over, before they are realised (Wait).

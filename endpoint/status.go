@@ -13,6 +13,8 @@ import (
 type Status struct {
 	// Started: the first read of all objects is in.
 	Started bool `json:"started"`
+	// Inherited: a predecessor left something in force, which stays until then.
+	Inherited bool `json:"inherited"`
 	// Realised: the kernel holds everything that was submitted.
 	Realised  bool             `json:"realised"`
 	At        time.Time        `json:"at,omitzero"` // of the last pass
@@ -87,7 +89,7 @@ func (m *Manager) Status() Status {
 
 // show keeps a status for readers; it is called by Run after each pass.
 func (m *Manager) show(err error, took time.Duration) {
-	s := Status{Started: m.started, TookNs: took, HostAddresses: m.host, Tables: m.r.tables(), Lost: m.lost, Overtaken: m.overtaken}
+	s := Status{Started: m.started, Inherited: m.inherited, TookNs: took, HostAddresses: m.host, Tables: m.r.tables(), Lost: m.lost, Overtaken: m.overtaken}
 	if m.started {
 		s.At = time.Now()
 		s.Realised = err == nil && m.r.unattached == 0

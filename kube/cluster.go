@@ -18,8 +18,9 @@ import (
 // services, endpoint slices and policies of the cluster.
 //
 // The sink gets nothing before all kinds were read: where one can't be, nothing
-// that a predecessor left in force is touched. A kind whose CRD is not
-// installed has no objects. An API server that is lost changes nothing.
+// that a predecessor left in force is touched. Only policies of a kind that never
+// came into force on this node are left out then (Continue). A kind whose CRD is
+// not installed has no objects. An API server that is lost changes nothing.
 type Cluster struct {
 	server string
 	feeds  []feed

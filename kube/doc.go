@@ -15,9 +15,9 @@
 // which the server let pass without knowing them are refused here. An inbox
 // holds the objects of a kind and compares: what a pod's status or a relist
 // brings that is nothing new is no change. The outbox gathers changes for a
-// millisecond. Nothing is handed on before all kinds were read, and everything
-// stays while the server is away, so an agent that starts without it leaves in
-// force what it finds. An inbox does not know that its feed is a watch: what
+// millisecond. Nothing is handed on before all kinds were read (ledger.go has the
+// one exception), and everything stays while the server is away, so an agent that
+// starts without it leaves in force what it finds. An inbox does not know that its feed is a watch: what
 // gathers pods for many nodes could be one.
 //
 // What became of policies goes the other way: Conditions notes what the engine

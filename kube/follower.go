@@ -169,10 +169,15 @@ func expired(err error) bool { return apierrors.IsResourceExpired(err) || apierr
 // complain notes an error after which the next try may go better.
 func (w *follower) complain(in *inbox, err error) {
 	in.out.mu.Lock()
-	again := in.status.Error == err.Error()
+	again, known := in.status.Error == err.Error(), in.status.Known
+	unread := in.out.unread(in.kind)
 	in.out.mu.Unlock()
-	if !again {
+	switch {
+	case again:
+	case known:
 		w.log.Warn("objects are not followed; those read before stay in force", "error", err)
+	default:
+		w.log.Error(unread, "error", err)
 	}
 	in.late(err)
 }

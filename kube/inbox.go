@@ -181,7 +181,7 @@ func (in *inbox) keep(all map[name]*item, version string) {
 	for n, i := range all {
 		in.put(i, values[n].value, values[n].problems)
 	}
-	in.status.Known, in.status.Missing = true, false
+	in.status.Known, in.status.Missing, in.status.LeftOut = true, false, false
 	in.fresh()
 	in.reached(version)
 }
@@ -198,7 +198,7 @@ func (in *inbox) absent() {
 	for n := range maps.Clone(in.objects) {
 		in.drop(n)
 	}
-	in.status.Known, in.status.Missing = false, true
+	in.status.Known, in.status.Missing, in.status.LeftOut = false, true, false
 	in.fresh()
 }
 
@@ -219,8 +219,9 @@ func (in *inbox) late(err error) {
 		in.status.Since = time.Now()
 	}
 	in.failed(err)
-	if in.status.Denied {
-		in.status.Missing = false // nobody can tell
+	if in.status.Denied && in.status.Missing {
+		// Nobody can tell. Once everything else is in force that was without it.
+		in.status.Missing, in.status.LeftOut = false, in.out.started
 	}
 }
 

@@ -37,7 +37,9 @@ type outbox struct {
 	complete bool
 	offering bool // the sink is asked just now
 	err      error
-	news     chan struct{} // closed when anything is another; nil: nobody waits
+	// ledger of what is in force; nil: that is not known yet.
+	ledger *ledger
+	news   chan struct{} // closed when anything is another; nil: nobody waits
 }
 
 func newOutbox(log *slog.Logger) *outbox {
@@ -90,10 +92,10 @@ func (o *outbox) settled() bool {
 	return o.delivered && len(o.changes) == 0 && !o.offering
 }
 
-// whole tells whether all kinds are known, so that nothing is missing which no
-// earlier state stands in for. mu is held.
+// whole tells whether all kinds are known or left out, so that nothing is missing
+// which no earlier state stands in for. mu is held.
 func (o *outbox) whole() bool {
-	return !slices.ContainsFunc(o.inboxes, func(in *inbox) bool { return !in.status.Known && !in.status.Missing })
+	return !slices.ContainsFunc(o.inboxes, func(in *inbox) bool { return !in.status.read() && !in.status.LeftOut })
 }
 
 // intact: nothing that is there could never be read. mu is held.
@@ -114,10 +116,11 @@ func (o *outbox) intact() bool {
 func (o *outbox) take() (changes []policy.Change, complete, news bool) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
+	if !o.started && !o.whole() && !o.leaveOut() {
+		return nil, false, false
+	}
 	complete = o.whole() && o.intact()
 	switch {
-	case !o.started && !o.whole():
-		return nil, false, false
 	case !o.started:
 		for _, in := range o.inboxes {
 			for n, e := range in.objects {
@@ -136,6 +139,9 @@ func (o *outbox) take() (changes []policy.Change, complete, news bool) {
 		o.changes = make(map[policy.Object]any)
 	}
 	o.offering = true
+	if o.ledger != nil {
+		o.ledger.note(o.known())
+	}
 	sortChanges(changes)
 	return changes, complete, true
 }

@@ -21,7 +21,8 @@ type Report struct {
 	Problems []Problem `json:"problems,omitempty"`
 	// Notes are what people must know of the source besides, in words.
 	Notes []string `json:"notes,omitempty"`
-	// Complete: nothing is missing that no earlier valid state stands in for.
+	// Complete: nothing is missing that no earlier valid state stands in for, and
+	// that is not left out (Watch).
 	Complete bool `json:"complete"`
 	// Watches, of an API server, tell how each kind is followed.
 	Watches []Watch `json:"watches,omitempty"`
@@ -116,9 +117,11 @@ func (r Report) From() string {
 	state := "synced"
 	for _, w := range r.Watches {
 		switch {
-		case !w.Known && !w.Missing:
+		case !w.read() && !w.LeftOut:
 			return "from " + r.Path + ", NOT READ YET"
-		case !w.Since.IsZero():
+		case w.LeftOut:
+			state = "NOT ALL OF IT READ"
+		case !w.Since.IsZero() && state == "synced":
 			state = "NOT UP TO DATE"
 		}
 	}

@@ -10,9 +10,12 @@ import (
 type Watch struct {
 	Kind string `json:"kind"`
 	// Known: all objects were read once. Missing: there is no such kind in the
-	// cluster, which is as good. Neither: nothing can be enforced yet.
+	// cluster, which is as good. LeftOut: it can't be read, and as nothing of it is
+	// in force here all else is enforced without it. None: nothing can be
+	// enforced yet.
 	Known   bool `json:"known"`
 	Missing bool `json:"missing,omitempty"`
+	LeftOut bool `json:"leftOut,omitempty"`
 	// Since is when what is held stopped to be followed, with the Error that is
 	// in the way: what was read before stays in force. Zero: it is up to date.
 	Since time.Time `json:"since,omitzero"`
@@ -26,6 +29,9 @@ type Watch struct {
 	// Heard is when the API server last sent anything.
 	Heard time.Time `json:"heard,omitzero"`
 }
+
+// read tells whether it is known what there is of the kind.
+func (w *Watch) read() bool { return w.Known || w.Missing }
 
 // Lags says in words, one line each, which kinds are not followed and why.
 func (r Report) Lags() []string {
@@ -64,6 +70,9 @@ func (w Watch) how() string {
 		return ""
 	case w.Known:
 		return "what was read before is in force; not up to date" + since
+	}
+	if w.LeftOut {
+		return "NOT ENFORCED, as it can't be read; all else is enforced without it; tried" + since
 	}
 	return "not read yet, tried" + since
 }

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"os"
 	"os/signal"
+	"path/filepath"
 	"sync/atomic"
 	"syscall"
 	"time"
@@ -19,6 +20,7 @@ import (
 	"github.com/weirnet/weir/bpf"
 	"github.com/weirnet/weir/endpoint"
 	"github.com/weirnet/weir/flow"
+	"github.com/weirnet/weir/kube"
 	"github.com/weirnet/weir/policy"
 	"github.com/weirnet/weir/redirect"
 )
@@ -34,8 +36,8 @@ their interfaces are found by their addresses. While the API server is away,
 everything stays in force as it was.
 
 All it owns on this machine hangs on the name of its state: the directory
-/run/weir/NAME with the sockets and the pinned eBPF maps and programs, and the
-interfaces of the proxy. One agent has a state at a time. weir uninstall removes
+/run/weir/NAME with the sockets and, unless --pins puts them elsewhere, the pinned
+eBPF maps and programs, and the interfaces of the proxy. One agent has a state at a time. weir uninstall removes
 all of it.`
 
 // agentOptions are the agent's flags.
@@ -238,6 +240,9 @@ func (o *agentOptions) enforce(ctx context.Context, s *standby, log *slog.Logger
 	}
 	group.Go(func() error { return tell.run(ctx) })
 	group.Go(func() error { return o.untaint(ctx, func() bool { return server.status().Ready }, log) })
+	if cluster, ok := s.source.(*kube.Cluster); ok {
+		cluster.Continue(filepath.Join(o.state.dir(), "kinds"), manager.Inherited())
+	}
 	s.hand(server.private(), tell.after(manager))
 	log.Info("agent started", "node", o.node, "state", string(o.state), "objects", source.Report().Path, "version", version)
 	err = group.Wait()

@@ -160,8 +160,12 @@ func (s *agentServer) status() agentStatus {
 		st.Reasons = append(st.Reasons, err.Error())
 	}
 	st.Kernel, st.Lost.Limited, st.Lost.Full = counts.Reasons, counts.Limited, counts.Full
-	if !st.Policy.Started {
-		st.Reasons = append(st.Reasons, "the first read of all objects is not in")
+	switch {
+	case st.Policy.Started:
+	case st.Policy.Inherited:
+		st.Reasons = append(st.Reasons, "the first read of all objects is not in: what was in force before is, but no change since, and no new pod is under policy")
+	default:
+		st.Reasons = append(st.Reasons, "NOTHING IS ENFORCED on this node: the first read of all objects is not in")
 	}
 	st.Reasons = append(st.Reasons, sourceReasons(st.Objects)...)
 	st.Reasons = append(st.Reasons, st.Policy.Errors...)
@@ -197,7 +201,7 @@ func (s *agentServer) serveStatus(w http.ResponseWriter, r *http.Request) {
 	_ = json.NewEncoder(w).Encode(st) // the reader went away
 }
 
-// wait returns when what is in the directory now is enforced, or why it is not
+// wait returns when all objects that there are now are enforced, or why they are not
 // when ctx ends.
 func (s *agentServer) wait(ctx context.Context) error {
 	if err := s.source.Sync(ctx); err != nil {

@@ -67,6 +67,26 @@ contexts: [{name: c, context: {cluster: c, user: c}}]
 	}
 }
 
+// TestReasonsOfForbiddenPolicies: an agent whose ClusterRole lacks a kind says
+// so first, and is not ready though it enforces what it can.
+func TestReasonsOfForbiddenPolicies(t *testing.T) {
+	denied := `the API server forbids to list networkpolicies.networking.k8s.io: the agent's ClusterRole lacks apiGroups: ["networking.k8s.io"], resources: ["networkpolicies"], verbs: ["list"]`
+	at := time.Date(2026, 1, 2, 3, 4, 5, 0, time.Local)
+	objects := kube.Report{
+		Path: "https://192.0.2.1:6443", Complete: true, Kinds: map[string]int{"Pod": 10, "CiliumNetworkPolicy": 2},
+		Watches: []kube.Watch{{Kind: "NetworkPolicy", LeftOut: true, Denied: true, Since: at, Error: denied}, {Kind: "Pod", Known: true}},
+	}
+	st := agentStatus{
+		Node: "node-1", State: "weir", PID: 42, Version: "v1", Objects: objects, Reasons: sourceReasons(objects),
+		Policy: endpoint.Status{Started: true, Realised: true}, Proxy: proxyStatus{Up: true, Generation: 1},
+	}
+	var out bytes.Buffer
+	if err := st.print(&out); err != nil {
+		t.Fatal(err)
+	}
+	golden(t, "status_forbidden.txt", out.String())
+}
+
 func TestStatusTextOfACluster(t *testing.T) {
 	at := time.Date(2026, 1, 2, 3, 4, 5, 0, time.Local)
 	refused := "no answer from the API server: dial tcp 192.0.2.1:6443: connect: connection refused"

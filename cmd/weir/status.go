@@ -21,9 +21,13 @@ import (
 const statusLong = `Status shows what is enforced on this node: objects and what is wrong with them,
 pods and the policies that select them, the proxy, and drops by reason.
 
-With --wait it first has everything read again, and returns once all of that is
-enforced: what was in the directory before the call counts. A pod without an
-interface is not waited for.
+With --wait it first has everything read again, from the API server or the
+directory of objects, and returns once all of that is enforced: what was there
+before the call counts. A pod without an interface is not waited for.
+
+A kind of objects that can't be read is named, with what the API server forbids.
+Where policies of a kind never came into force on this node, all others are
+enforced without them; else what was in force stays as it was.
 
 Exit status: 0 ready, 1 not (or not in time), 2 no agent answers.`
 
@@ -88,7 +92,7 @@ func newStatusCommand() *cobra.Command {
 	}
 	stateFlag(cmd, &s)
 	cmd.Flags().StringVarP(&output, "output", "o", "text", "text or json")
-	cmd.Flags().BoolVar(&wait, "wait", false, "return once all that is in the directory now is enforced")
+	cmd.Flags().BoolVar(&wait, "wait", false, "return once all objects there are now are enforced")
 	cmd.Flags().BoolVar(&ready, "ready", false, "only tell whether it is ready, and why not; an agent that stands by is once it could take over")
 	cmd.Flags().BoolVar(&alive, "alive", false, "only tell whether it answers")
 	cmd.Flags().StringVar(&socket, "socket", "", "ask the agent at this unix socket `file` (weir agent --own-socket) instead of the one that has the state")
