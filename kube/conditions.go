@@ -12,10 +12,8 @@ import (
 	rbacv1 "k8s.io/api/rbac/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	coordination "k8s.io/client-go/kubernetes/typed/coordination/v1"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/leaderelection"
-	"k8s.io/client-go/tools/leaderelection/resourcelock"
 	"k8s.io/client-go/util/workqueue"
 	"k8s.io/klog/v2"
 
@@ -30,7 +28,7 @@ import (
 type Conditions struct {
 	o     ConditionsOptions
 	api   *conditionsClient
-	lease *resourcelock.LeaseLock
+	lease *watchedLease
 	queue workqueue.TypedRateLimitingInterface[policy.Object]
 
 	mu      sync.Mutex
@@ -55,8 +53,9 @@ type ConditionsOptions struct {
 	Identity string
 	Log      *slog.Logger
 
-	// Lease is how long an agent that is gone holds back the others, at most.
-	// Each agent asks four times within it. 0: two minutes.
+	// Lease is for how long the agent that writes asks for it, six times within
+	// that. Gone without a word it holds the others back for so long, and until
+	// one of them has looked again: at most 1.8 times that. 0: half a minute.
 	Lease time.Duration
 }
 
@@ -83,7 +82,7 @@ func ConditionRules() (cluster, namespace []rbacv1.PolicyRule) {
 	for _, r := range withStatus() {
 		plurals, status = append(plurals, r.plural), append(status, r.plural+"/status")
 	}
-	held := rule("coordination.k8s.io", []string{"get", "update"}, "leases")
+	held := rule("coordination.k8s.io", []string{"get", "update", "watch"}, "leases")
 	held.ResourceNames = []string{LeaseName}
 	return []rbacv1.PolicyRule{
 		rule("cilium.io", []string{"list"}, plurals...),
@@ -109,22 +108,18 @@ func NewConditions(o ConditionsOptions) (*Conditions, error) {
 		return nil, errors.New("conditions need a namespace and an identity")
 	}
 	if o.Lease == 0 {
-		o.Lease = 2 * time.Minute
+		o.Lease = 30 * time.Second
 	}
 	client, err := newConditionsClient(o.Config, o.Identity)
 	if err != nil {
 		return nil, err
 	}
-	leases, err := coordination.NewForConfig(client.config)
+	lease, err := newWatchedLease(client.config, o.Namespace, o.Identity, o.Lease, o.Log)
 	if err != nil {
-		return nil, fmt.Errorf("connect to the API server: %w", err)
+		return nil, err
 	}
 	return &Conditions{
-		o: o, api: client,
-		lease: &resourcelock.LeaseLock{
-			LeaseMeta: metav1.ObjectMeta{Namespace: o.Namespace, Name: LeaseName},
-			Client:    leases, LockConfig: resourcelock.ResourceLockConfig{Identity: o.Identity},
-		},
+		o: o, api: client, lease: lease,
 		queue: workqueue.NewTypedRateLimitingQueue(
 			workqueue.NewTypedItemExponentialFailureRateLimiter[policy.Object](retryFirst, retryLast)),
 		objects: map[policy.Object]any{},
@@ -172,7 +167,7 @@ func (c *Conditions) Run(ctx context.Context) error {
 	ctx = klog.NewContext(ctx, logr.FromSlogHandler(c.o.Log.Handler()))
 	var writing sync.WaitGroup
 	elector, err := leaderelection.NewLeaderElector(leaderelection.LeaderElectionConfig{
-		Lock: c.lease, LeaseDuration: c.o.Lease, RenewDeadline: c.o.Lease * 2 / 3, RetryPeriod: c.o.Lease / 4,
+		Lock: c.lease, LeaseDuration: c.o.Lease, RenewDeadline: c.o.Lease * 2 / 3, RetryPeriod: c.o.Lease / 6,
 		Name: LeaseName, ReleaseOnCancel: true,
 		Callbacks: leaderelection.LeaderCallbacks{
 			OnStartedLeading: func(ctx context.Context) {
@@ -185,6 +180,7 @@ func (c *Conditions) Run(ctx context.Context) error {
 		return fmt.Errorf("write conditions: %w", err)
 	}
 	var worker sync.WaitGroup
+	worker.Go(func() { c.lease.follow(ctx) })
 	worker.Go(func() {
 		for c.next(ctx) {
 		}

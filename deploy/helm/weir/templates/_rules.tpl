@@ -90,6 +90,7 @@
   verbs:
   - get
   - update
+  - watch
 {{- end -}}
 {{- define "weir.taintRules" -}}
 - apiGroups:
