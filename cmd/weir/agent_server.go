@@ -131,20 +131,18 @@ func serve(ctx context.Context, l net.Listener, h http.Handler, keep bool, log *
 		ErrorLog:    slog.NewLogLogger(log.Handler(), slog.LevelDebug),
 	}
 	server.SetKeepAlivesEnabled(keep)
-	ended := make(chan struct{})
-	stop := context.AfterFunc(ctx, func() {
-		defer close(ended)
-		end, cancel := context.WithTimeout(context.Background(), time.Second)
-		defer cancel()
-		if server.Shutdown(end) != nil {
-			_ = server.Close()
-		}
-	})
+	// Not Shutdown: what is accepted while that looks around would be lost.
+	stop := context.AfterFunc(ctx, func() { _ = l.Close() })
 	defer stop()
-	if err := server.Serve(l); !errors.Is(err, http.ErrServerClosed) {
+	if err := server.Serve(l); ctx.Err() == nil {
 		return fmt.Errorf("serve on %s: %w", l.Addr(), err)
 	}
-	<-ended // answers that were begun
+	// Answers that were begun.
+	end, cancel := context.WithTimeout(context.Background(), time.Second)
+	defer cancel()
+	if server.Shutdown(end) != nil {
+		_ = server.Close()
+	}
 	return nil
 }
 
