@@ -15,7 +15,9 @@
 //
 // A veth behind which is no address that an object tells is a stranger: the
 // engine guesses whose it is (policy.Stranger), and that policy is in force before
-// the pod's first packet. A CNI plugin may tell instead (Manager.Announce).
+// the pod's first packet. Processes of a pod that are seen behind the veth tell
+// (Inhabitants), from the one on that holds the pod's namespace; this needs the
+// node's process ids. Or a CNI plugin does (Manager.Announce).
 //
 // One goroutine, Manager.Run, computes, and writes all else. It holds what the tables
 // are to say and what they say; every pass writes the difference, so a

@@ -26,6 +26,8 @@ type Options struct {
 	// is called often. nil: none are.
 	Resolvers func() []policy.Server
 	Veths     *Veths
+	// Inhabitants tells of whose processes are behind veths; nil: nobody does.
+	Inhabitants *Inhabitants
 	// Failsafe is what policies for nodes are not asked about. HostDevices, if not
 	// nil, matches the names of the interfaces where those are enforced; else it is
 	// where HostDevices finds the node joined to networks.
@@ -60,6 +62,8 @@ type Manager struct {
 	waits     chan chan error
 	announces chan announceCall
 	wants     wants
+	// inhabitants is nil where nobody looks.
+	inhabitants *Inhabitants
 
 	// Of Run alone.
 	r *realiser
@@ -152,7 +156,7 @@ func newManager(o Options, k kernel) (*Manager, error) {
 		submits: make(chan submit), waits: make(chan chan error),
 		announces: make(chan announceCall), announced: announcements{}, unannounced: map[policy.PodName]string{},
 		r: r, engine: engine, names: newNames(), labels: map[uint32][]string{},
-		wants: newWants(), heard: o.Names == nil, hostPattern: o.HostDevices,
+		wants: newWants(), heard: o.Names == nil, hostPattern: o.HostDevices, inhabitants: o.Inhabitants,
 	}
 	// Programs of another version have tables of their own.
 	m.inherited = len(r.attached)+len(r.policies.have) > 0
@@ -233,6 +237,8 @@ func (m *Manager) Run(ctx context.Context) error {
 			}
 			m.log.Warn("the proxy does not say which names it knows: what it learned for a predecessor may be lost")
 			m.need(nil)
+		case found := <-m.inhabitants.results():
+			m.sawInside(found)
 		case <-m.veths.Changed():
 			time.Sleep(settle)
 		case <-again.C:
@@ -340,9 +346,11 @@ func (m *Manager) pass(ctx context.Context) error {
 		m.r.veths = veths
 	}
 	hostErr := m.followHost()
+	m.lookInside()
 	m.r.place()
 	m.announced.expire(start, m.r.pods)
 	hostErr = errors.Join(hostErr, m.followStrangers(start))
+	m.askInside(start)
 	var overtaken map[int]string
 	lost, lookErr := m.lookAtHost(attached != nil)
 	m.noteLostHost(lost)

@@ -12,23 +12,31 @@ type owner struct{ namespace, name, uid string }
 // match finds the veth of each address. A veth belongs to one pod: with the
 // right, inside its namespace, a pod could take on another's address, and must
 // not get that pod's policy, nor its traffic. So
+//
 //   - a veth that only one pod's address is behind is that pod's,
+//
 //   - where several are, it is that of the pod it was before, else of one that
 //     has no other,
+//
 //   - of several veths with an address of one pod (a namespace left over from
 //     before), the one it was before, else the youngest, counts,
+//
 //   - an address that no veth's peer has is looked for on the other interfaces
 //     of the namespaces,
+//
 //   - an address that is nowhere any more stays at the veth where it was: whoever
 //     takes it off must not take off the pod's policy with it.
 //
+//   - whose processes behind a veth are another pod's, who had the address before,
+//     does not have that veth.
+//
 // before is what was found last for these pods; veths that are gone don't count.
-func match(pods map[netip.Addr]owner, veths map[int]Veth, before map[netip.Addr]int) map[netip.Addr]int {
+func match(pods map[netip.Addr]owner, veths map[int]Veth, before map[netip.Addr]int, anothers func(index int, uid string) bool) map[netip.Addr]int {
 	claims := map[int][]owner{} // pods behind a veth
 	behind := map[netip.Addr][]int{}
 	claim := func(index int, a netip.Addr) {
 		o, local := pods[a]
-		if !local {
+		if !local || anothers(index, o.uid) {
 			return
 		}
 		behind[a] = append(behind[a], index)

@@ -63,7 +63,7 @@ func TestMatch(t *testing.T) {
 				veths[v.Ifindex] = v
 			}
 			for range 20 { // maps are walked in any order
-				if got := match(pods, veths, c.before); !maps.Equal(got, c.want) {
+				if got := match(pods, veths, c.before, func(int, string) bool { return false }); !maps.Equal(got, c.want) {
 					t.Fatalf("got %v, want %v", got, c.want)
 				}
 			}

@@ -28,6 +28,8 @@ type node struct {
 	rule *fakeKernel // takes the rule sets
 	// clsact attaches as a kernel without tcx does.
 	clsact bool
+	// inhabitants, if not nil, are looked at.
+	inhabitants *Inhabitants
 
 	datapath *bpf.Datapath
 	m        *Manager
@@ -73,20 +75,27 @@ func (n *node) prepare() {
 		n.t.Fatal(err)
 	}
 	m, err := New(Options{
-		Node: "n1", Datapath: d, RuleSets: n.rule, Veths: v, MTU: func(int) error { return nil },
+		Node: "n1", Datapath: d, RuleSets: n.rule, Veths: v, Inhabitants: n.inhabitants, MTU: func(int) error { return nil },
 		Log: slog.New(slog.DiscardHandler), Metrics: NewMetrics(prometheus.NewRegistry()),
 	})
 	if err != nil {
 		n.t.Fatal(err)
 	}
 	ctx, cancel := context.WithCancel(context.Background())
-	done := make(chan error, 2)
+	done := make(chan error, 3)
 	go func() { done <- m.Run(ctx) }()
+	go func() {
+		if n.inhabitants == nil {
+			done <- nil
+			return
+		}
+		done <- n.inhabitants.Run(ctx)
+	}()
 	go func() { done <- v.Run(ctx) }()
 	n.datapath, n.m = d, m
 	n.stop = func() {
 		cancel()
-		for range 2 {
+		for range 3 {
 			if err := <-done; err != nil {
 				n.t.Error(err)
 			}

@@ -37,7 +37,7 @@ func (r *realiser) place() {
 		}
 	}
 	r.owners = owners
-	r.placed = match(owners, r.veths, r.placed)
+	r.placed = match(owners, r.veths, r.placed, r.isAnothers)
 	rows := make(map[bpf.Addr]bpf.Endpoint, len(r.placed))
 	devices := make(map[uint32]bpf.Device, len(r.placed))
 	for a, index := range r.placed {

@@ -71,6 +71,10 @@ type realiser struct {
 	unattached int
 	// strangers are veths of pods that are not known yet, or not any more.
 	strangers map[int]*stranger
+	// inside is what was seen of processes behind veths; insiders the UIDs of
+	// their pods, where that tells whose they are.
+	inside   map[int]insideVeth
+	insiders map[int][]string
 	// unguarded is told what came out of a veth before it had the programs, and
 	// whether that was made while an agent ran.
 	unguarded func(packets uint64, live bool)
@@ -92,7 +96,7 @@ func newRealiser(k kernel, rules RuleSets) *realiser {
 		nameSets:  newNameSets(),
 		pods:      map[netip.Addr]*policy.Endpoint{}, veths: map[int]Veth{}, placed: map[netip.Addr]int{}, vacated: map[netip.Addr]owner{},
 		cleared: map[bpf.Addr]bool{}, mayBeNames: map[uint32]bool{},
-		attached: map[int]bool{}, failed: map[int]error{}, strangers: map[int]*stranger{}, unguarded: func(uint64, bool) {},
+		attached: map[int]bool{}, failed: map[int]error{}, strangers: map[int]*stranger{}, inside: map[int]insideVeth{}, insiders: map[int][]string{}, unguarded: func(uint64, bool) {},
 		host: hostGuard{k: k.host, attached: map[int]bool{}},
 	}
 }

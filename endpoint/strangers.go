@@ -112,6 +112,8 @@ func (m *Manager) followStrangers(now time.Time) error {
 			Left: s.left, Unread: !m.whole}
 		if pod, addrs := m.announced.behind(v); pod != nil {
 			s.addresses, is.Addresses, is.Pod = addrs, addrs, pod
+		} else {
+			is.Pod, is.Unheard = m.strangerInside(index)
 		}
 		m.freshStrangers = m.freshStrangers || is.Fresh
 		if s.told == nil || !sameStranger(s.told, is) {
@@ -159,7 +161,7 @@ func (s *stranger) see(v Veth, now time.Time) {
 
 func sameStranger(a, b *policy.Stranger) bool {
 	samePod := a.Pod == b.Pod || a.Pod != nil && b.Pod != nil && *a.Pod == *b.Pod
-	return samePod && slices.Equal(a.Addresses, b.Addresses) && a.New == b.New && a.Fresh == b.Fresh && a.Left == b.Left && a.Unread == b.Unread
+	return samePod && slices.Equal(a.Addresses, b.Addresses) && a.New == b.New && a.Fresh == b.Fresh && a.Left == b.Left && a.Unread == b.Unread && a.Unheard == b.Unheard
 }
 
 // countUnguarded counts what came out of a veth before it gets the programs.

@@ -24,6 +24,8 @@ type Veth struct {
 	PodMAC  [6]byte // of the peer
 	// Ours: it leads to a proxy of Weir's.
 	Ours bool
+	// Space is the number of its peer's namespace, as the kernel knows it here.
+	Space int32
 	// Addresses that the peer has; Nearby those of other interfaces in its
 	// namespace.
 	Addresses, Nearby []netip.Addr
@@ -162,7 +164,7 @@ func (v *Veths) result(links map[int]hostVeth) map[int]Veth {
 	out := make(map[int]Veth, len(links))
 	for index, l := range links {
 		sp := v.spaces[l.space]
-		d := Veth{Ifindex: index, Name: l.name, MTU: l.mtu, Ours: l.ours, HostMAC: l.mac, PodMAC: sp.mac[l.peer]}
+		d := Veth{Ifindex: index, Name: l.name, MTU: l.mtu, Ours: l.ours, Space: l.space, HostMAC: l.mac, PodMAC: sp.mac[l.peer]}
 		for _, p := range sp.addresses {
 			if p.ifindex == l.peer {
 				d.Addresses = append(d.Addresses, p.addr)

@@ -37,6 +37,9 @@ type Stranger struct {
 	Unread bool
 	// Pod, if not nil, is whose it is: somebody told who knows.
 	Pod *PodName
+	// Unheard: it is a pod's that no object speaks of yet, so none of those that
+	// wait. It counts where Pod is nil and all objects could be read.
+	Unheard bool
 }
 
 // PodName names one life of a pod. UID may be empty: not known.
@@ -76,6 +79,7 @@ type strangers struct {
 	at     map[netip.Addr]*stranger // whose address it is, of those with a guess
 	// Of this node, not on the host network: all pods, and those without address.
 	local, waiting map[*pod]struct{}
+	onHost         map[*pod]struct{} // of this node, on the host network
 	unions         map[identity.Digest]*union
 }
 
@@ -86,6 +90,7 @@ type stranger struct {
 	pods       []*pod            // who it may be now, ordered
 	sure       bool              // that it is one of them
 	inside     bool              // its address is in a range of this node's pods
+	closed     bool              // it is a pod's, and of none that is known
 	alone      bool              // it is none of Weir's business
 	claim      *peer             // what its addresses stand for
 	union      *union            // nil: the policy is the pod's own
@@ -94,7 +99,7 @@ type stranger struct {
 
 func newStrangers() *strangers {
 	return &strangers{byName: map[string]*stranger{}, at: map[netip.Addr]*stranger{},
-		local: map[*pod]struct{}{}, waiting: map[*pod]struct{}{}, unions: map[identity.Digest]*union{}}
+		local: map[*pod]struct{}{}, waiting: map[*pod]struct{}{}, onHost: map[*pod]struct{}{}, unions: map[identity.Digest]*union{}}
 }
 
 func (e *Engine) takeStranger(name string, src *Stranger) {
@@ -119,6 +124,10 @@ func (e *Engine) settleStrangers() {
 	for p := range e.dirty.pods {
 		delete(t.local, p)
 		delete(t.waiting, p)
+		delete(t.onHost, p)
+		if !p.gone && p.src.HostNetwork && p.src.Node == e.nodeName {
+			t.onHost[p] = struct{}{}
+		}
 		if p.gone || p.subject == nil {
 			continue
 		}
@@ -143,7 +152,7 @@ func (e *Engine) settleStrangers() {
 		inside, outside := s.within(ranges)
 		s.inside = inside
 		s.look(t, inside)
-		s.alone = s.src.Pod == nil && (outside && follows || len(s.pods) == 0 && (!inside || s.src.Unread))
+		s.alone = s.src.Pod == nil && (outside && follows || len(s.pods) == 0 && !s.closed && (!inside || s.src.Unread))
 		if s.sure && len(s.pods) == 1 && taken[s.pods[0]] == nil {
 			taken[s.pods[0]] = s
 		}
@@ -187,7 +196,8 @@ func (t *strangers) all() []*pod {
 
 // look finds the pods that a stranger may be.
 func (s *stranger) look(t *strangers, inside bool) {
-	s.pods, s.sure = nil, s.src.New && inside
+	wasClosed := s.closed
+	s.pods, s.sure, s.closed = nil, s.src.New && inside, false
 	if told := s.src.Pod; told != nil {
 		s.sure = true
 		for p := range t.local {
@@ -210,7 +220,26 @@ func (s *stranger) look(t *strangers, inside bool) {
 	if len(s.pods) == 0 && inside && s.src.Fresh && !s.src.Left {
 		s.pods, s.sure = t.all(), false
 	}
+	if s.src.Unheard && !s.src.Unread {
+		s.closed = wasClosed || s.src.Fresh || len(s.pods) > 0
+		s.pods, s.sure = nil, false
+		return
+	}
 	slices.SortFunc(s.pods, func(a, b *pod) int { return compareObjects(a.object, b.object) })
+}
+
+// PodsOfNode finds the pods of this node with a UID, and tells whether one of them
+// is on the host network. Objects could claim the UID of another.
+func (e *Engine) PodsOfNode(uid string) (pods []PodName, onHost bool) {
+	for _, all := range []map[*pod]struct{}{e.strangers.local, e.strangers.onHost} {
+		for p := range all {
+			if p.src.UID == uid {
+				pods = append(pods, PodName{p.src.Namespace, p.src.Name, uid})
+				onHost = onHost || p.src.HostNetwork
+			}
+		}
+	}
+	return pods, onHost
 }
 
 // within tells whether one of a stranger's addresses lies in the pod ranges of

@@ -126,6 +126,15 @@ func TestStrangers(t *testing.T) {
 			strangerAt("v", Stranger{Pod: &PodName{"shop", "a", "1"}}, "10.9.0.9")}, "a as http: proxy, exact true"},
 		{"told, not known", []Change{shopPod("a", "http", "1"), strangerAt("v", Stranger{New: true, Fresh: true, Pod: &PodName{"shop", "a", "2"}}, "10.0.0.9")},
 			" as unknown: deny, exact false"},
+		{"of a pod that is not known", []Change{shopPod("a", "free", ""), strangerAt("v", Stranger{New: true, Unheard: true})}, " as unknown: deny, exact false"},
+		{"of a pod that is not known, and nobody waits", []Change{strangerAt("v", Stranger{New: true, Fresh: true, Unheard: true})}, " as unknown: deny, exact false"},
+		{"of a pod that is not known, and who waited is known then", []Change{shopPod("a", "free", ""),
+			strangerAt("v", Stranger{New: true, Unheard: true}), shopPod("a", "free", "", "10.0.0.7")}, " as unknown: deny, exact false"},
+		{"of a pod that is not known, elsewhere", []Change{shopPod("b", "free", "", "10.0.0.8"), strangerAt("v", Stranger{Unheard: true}, "172.17.0.2")}, "left alone"},
+		{"of a pod that is not known, and not all could be read", []Change{shopPod("a", "http", ""), strangerAt("v", Stranger{Unheard: true, Unread: true})},
+			"a as unknown: proxy, exact true"},
+		{"of a pod that is known then", []Change{shopPod("b", "closed", ""), strangerAt("v", Stranger{New: true, Fresh: true, Unheard: true}), shopPod("a", "http", "1"),
+			strangerAt("v", Stranger{New: true, Fresh: true, Pod: &PodName{"shop", "a", "1"}})}, "a as http: proxy, exact true"},
 		{"gone", []Change{shopPod("a", "http", ""), strangerAt("v", live, "10.0.0.9"), {Object{Kind: KindStranger, Name: "v"}, nil}}, "left alone"},
 	}
 	for _, c := range cases {

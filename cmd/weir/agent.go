@@ -183,6 +183,11 @@ func (o *agentOptions) enforce(ctx context.Context, s *standby, log *slog.Logger
 		return err
 	}
 	defer veths.Close()
+	inhabitants, err := endpoint.OpenInhabitants(log)
+	if err != nil {
+		return err
+	}
+	defer inhabitants.Close()
 	var manager *endpoint.Manager
 	proxies := redirect.NewManager(redirect.Options{
 		State: string(o.state), RunDir: o.state.dir(), Datapath: datapath, Log: log,
@@ -195,7 +200,7 @@ func (o *agentOptions) enforce(ctx context.Context, s *standby, log *slog.Logger
 		NameSets: func(sets map[string]*policy.NameSet) { manager.NameSets(sets) },
 	})
 	manager, err = endpoint.New(endpoint.Options{
-		Node: o.node, Datapath: datapath, RuleSets: proxies, MTU: proxies.SetMTU, Veths: veths,
+		Node: o.node, Datapath: datapath, RuleSets: proxies, MTU: proxies.SetMTU, Veths: veths, Inhabitants: inhabitants,
 		Names: proxies, Resolvers: o.dns.resolvers, Services: services.Services,
 		Failsafe: o.host.passes, HostDevices: o.host.pattern,
 		Complete: func() bool { return source.Report().Complete },
@@ -229,6 +234,7 @@ func (o *agentOptions) enforce(ctx context.Context, s *standby, log *slog.Logger
 
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return veths.Run(ctx) })
+	group.Go(func() error { return inhabitants.Run(ctx) })
 	group.Go(func() error { return proxies.Run(ctx) })
 	group.Go(func() error { return manager.Run(ctx) })
 	group.Go(func() error { return services.Run(ctx) })

@@ -47,6 +47,7 @@ func TestStarting(t *testing.T) {
 			s.startAgent()
 			t.Run("alone", s.alone)
 			t.Run("together", s.together)
+			t.Run("stuck", s.stuck)
 			t.Run("plugin", s.plugin)
 		})
 	}
@@ -259,11 +260,52 @@ func (s *stage) alone(t *testing.T) {
 	}
 }
 
-// together: several start at once. None passes what it must not; one that no
-// policy selects may wait until it is known which it is.
+// crowded is that for one of many that start at once on a few CPUs.
+const crowded = 3 * time.Second
+
+// together: several start at once. None passes what it must not; for one that no
+// policy selects it may take a moment to find the process that tells which it is.
 func (s *stage) together(t *testing.T) {
 	s.t = t
-	s.check(t, s.create(t, 4, "closed", "free"), 3*time.Second)
+	s.check(t, s.create(t, 4, "closed", "free"), crowded)
+}
+
+// stuckPods never start: what they mount is not there.
+const stuckPods = `
+apiVersion: v1
+kind: Pod
+metadata: {name: stuck-closed, labels: {app: closed}}
+spec:
+  terminationGracePeriodSeconds: 0
+  containers: [{name: eager, image: 'eager:test', imagePullPolicy: Never, command: [/weir], volumeMounts: [{name: missing, mountPath: /missing}]}]
+  volumes: [{name: missing, configMap: {name: there-is-none}}]
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: stuck-free, labels: {app: free}}
+spec:
+  terminationGracePeriodSeconds: 0
+  containers: [{name: eager, image: 'eager:test', imagePullPolicy: Never, command: [/weir], volumeMounts: [{name: missing, mountPath: /missing}]}]
+  volumes: [{name: missing, configMap: {name: there-is-none}}]
+`
+
+// stuck: pods that wait for ever hold up nobody, and lend nobody their policy.
+func (s *stage) stuck(t *testing.T) {
+	s.t = t
+	s.kubectl(stuckPods, "create", "-f", "-")
+	defer func() { s.kubectl(stuckPods, "delete", "--wait=true", "-f", "-") }()
+	s.kubectl("", "wait", "--for=jsonpath={.spec.nodeName}="+s.node.Name, "pod/stuck-closed", "pod/stuck-free", "--timeout=30s")
+	for range 3 {
+		for _, app := range []string{"closed", "free"} {
+			s.check(t, s.create(t, 1, app), soon)
+		}
+	}
+	s.check(t, s.create(t, 4, "closed", "free"), crowded)
+	for _, name := range []string{"stuck-closed", "stuck-free"} {
+		if ip := s.kubectl("", "get", "pod", name, "--output=jsonpath={.status.podIP}"); ip != "" {
+			t.Errorf("%s has started: %s", name, ip)
+		}
+	}
 }
 
 // plugin: with the CNI plugin in the chain there is no guessing, and no pod starts
