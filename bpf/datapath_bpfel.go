@@ -135,6 +135,21 @@ type datapathFragmentKey struct {
 	Pad   [3]uint8
 }
 
+type datapathFront struct {
+	_        structs.HostLayout
+	Identity uint32
+	Port     uint16
+	Pad      uint16
+}
+
+type datapathFrontKey struct {
+	_     structs.HostLayout
+	Addr  datapathAddr
+	Port  uint16
+	Proto uint8
+	Pad   uint8
+}
+
 type datapathGrant struct {
 	_     structs.HostLayout
 	Born  uint64
@@ -268,6 +283,8 @@ const (
 	datapathReasonREASON_UDP_NO_FLOW        datapathReason = 50
 	datapathReasonREASON_POLICY_MISSING     datapathReason = 51
 	datapathReasonREASON_CONNS_SHARE        datapathReason = 52
+	datapathReasonREASON_SERVICE_BACKENDS   datapathReason = 53
+	datapathReasonREASON_SERVICE_CONFLICT   datapathReason = 54
 )
 
 type datapathShare struct {
@@ -314,6 +331,7 @@ const (
 	datapathMapEvents         = "events"
 	datapathMapFqdn           = "fqdn"
 	datapathMapFragments      = "fragments"
+	datapathMapFronts         = "fronts"
 	datapathMapGrants         = "grants"
 	datapathMapHost           = "host"
 	datapathMapIpcache        = "ipcache"
@@ -408,6 +426,7 @@ type datapathMapSpecs struct {
 	Events    *ebpf.MapSpec `ebpf:"events"`
 	Fqdn      *ebpf.MapSpec `ebpf:"fqdn"`
 	Fragments *ebpf.MapSpec `ebpf:"fragments"`
+	Fronts    *ebpf.MapSpec `ebpf:"fronts"`
 	Grants    *ebpf.MapSpec `ebpf:"grants"`
 	Host      *ebpf.MapSpec `ebpf:"host"`
 	Ipcache   *ebpf.MapSpec `ebpf:"ipcache"`
@@ -470,6 +489,7 @@ type datapathMaps struct {
 	Events    *ebpf.Map `ebpf:"events"`
 	Fqdn      *ebpf.Map `ebpf:"fqdn"`
 	Fragments *ebpf.Map `ebpf:"fragments"`
+	Fronts    *ebpf.Map `ebpf:"fronts"`
 	Grants    *ebpf.Map `ebpf:"grants"`
 	Host      *ebpf.Map `ebpf:"host"`
 	Ipcache   *ebpf.Map `ebpf:"ipcache"`
@@ -495,6 +515,7 @@ func (m *datapathMaps) Close() error {
 		m.Events,
 		m.Fqdn,
 		m.Fragments,
+		m.Fronts,
 		m.Grants,
 		m.Host,
 		m.Ipcache,

@@ -54,7 +54,7 @@ func TestKernelAgreesWithLookup(t *testing.T) {
 			case policy.Redirect:
 				e.RuleSet = r.Uint32()
 			case policy.Refuse:
-				e.Reason = policy.RefuseReason(1 + r.IntN(3))
+				e.Reason = policy.RefuseReason(1 + r.IntN(4))
 			}
 			m[key] = e
 		}
@@ -154,7 +154,7 @@ func expected(e policy.Entry, ok bool, proto uint8, dir policy.Direction) (uint3
 	}
 	return dropped, map[policy.RefuseReason]flow.Reason{
 		policy.RefusedPolicy: flow.ReasonPolicyRefused, policy.RefusedL7Unsupported: flow.ReasonL7Unsupported,
-		policy.RefusedL7Conflict: flow.ReasonL7Conflict,
+		policy.RefusedL7Conflict: flow.ReasonL7Conflict, policy.RefusedBackends: flow.ReasonServiceBackends,
 	}[e.Reason]
 }
 

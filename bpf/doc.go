@@ -60,6 +60,10 @@
 //	                                          │ reverse
 //	recvmsg, getpeername: named <─────────────┘
 //
+// What was not translated there comes to from_pod with an address of the service,
+// where policy is asked for the service by it: cluster IPs are in ipcache, the others
+// in fronts (find_front).
+//
 // What is easily got wrong:
 //
 //   - A connected IPv6 socket for IPv4 has sendmsg4 called with the address it is

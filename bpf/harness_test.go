@@ -187,6 +187,7 @@ func (k *kernel) reset() {
 	empty(k, k.Endpoints)
 	empty(k, k.Devices)
 	empty(k, k.IPCache)
+	empty(k, k.Fronts)
 	empty(k, k.FQDN)
 	empty(k, k.Names)
 	empty(k, neighbors(k))

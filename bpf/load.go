@@ -56,6 +56,7 @@ type Datapath struct {
 	Endpoints Table[Addr, Endpoint]
 	Devices   Table[uint32, Device] // by ifindex of the host side
 	IPCache   Table[Prefix, Peer]
+	Fronts    Table[FrontKey, Front]
 	FQDN      Table[Addr, uint32]   // identity; believed if it is in Names
 	Names     Table[uint32, uint32] // identities of names; any value
 	Pairs     Table[Pair, uint32]   // identity
@@ -147,6 +148,7 @@ func Load(o Options) (_ *Datapath, err error) {
 	d.Endpoints = Table[Addr, Endpoint]{"endpoints", d.objects.Endpoints}
 	d.Devices = Table[uint32, Device]{"devices", d.objects.Devices}
 	d.IPCache = Table[Prefix, Peer]{"ipcache", d.objects.Ipcache}
+	d.Fronts = Table[FrontKey, Front]{"fronts", d.objects.Fronts}
 	d.FQDN = Table[Addr, uint32]{"fqdn", d.objects.Fqdn}
 	d.Names = Table[uint32, uint32]{"names", d.objects.Names}
 	d.Pairs = Table[Pair, uint32]{"pairs", d.objects.Pairs}

@@ -19,6 +19,8 @@ TABLE(endpoints, BPF_MAP_TYPE_HASH, 16384, struct addr, struct endpoint, 0);
 TABLE(devices, BPF_MAP_TYPE_HASH, 8192, __u32, struct device, 0);
 /* Who an address is, for everyone but outside names. */
 TABLE(ipcache, BPF_MAP_TYPE_LPM_TRIE, 524288, struct prefix, struct peer, BPF_F_NO_PREALLOC);
+/* Which addresses and ports are a service's. */
+TABLE(fronts, BPF_MAP_TYPE_HASH, 131072, struct front_key, struct front, BPF_F_NO_PREALLOC);
 /* Which identity DNS answers gave an outside address. Written by the proxy. */
 TABLE(fqdn, BPF_MAP_TYPE_HASH, 524288, struct addr, __u32, BPF_F_NO_PREALLOC);
 /* Which identities DNS answers can give: what fqdn says beyond is not believed. */

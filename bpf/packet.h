@@ -15,6 +15,10 @@ enum kind {
 };
 enum fragment_part { FRAGMENT_NONE, FRAGMENT_FIRST, FRAGMENT_LATER };
 
+/* Whether the other end's address and port are a service's. FRONT: they are, and
+ * peer[1] is its identity, or 0 if nobody can tell whose. */
+enum fronted { FRONT_UNASKED, FRONT_NONE, FRONT };
+
 /* What one search in a policy gave, see policy.h. */
 struct finding {
 	__u8 reason;
@@ -50,7 +54,7 @@ struct packet {
 	__u32 revision;	     /* of policy, read before it is asked */
 	__u32 policy;	     /* of the pod at this veth */
 	__u32 identity;	     /* of the pod at this veth */
-	__u32 peer[2];	     /* identities of the other end; 0: not looked up, none */
+	__u32 peer[2];	     /* identities of the other end; 0: not looked up, none; see fronted */
 	__u32 pair;	     /* the identity that both of them make; 0: none */
 	__u32 host_policy;   /* of the node itself, where host_denies tells of it */
 	__u32 local_ifindex; /* of the destination, where it is a pod of this node */
@@ -62,6 +66,10 @@ struct packet {
 	__u8 reason_direction;
 	__u8 l7;  /* bit (1 << direction): goes to the proxy because of it */
 	__u8 own; /* with peer[0]: the other end is an address of this node */
+
+	__u16 front_port; /* of the service that the other end's address and port are */
+	__u8 fronted;	  /* enum fronted */
+	__u8 node;	  /* with peer[0]: the other end may serve node ports */
 };
 
 static __always_inline bool is_tcp(const struct packet *p)

@@ -1,75 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0 OR GPL-2.0 */
-/* Who the other end is, and what a pod's policy says about it. The search is
- * policy.Lookup in Go, step by step. */
+/* What a pod's policy says about the other end. The search is policy.Lookup in Go,
+ * step by step. */
 #pragma once
-#include "maps.h"
-#include "packet.h"
+#include "peer.h"
 
 enum outcome { PASS, DROP, REDIRECT };
-
-/* Identities that are the same on every node, see identity/id.go. */
-enum {
-	IDENTITY_HOST = 1,
-	IDENTITY_WORLD_IPV4 = 9,
-	IDENTITY_WORLD_IPV6 = 10,
-	IDENTITY_UNKNOWN_POD = 11,
-};
-
-/* Finds the identities of the other end of a packet, and whether that is a pod
- * of this node. */
-SUBPROGRAM int find_peer(struct packet *p)
-{
-	struct prefix key = {.bits = 128};
-	struct endpoint *ep;
-	struct peer *peer;
-	struct pair both = {};
-	__u32 *name, id;
-
-	if (!p || p->peer[0])
-		return 0;
-	if (p->host) {
-		p->peer[0] = IDENTITY_HOST;
-		return 0;
-	}
-	key.addr = p->direction == DIRECTION_EGRESS ? p->tuple.daddr : p->tuple.saddr;
-	if (p->direction == DIRECTION_EGRESS) {
-		ep = bpf_map_lookup_elem(&endpoints, &key.addr);
-		if (ep) {
-			p->local_ifindex = ep->ifindex;
-			p->local_policy = ep->policy;
-			p->peer[0] = ep->identity;
-			if (p->peer[0])
-				return 0;
-		}
-	}
-	peer = bpf_map_lookup_elem(&ipcache, &key);
-	if (peer && peer->identity) {
-		p->peer[0] = peer->identity;
-		p->own = (peer->flags & PEER_HOST) != 0;
-		if (!(peer->flags & PEER_WORLD))
-			return 0;
-	} else if (is_link_local6(&key.addr)) {
-		/* A neighbor on the pod's own link is not the world. */
-		p->peer[0] = IDENTITY_UNKNOWN_POD;
-		return 0;
-	} else {
-		p->peer[0] = is_ipv4(&key.addr) ? IDENTITY_WORLD_IPV4 : IDENTITY_WORLD_IPV6;
-	}
-	name = bpf_map_lookup_elem(&fqdn, &key.addr);
-	if (!name)
-		return 0;
-	/* A copy: the proxy may write another one after it was looked up. */
-	id = *name;
-	if (!bpf_map_lookup_elem(&names, &id))
-		return 0;
-	p->peer[1] = id;
-	both.outside = p->peer[0];
-	both.names = id;
-	name = bpf_map_lookup_elem(&pairs, &both);
-	if (name)
-		p->pair = *name;
-	return 0;
-}
 
 /* The best entry found so far; action 0: none. */
 struct choice {
@@ -144,9 +79,11 @@ SUBPROGRAM int judge(struct packet *p, __u32 id, __u32 direction, __u32 known)
 	struct policy_info *info;
 	struct choice c = {};
 	struct finding *v;
+	__u16 port;
 
 	if (!p)
 		return DROP;
+	port = p->port;
 	key.proto = p->tuple.proto;
 	v = &p->found[direction & 1];
 	v->rule = 0;
@@ -164,8 +101,16 @@ SUBPROGRAM int judge(struct packet *p, __u32 id, __u32 direction, __u32 known)
 	any = info->any_port_bits[direction & 1];
 	peers[0] = known;
 	peers[1] = 0;
-	if (!known) {
+	if (!known)
 		find_peer(p);
+	if (!known && direction & 1 && find_front(p)) {
+		if (!p->peer[1]) {
+			v->reason = REASON_SERVICE_CONFLICT;
+			return DROP;
+		}
+		peers[0] = p->peer[1];
+		port = p->front_port;
+	} else if (!known) {
 		peers[0] = p->peer[0];
 		/* Names are where a pod goes to, not where something comes from. */
 		if (direction & 1) {
@@ -189,23 +134,23 @@ SUBPROGRAM int judge(struct packet *p, __u32 id, __u32 direction, __u32 known)
 	/* Before the parts: what rules for both say together is under it. */
 	if (pair && mask & all) {
 		key.identity = pair;
-		if (probe(&key, mask & all, p->port, &c))
+		if (probe(&key, mask & all, port, &c))
 			goto decided;
 		key.proto = p->tuple.proto;
 	}
 	key.identity = peers[0];
-	if (mask & all && probe(&key, mask & all, p->port, &c))
+	if (mask & all && probe(&key, mask & all, port, &c))
 		goto decided;
 	if (peers[1] && mask & all) {
 		key.identity = peers[1];
 		key.proto = p->tuple.proto;
-		if (probe(&key, mask & all, p->port, &c))
+		if (probe(&key, mask & all, port, &c))
 			goto decided;
 	}
 	key.identity = 0;
 	key.proto = p->tuple.proto;
 	if (any & all)
-		probe(&key, any & all, p->port, &c);
+		probe(&key, any & all, port, &c);
 decided:
 	v->rule = c.rule;
 	v->rule_set = c.rule_set;

@@ -211,6 +211,8 @@ SUBPROGRAM int tell_proxy(struct __sk_buff *skb, struct packet *p, struct conn *
 	conn->revision = p->revision;
 	conn->src_identity = p->direction == DIRECTION_EGRESS ? p->identity : p->peer[0];
 	conn->dst_identity = p->direction == DIRECTION_EGRESS ? p->peer[0] : p->identity;
+	if (p->fronted == FRONT)
+		conn->dst_identity = p->peer[1];
 	conn->l7 = p->l7 | CONN_LOCAL << (p->direction & 1);
 	if (p->local_ifindex)
 		conn->l7 |= CONN_LOCAL << DIRECTION_INGRESS;

@@ -16,12 +16,15 @@ type (
 	// Addr is an IP address in network byte order, IPv4 as ::ffff:a.b.c.d.
 	Addr = datapathAddr
 	// Tuple is the forward direction of a flow; ports in network byte order.
-	Tuple       = datapathTuple
-	Endpoint    = datapathEndpoint
-	Device      = datapathDevice
-	Prefix      = datapathPrefix
-	Peer        = datapathPeer
-	Pair        = datapathPair
+	Tuple    = datapathTuple
+	Endpoint = datapathEndpoint
+	Device   = datapathDevice
+	Prefix   = datapathPrefix
+	Peer     = datapathPeer
+	Pair     = datapathPair
+	Front    = datapathFront
+	// FrontKey is an address and port; the port is in network byte order.
+	FrontKey    = datapathFrontKey
 	PolicyInfo  = datapathPolicyInfo
 	PolicyKey   = datapathPolicyKey
 	PolicyEntry = datapathPolicyEntry
@@ -51,6 +54,7 @@ const (
 const (
 	PeerWorld uint32 = 1 // an outside address; what DNS taught about it counts as well
 	PeerHost  uint32 = 2 // an address of this node, whatever its identity
+	PeerNode  uint32 = 4 // an address of a node, this one or another: it may serve node ports
 )
 
 // Bits of Conntrack.Flags.
@@ -176,6 +180,12 @@ func FlowOf(key Tuple, ct Conntrack) Tuple {
 	return key
 }
 
+// FrontKeyOf returns where a service may be reached. The unspecified address stands
+// for all addresses of its family that are PeerNode.
+func FrontKeyOf(at netip.AddrPort, protocol uint8) FrontKey {
+	return FrontKey{Addr: AddrOf(at.Addr()), Port: swap16(at.Port()), Proto: protocol}
+}
+
 // PolicyKeyOf returns the key in the policy table of an entry of policy id.
 func PolicyKeyOf(id uint32, k policy.Key) PolicyKey {
 	return PolicyKey{
@@ -195,6 +205,8 @@ func PolicyEntryOf(e policy.Entry) PolicyEntry {
 			reason = flow.ReasonL7Unsupported
 		case policy.RefusedL7Conflict:
 			reason = flow.ReasonL7Conflict
+		case policy.RefusedBackends:
+			reason = flow.ReasonServiceBackends
 		}
 		out.Reason = uint8(reason)
 	}

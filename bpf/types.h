@@ -48,6 +48,22 @@ struct peer {
 };
 #define PEER_WORLD 1 /* ask fqdn, too */
 #define PEER_HOST 2  /* an address of this node, whatever its identity */
+#define PEER_NODE 4  /* an address of a node, this one or another: it may serve node ports */
+
+/* fronts: an address and port that lead to the backends of a service, beside its
+ * cluster IPs -> the service. The address 0 of a family (:: or ::ffff:0.0.0.0)
+ * stands for every address of a node. */
+struct front_key {
+	struct addr addr;
+	__be16 port;
+	__u8 proto;
+	__u8 pad;
+};
+struct front {
+	__u32 identity; /* of the service; 0: nobody can tell whose backends */
+	__u16 port;	/* of the service, as policy is asked; host byte order */
+	__u16 pad;
+};
 
 /* pairs: what ipcache and fqdn say of an outside address -> the identity of
  * both together, for policies that say something else of both than of each. */

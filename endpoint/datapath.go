@@ -14,7 +14,7 @@ import (
 func kernelOf(d *bpf.Datapath) kernel {
 	return kernel{
 		numbers: d.Numbers, entries: d.Policy, policies: d.Policies,
-		ipcache: d.IPCache, devices: d.Devices, endpoints: d.Endpoints, names: d.Names, pairs: d.Pairs,
+		ipcache: d.IPCache, fronts: d.Fronts, devices: d.Devices, endpoints: d.Endpoints, names: d.Names, pairs: d.Pairs,
 		forget: func(addrs map[bpf.Addr]bool) error { return forget(d, addrs) },
 		unname: func(ids map[uint32]bool) error { return unname(d, ids) },
 		attach: d.AttachPod, detach: d.DetachPod, attached: d.Attached, activate: d.Activate, sent: sentFrom,

@@ -19,6 +19,7 @@ type fakeKernel struct {
 	entries   *fakeStore[bpf.PolicyKey, bpf.PolicyEntry]
 	policies  *fakeStore[uint32, bpf.PolicyInfo]
 	ipcache   *fakeStore[bpf.Prefix, bpf.Peer]
+	fronts    *fakeStore[bpf.FrontKey, bpf.Front]
 	devices   *fakeStore[uint32, bpf.Device]
 	endpoints *fakeStore[bpf.Addr, bpf.Endpoint]
 	names     *fakeStore[uint32, uint32]
@@ -48,6 +49,7 @@ func newFakeKernel() *fakeKernel {
 	f.entries = newFakeStore[bpf.PolicyKey, bpf.PolicyEntry](f, "policy")
 	f.policies = newFakeStore[uint32, bpf.PolicyInfo](f, "policies")
 	f.ipcache = newFakeStore[bpf.Prefix, bpf.Peer](f, "ipcache")
+	f.fronts = newFakeStore[bpf.FrontKey, bpf.Front](f, "fronts")
 	f.devices = newFakeStore[uint32, bpf.Device](f, "devices")
 	f.endpoints = newFakeStore[bpf.Addr, bpf.Endpoint](f, "endpoints")
 	f.names = newFakeStore[uint32, uint32](f, "names")
@@ -72,7 +74,7 @@ func (f *fakeKernel) steps() []string {
 
 func (f *fakeKernel) kernel() kernel {
 	return kernel{
-		numbers: f.numbers, entries: f.entries, policies: f.policies, ipcache: f.ipcache, devices: f.devices, endpoints: f.endpoints, names: f.names, pairs: f.pairs,
+		numbers: f.numbers, entries: f.entries, policies: f.policies, ipcache: f.ipcache, fronts: f.fronts, devices: f.devices, endpoints: f.endpoints, names: f.names, pairs: f.pairs,
 		forget: func(addrs map[bpf.Addr]bool) error {
 			for a := range addrs {
 				f.forgotten = append(f.forgotten, a.Netip())

@@ -140,7 +140,7 @@ func TestManagerFollowsTheHost(t *testing.T) {
 		}
 		return p
 	}
-	host := bpf.Peer{Identity: uint32(identity.Host), Flags: bpf.PeerHost}
+	host := bpf.Peer{Identity: uint32(identity.Host), Flags: bpf.PeerHost | bpf.PeerNode}
 	if got := row("172.17.0.1"); got != host {
 		t.Errorf("172.17.0.1 is %+v", got)
 	}

@@ -16,6 +16,7 @@ type kernel struct {
 	entries   store[bpf.PolicyKey, bpf.PolicyEntry]
 	policies  store[uint32, bpf.PolicyInfo]
 	ipcache   store[bpf.Prefix, bpf.Peer]
+	fronts    store[bpf.FrontKey, bpf.Front]
 	devices   store[uint32, bpf.Device]
 	endpoints store[bpf.Addr, bpf.Endpoint]
 	names     store[uint32, uint32]
@@ -48,6 +49,7 @@ type realiser struct {
 	numbers   *table[bpf.Number, bpf.Digest]
 	policies  *policies
 	ipcache   *table[bpf.Prefix, bpf.Peer]
+	fronts    *table[bpf.FrontKey, bpf.Front]
 	devices   *table[uint32, bpf.Device]
 	endpoints *table[bpf.Addr, bpf.Endpoint]
 	names     *table[uint32, uint32]
@@ -88,6 +90,7 @@ func newRealiser(k kernel, rules RuleSets) *realiser {
 		numbers:   newTable("numbers", k.numbers),
 		policies:  newPolicies(k.entries, k.policies),
 		ipcache:   newTable("ipcache", k.ipcache),
+		fronts:    newTable("fronts", k.fronts),
 		devices:   newTable("devices", k.devices),
 		endpoints: newTable("endpoints", k.endpoints),
 		names:     newTable("names", k.names),
@@ -104,7 +107,7 @@ func newRealiser(k kernel, rules RuleSets) *realiser {
 // adopt reads what a predecessor left in force, and returns the numbers it
 // gave out.
 func (r *realiser) adopt() (policy.Seeds, error) {
-	for _, adopt := range []func() error{r.numbers.adopt, r.policies.adopt, r.ipcache.adopt, r.devices.adopt, r.endpoints.adopt, r.names.adopt, r.pairs.adopt, r.host.adopt} {
+	for _, adopt := range []func() error{r.numbers.adopt, r.policies.adopt, r.ipcache.adopt, r.fronts.adopt, r.devices.adopt, r.endpoints.adopt, r.names.adopt, r.pairs.adopt, r.host.adopt} {
 		if err := adopt(); err != nil {
 			return policy.Seeds{}, err
 		}
@@ -182,7 +185,18 @@ func (r *realiser) fold(d policy.Delta) {
 		if peer.Host {
 			row.Flags |= bpf.PeerHost
 		}
+		if peer.Node {
+			row.Flags |= bpf.PeerNode
+		}
 		r.ipcache.set(bpf.PrefixOf(prefix), row)
+	}
+	for at, to := range d.Fronts {
+		key := bpf.FrontKeyOf(netip.AddrPortFrom(at.Addr, at.Port), at.Protocol)
+		if to == nil {
+			r.fronts.unset(key)
+		} else {
+			r.fronts.set(key, bpf.Front{Identity: uint32(to.Identity), Port: to.Port})
+		}
 	}
 	if d.Host != nil {
 		r.host.want = *d.Host
@@ -220,6 +234,7 @@ func (r *realiser) realise(ctx context.Context, mayDelete bool) error {
 		count(r.policies.update())
 	}
 	count(r.ipcache.update(nil))
+	count(r.fronts.update(nil))
 	// What an address is known as comes when its entries are there.
 	count(r.pairs.update(nil))
 	count(r.names.update(nil))
@@ -246,6 +261,7 @@ func (r *realiser) realise(ctx context.Context, mayDelete bool) error {
 		stuck, err := r.detachAll()
 		count(0, err)
 		count(r.devices.prune(func(index uint32) bool { return stuck[index] }))
+		count(r.fronts.prune(nil))
 		count(r.ipcache.prune(nil))
 		if namesErr == nil {
 			namesErr = r.nameSets.prune(ctx)

@@ -39,6 +39,8 @@ const (
 	ReasonUDPNoFlow        Reason = 50 // a datagram left the proxy that belongs to no question of a pod
 	ReasonPolicyMissing    Reason = 51 // the pod's policy is not in the kernel yet
 	ReasonConnsShare       Reason = 52 // one pod has its share of the redirected flows: a quarter of what there is room for
+	ReasonServiceBackends  Reason = 53 // an address of a service, not all of whose backends are allowed
+	ReasonServiceConflict  Reason = 54 // several services, or a service and a pod, have that address and port: nobody can tell where it leads to
 )
 
 // firstDrop is the lowest number of a reason to drop.
@@ -80,6 +82,8 @@ func Reasons() []Reason {
 		ReasonUDPNoFlow,
 		ReasonPolicyMissing,
 		ReasonConnsShare,
+		ReasonServiceBackends,
+		ReasonServiceConflict,
 	}
 }
 
@@ -146,6 +150,10 @@ func (r Reason) String() string {
 		return "policy-missing"
 	case ReasonConnsShare:
 		return "conns-share"
+	case ReasonServiceBackends:
+		return "service-backends"
+	case ReasonServiceConflict:
+		return "service-conflict"
 	}
 	return fmt.Sprintf("reason-%d", uint8(r))
 }
@@ -214,6 +222,10 @@ func (r Reason) Explanation() string {
 		return "the pod's policy is not in the kernel yet"
 	case ReasonConnsShare:
 		return "one pod has its share of the redirected flows: a quarter of what there is room for"
+	case ReasonServiceBackends:
+		return "an address of a service, not all of whose backends are allowed"
+	case ReasonServiceConflict:
+		return "several services, or a service and a pod, have that address and port: nobody can tell where it leads to"
 	}
 	return ""
 }

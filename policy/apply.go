@@ -41,6 +41,8 @@ type Engine struct {
 	pairs     map[pairKey]*pair
 	resolvers *resolvers
 	frontends *frontends
+	fronts    *frontTable
+	dnsBehind *dnsBehind
 	strangers *strangers
 	// host is this node as a subject, failsafe what its policies are not asked
 	// about.
@@ -64,6 +66,7 @@ type dirty struct {
 	again    map[Object]struct{}    // policies to translate anew
 	pods     map[*pod]struct{}
 	services map[*service]struct{}
+	dns      bool // among them are some that lead, or led, to DNS at other ports
 	subjects map[*subject]*policyChange
 	nodeKeys map[string]struct{}
 }
@@ -104,7 +107,7 @@ func NewEngine(o Options) (*Engine, error) {
 		policies: map[Object]*policyObject{}, scoped: map[string][]*policyObject{}, groups: map[string]*cidrGroup{}, nodeKeys: map[string]int{},
 		claims: newClaims(), blocks: newBlockTable(), prefixes: newPrefixTable(), endpoints: map[netip.Addr]*Endpoint{},
 		peers: newPeerTable(ids), selectors: newSelectorTable(), ruleSets: newRuleSetTable(newNumbering(1, o.Seeds.RuleSets)),
-		subjects: map[identity.Digest]*subject{}, names: newNameTable(), pairs: map[pairKey]*pair{}, resolvers: newResolvers(o), frontends: newFrontends(), strangers: newStrangers(),
+		subjects: map[identity.Digest]*subject{}, names: newNameTable(), pairs: map[pairKey]*pair{}, resolvers: newResolvers(o), frontends: newFrontends(), fronts: newFrontTable(), dnsBehind: newDNSBehind(), strangers: newStrangers(),
 		policyNumbers: newNumbering(1, o.Seeds.Policies), rules: newRuleTable(newNumbering(1, o.Seeds.Rules)),
 		dirty: newDirty(), askedOf: map[identity.Digest]*subject{},
 	}, nil
@@ -188,14 +191,19 @@ func (e *Engine) settle() error {
 	note(err)
 	e.servicesBehind(changed)
 	e.servicesOfPods(changed)
+	note(e.settleFronts())
 	for s := range e.dirty.services {
 		s.peer = e.peers.held(newServicePeer(s.object))
 		e.lookBehind(s)
+		dns := s.leadsToDNS()
+		e.dirty.dns = e.dirty.dns || s.dns || dns
+		s.dns = dns
 		e.settleFrontends(s)
 		if s.src == nil && len(s.slices) == 0 {
 			delete(e.services, s.object)
 		}
 	}
+	e.settleDNSBehind()
 	e.settleResolvers()
 	added, removed := e.peers.sweep()
 	e.selectors.update(added, removed)

@@ -177,7 +177,7 @@ func TestIPBlocksOfThisNode(t *testing.T) {
 	}
 	object, found := netip.MustParseAddr("192.168.5.1"), netip.MustParseAddr("172.17.0.1")
 	in, out := tb.who(object), tb.who(found)
-	if in.Identity < identity.FirstLocal || !in.Host || in.World || out != (Peer{Identity: identity.Host, Host: true}) {
+	if in.Identity < identity.FirstLocal || !in.Host || in.World || out != (Peer{Identity: identity.Host, Host: true, Node: true}) {
 		t.Errorf("inside %+v, outside %+v", in, out)
 	}
 	if got := e.IdentityLabels(in.Identity); !slices.Equal(got, []string{"reserved:host", "block:192.168.5.1/32"}) {

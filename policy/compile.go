@@ -138,9 +138,7 @@ func (c *compiler) template(p *peer, own, any []portGrantFor) (template, error) 
 	for p, e := range entries {
 		out = append(out, entryFor{p, e})
 	}
-	slices.SortFunc(out, func(a, b entryFor) int {
-		return cmp.Or(cmp.Compare(a.ports.proto, b.ports.proto), cmp.Compare(a.ports.port, b.ports.port), cmp.Compare(a.ports.bits, b.ports.bits))
-	})
+	slices.SortFunc(out, entryFor.compare)
 	return out, nil
 }
 

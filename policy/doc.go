@@ -36,7 +36,8 @@
 // Where a policy is about names, DNS that it lets through on port 53 without
 // DNS rules goes to the proxy all the same, where every question passes and the
 // answers are seen: Cilium wants a DNS rule for that. What is not let through
-// stays so. DNS rules are lifted by a rule without them only if that is for the
+// stays so. A backend of a service's port 53 that listens at another port is seen
+// there (dns_behind.go). DNS rules are lifted by a rule without them only if that is for the
 // same item of a port list, as in Cilium: by "53" the rules of "53", but not by
 // a range, by all ports, or by a peer alone.
 //

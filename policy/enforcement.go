@@ -29,6 +29,7 @@ type enforcement struct {
 	pairs    map[*pair]template
 	memo     map[string]template // by signature
 	compiler compiler
+	behind   *dnsBehind
 	held     map[uint32]struct{} // rule sets
 	// pending are peers that selectors came to select since the last update.
 	pending map[*peer]struct{}
@@ -48,7 +49,7 @@ type contribution struct {
 func (e *Engine) newEnforcement(s *subject, d Direction) *enforcement {
 	return &enforcement{direction: d, subject: s.peer, alwaysDeny: s.alwaysDeny,
 		own: map[*peer][]*grant{}, perPeer: map[*peer]template{}, pairs: map[*pair]template{}, memo: map[string]template{},
-		held: map[uint32]struct{}{}, pending: map[*peer]struct{}{},
+		held: map[uint32]struct{}{}, pending: map[*peer]struct{}{}, behind: e.dnsBehind,
 		compiler: compiler{ruleSets: e.ruleSets, used: map[uint32]struct{}{}, noProxy: s.peer.kind == hostPeer}}
 }
 
@@ -217,8 +218,24 @@ func (e *Engine) judgeAny(f *enforcement) (err error) {
 }
 
 // templateFor makes what the policy says about one peer, given the grants that
-// name it, in order; nil if none does.
+// name it, in order; nil if none does, unless it answers DNS behind a service.
 func (f *enforcement) templateFor(p *peer, grants []*grant) (template, error) {
+	t, err := f.named(p, grants)
+	if err != nil || f.closed != nil || !f.compiler.observes || f.compiler.strict && p.isWorld() {
+		return t, err
+	}
+	behind := f.behind.at[p.digest]
+	if len(behind) == 0 {
+		return t, nil
+	}
+	for _, at := range behind {
+		f.scratch = binary.BigEndian.AppendUint16(append(f.scratch, 0, 1, at.proto), at.port)
+	}
+	return f.seeBehind(p, behind, t)
+}
+
+// named is templateFor without regard to what is behind services.
+func (f *enforcement) named(p *peer, grants []*grant) (template, error) {
 	f.scratch = f.scratch[:0]
 	if len(grants) == 0 || f.closed != nil {
 		return nil, nil

@@ -176,6 +176,11 @@ type Delta struct {
 	// Services tells where pods' connections to services go; nil: the frontend is
 	// gone.
 	Services map[Frontend]*Backends
+	// Fronts are what policy makes of the addresses and ports of services beside
+	// their cluster IPs; nil: gone. The unspecified address stands for all that are
+	// Peer.Node. A new one is told after the policy entries and prefixes are
+	// written; one that goes, before they are deleted.
+	Fronts map[Frontend]*Front
 	// NodeAddresses serve node ports (true), or don't any more.
 	NodeAddresses map[netip.Addr]bool
 	// Host, if not nil, is what is enforced on the node itself after this batch.
@@ -195,6 +200,8 @@ type Peer struct {
 	// passes by. Its identity is not always identity.Host: IP blocks that the
 	// address lies in make it another.
 	Host bool
+	// Node: an address of some node, this one included: it may serve node ports.
+	Node bool
 }
 
 // Server is where names are asked for.

@@ -47,7 +47,9 @@ func (e *Engine) Explain(q Question) Answer {
 	}
 	x := &explanation{engine: e, q: &q, from: from, to: to, proto: proto, port: port}
 	a := Answer{ID: q.ID}
-	if to.service != nil {
+	if f, ok := e.frontOf(to, proto, port); ok && from.pod != nil {
+		a.Egress, a.Ingress, err = x.front(f)
+	} else if to.service != nil {
 		a.Egress, a.Ingress, err = x.service()
 	} else {
 		a.Egress, err = x.egress(to, port)
@@ -195,7 +197,7 @@ func (f *enforcement) judge(p *peer, proto uint8, port uint16) (Entry, bool, err
 // side judges a flow at one end and says why.
 func (x *explanation) side(f *enforcement, at, other end, peer *peer, port uint16) (*Side, error) {
 	if !f.enforced {
-		return &Side{Verdict: Allowed, Reason: fmt.Sprintf("not enforced: no policy selects %s for %s", at.name, f.direction)}, nil
+		return x.notEnforced(at, f.direction), nil
 	}
 	entry, ok, err := f.judge(peer, x.proto, port)
 	if err != nil {
@@ -207,6 +209,10 @@ func (x *explanation) side(f *enforcement, at, other end, peer *peer, port uint1
 	}
 	s.Others = x.others(f, other, peer, port, s)
 	return s, nil
+}
+
+func (x *explanation) notEnforced(at end, d Direction) *Side {
+	return &Side{Verdict: Allowed, Reason: fmt.Sprintf("not enforced: no policy selects %s for %s", at.name, d)}
 }
 
 // verdict spells an entry.

@@ -1,17 +1,54 @@
 package policy
 
 import (
+	"errors"
 	"fmt"
 	"net/netip"
 	"slices"
+	"strings"
 
 	"github.com/weirnet/weir/identity"
 )
 
+// front judges a flow to an address and port in front of a service.
+func (x *explanation) front(f Frontend) (egress, ingress *Side, err error) {
+	claims := x.engine.fronts.claims[f]
+	if x.engine.fronts.told[f].Identity == 0 || x.to.pod != nil && x.to.node == x.from.node {
+		return x.anyonesFront(claims)
+	}
+	at := x.to.name
+	x.to = end{name: "service " + claims[0].service.name(), service: claims[0].service, six: x.to.six, four: x.to.four}
+	x.port = claims[0].port
+	if egress, ingress, err = x.service(); err == nil {
+		egress.Reason += fmt.Sprintf("; %s at that port is service %s, judged by its backends", at, claims[0].service.name())
+	}
+	return egress, ingress, err
+}
+
+// anyonesFront is one of which nobody can tell where it leads to.
+func (x *explanation) anyonesFront(claims []frontClaim) (egress, ingress *Side, err error) {
+	var names []string
+	for _, c := range claims {
+		names = append(names, "service "+c.service.name())
+	}
+	if x.to.pod != nil {
+		names = append(names, x.to.name)
+	}
+	f, err := x.engine.asked(x.from, Egress)
+	if err != nil {
+		return nil, nil, err
+	}
+	ingress = &Side{Verdict: NotApplicable, Reason: "nobody can tell where it leads to"}
+	if !f.enforced {
+		return x.notEnforced(x.from, Egress), ingress, nil
+	}
+	return &Side{Verdict: Denied, Reason: fmt.Sprintf("%s have that address and port, so nobody can tell where it leads to", strings.Join(names, " and "))}, ingress, nil
+}
+
 // service judges a flow to a service by its backends.
 func (x *explanation) service() (egress, ingress *Side, err error) {
 	svc := x.to.service
-	name := "service " + svc.object.Namespace + "/" + svc.object.Name
+	name := "service " + svc.name()
 	i := slices.IndexFunc(svc.targets, func(t target) bool { return t.proto == x.proto && t.port == x.port })
 	if i < 0 {
 		return nil, nil, fmt.Errorf("%s has no port %d of that protocol", name, x.port)
@@ -20,6 +57,7 @@ func (x *explanation) service() (egress, ingress *Side, err error) {
 	if len(t.backends) == 0 {
 		return x.noBackends(name)
 	}
+	passes := false
 	for _, b := range t.backends {
 		to := end{name: "a backend of " + name, other: b.peer, addrs: []netip.Addr{b.addr}}
 		switch b.peer.kind {
@@ -38,8 +76,34 @@ func (x *explanation) service() (egress, ingress *Side, err error) {
 			return nil, nil, err
 		}
 		egress, ingress = stricter(egress, eg), stricter(ingress, in)
+		passes = passes || eg.Verdict != Denied
 	}
-	return egress, ingress, nil
+	mixed, err := x.backendsDiffer(t)
+	if mixed && passes {
+		egress.Reason += "; not for all backends of " + name +
+			" do policies say the same: what is sent to its own addresses and not translated by Weir is denied"
+	}
+	return egress, ingress, err
+}
+
+// backendsDiffer tells whether packets of a pod that bear the service's own address
+// are denied because its backends differ: those that Weir does not translate at
+// the pod's socket, but kube-proxy on their way.
+func (x *explanation) backendsDiffer(t target) (bool, error) {
+	if x.from.pod == nil {
+		return false, nil
+	}
+	f, err := x.engine.asked(x.from, Egress)
+	if err != nil || !f.enforced || f.closed != nil {
+		return false, err
+	}
+	var failed error
+	_, _, mixed := f.judgeTarget(t, func(b backend) (Entry, bool) {
+		e, ok, err := f.judge(b.peer, t.proto, b.port)
+		failed = errors.Join(failed, err)
+		return e, ok
+	})
+	return mixed, failed
 }
 
 // stricter picks the side that stops more: a service is allowed if every
@@ -67,7 +131,7 @@ func (x *explanation) noBackends(name string) (egress, ingress *Side, err error)
 		return nil, nil, err
 	}
 	if !f.enforced {
-		return &Side{Verdict: Allowed, Reason: "not enforced: no policy selects " + x.from.name + " for egress"}, ingress, nil
+		return x.notEnforced(x.from, Egress), ingress, nil
 	}
 	entry, ok, mixed := f.judgeTarget(target{}, nil)
 	if mixed {

@@ -8,9 +8,9 @@ import (
 	"time"
 )
 
-// Frontend is where pods reach a service: TCP and UDP only.
+// Frontend is where pods reach a service; in Delta.Services TCP and UDP only.
 type Frontend struct {
-	Addr     netip.Addr // unspecified: every address of that family in Delta.NodeAddresses
+	Addr     netip.Addr // unspecified: every address of that family of a node: in Delta.NodeAddresses, or for Delta.Fronts of a Peer.Node
 	Port     uint16
 	Protocol uint8
 }

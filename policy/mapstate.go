@@ -28,8 +28,8 @@ const (
 	// Redirect sends the flow to the proxy, which applies RuleSet.
 	Redirect Action = 3
 	// Refuse stands where a Redirect would, but for rules that Weir does not
-	// enforce yet (Kafka, SNI) or policies it had to refuse: the flow is
-	// dropped with Reason.
+	// enforce yet (Kafka, SNI) or policies it had to refuse, and for services
+	// whose backends are not all allowed: the flow is dropped with Reason.
 	Refuse Action = 4
 )
 
@@ -59,6 +59,7 @@ const (
 	RefusedPolicy        RefuseReason = 1 // the policy object was refused, its subjects are closed
 	RefusedL7Unsupported RefuseReason = 2 // L7 rules of a kind that is not enforced
 	RefusedL7Conflict    RefuseReason = 3 // rules of two L7 kinds on one peer and port
+	RefusedBackends      RefuseReason = 4 // an address of a service, not all of whose backends are allowed
 )
 
 // Lookup is the search the kernel does in a policy's map, step by step the

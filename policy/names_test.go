@@ -230,7 +230,7 @@ endpoints: [{addresses: [10.0.0.12%s]}]
 		{53, "", "cnp: egress: [" + names + ", {toEndpoints: [{}]}]", "DNS all"},
 		{5353, "", "cnp: egress: [" + names + ", {toEndpoints: [{}]}]", "DNS all"},
 		{5353, "", "cnp: egress: [{toEndpoints: [{}]}]", "allow"},
-		{53, ", 10.1.0.12", "cnp: egress: [" + names + ", {toEndpoints: [{}]}]", "none"},
+		{53, ", 10.1.0.12", "cnp: egress: [" + names + ", {toEndpoints: [{}]}]", "refuse"},
 		{53, ", 10.1.0.12", "cnp: egress: [" + names + ", {toEndpoints: [{}]}, {toEndpoints: [{matchLabels: {'k8s:io.kubernetes.pod.namespace': shop}}]}]", "DNS all"},
 		{53, "", "cnp: egress: [{toEndpoints: [{}], toPorts: [{ports: [{port: '53'}], rules: {dns: [{matchName: b.test}]}}]}]", "DNS b.test"},
 		{53, "", "np: policyTypes: [Egress], egress: [{}];;cnp: egress: [" + names + "]", "DNS all"},

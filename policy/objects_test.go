@@ -88,8 +88,11 @@ func coreObject(t testing.TB, d *api.Document) Change {
 				s.ClusterIPs = append(s.ClusterIPs, a)
 			}
 		}
+		for _, ip := range o.Spec.ExternalIPs {
+			s.ExternalIPs = append(s.ExternalIPs, netip.MustParseAddr(ip))
+		}
 		for _, sp := range o.Spec.Ports {
-			s.Ports = append(s.Ports, ServicePort{Name: sp.Name, Protocol: protocolOf(t, sp.Protocol), Port: uint16(sp.Port),
+			s.Ports = append(s.Ports, ServicePort{Name: sp.Name, Protocol: protocolOf(t, sp.Protocol), Port: uint16(sp.Port), NodePort: uint16(sp.NodePort),
 				TargetPort: uint16(sp.TargetPort.IntVal), TargetName: sp.TargetPort.StrVal})
 		}
 		return Change{Object{KindService, ns, o.Name}, s}

@@ -47,6 +47,11 @@ type peer struct {
 
 func (p *peer) isWorld() bool { return p.kind == worldPeer }
 
+// told is what is told of an address prefix that it stands for.
+func (p *peer) told() Peer {
+	return Peer{Identity: p.id, World: p.isWorld(), Host: p.kind == hostPeer, Node: p.kind == hostPeer || p.kind == nodePeer}
+}
+
 // named returns the numbers of the peer's ports of that name and protocol.
 func (p *peer) named(name string, proto uint8) []uint16 {
 	var out []uint16

@@ -293,8 +293,7 @@ func (e *Engine) settlePrefixes() ([]netip.Prefix, error) {
 			continue
 		}
 		e.prefixes.set(p, want)
-		now := Peer{Identity: want.id, World: want.isWorld(), Host: want.kind == hostPeer}
-		if old == nil || now != (Peer{Identity: old.id, World: old.isWorld(), Host: old.kind == hostPeer}) {
+		if now := want.told(); old == nil || now != old.told() {
 			e.delta.Prefixes[p] = now
 		}
 	}

@@ -75,7 +75,7 @@ func naively(e *Engine, subject, p *peer, d Direction, proto uint8, port uint16)
 	switch {
 	case len(plain)+len(looked) == 0 && defaultDeny:
 		return naive{}
-	case len(looked) == 0 && observed && dnsPort && (!unseen || !own):
+	case len(looked) == 0 && observed && (dnsPort && (!unseen || !own) || d == Egress && !unseen && naiveBehind(e, p, proto, port)):
 		return naive{action: Redirect, protocol: ProtocolDNS, allowAll: true}
 	case len(looked) == 0:
 		return naive{action: Allow}
@@ -111,6 +111,28 @@ func naively(e *Engine, subject, p *peer, d Direction, proto uint8, port uint16)
 	slices.Sort(out.rules)
 	out.rules = slices.Compact(out.rules)
 	return out
+}
+
+// naiveBehind tells whether a service's port 53 leads there.
+func naiveBehind(e *Engine, p *peer, proto uint8, port uint16) (leads bool) {
+	if proto != protoUDP && proto != protoTCP {
+		return false
+	}
+	for _, s := range e.services {
+		if s.src == nil {
+			continue
+		}
+		for _, sp := range s.src.Ports {
+			if sp.Port != 53 || sp.Protocol != proto {
+				continue
+			}
+			e.behind(s, &sp, func(a netip.Addr, at uint16) {
+				who, exact := e.prefixes.lookup(a)
+				leads = leads || at == port && who.digest == p.digest && (exact || who.kind != worldPeer) && who.kind != unknownPeer
+			})
+		}
+	}
+	return leads
 }
 
 // teachesText tells for whom a set teaches.
@@ -299,7 +321,7 @@ var askedPorts = []struct {
 	proto uint8
 	port  uint16
 }{
-	{protoTCP, 80}, {protoTCP, 53}, {protoTCP, 81}, {protoTCP, 85}, {protoTCP, 8080}, {protoTCP, 9999}, {protoUDP, 80}, {protoUDP, 53},
+	{protoTCP, 80}, {protoTCP, 53}, {protoTCP, 81}, {protoTCP, 85}, {protoTCP, 8080}, {protoTCP, 9999}, {protoUDP, 80}, {protoUDP, 53}, {protoUDP, 5353},
 	{protoSCTP, 80}, {protoICMP, 8}, {protoICMP, 0}, {protoICMPv6, 8}, {47, 0},
 }
 
@@ -327,6 +349,9 @@ func compareFlows(t *testing.T, e *Engine, tb *tables) (flows int) {
 				flows += compareNames(t, e, tb, s, a)
 			}
 		}
+	}
+	if got, want := frontsText(e, tb.fronts), naiveFronts(e); got != want {
+		t.Errorf("fronts:\n%s\nwant\n%s", got, want)
 	}
 	return flows + compareServices(t, e, tb) + compareUnions(t, e, tb)
 }

@@ -362,7 +362,16 @@ func (r random) other(i int) Change {
 			Service: "kubernetes", Ports: []SlicePort{{"https", protoTCP, 6443}}, Addresses: []netip.Addr{netip.MustParseAddr(pick(r, "192.168.0.1", "192.168.0.2", "192.168.0.3", "1.2.3.9"))}}}
 	case 5:
 		s := &Service{Namespace: "red", Name: pick(r, "s1", "s2"), ClusterIPs: []netip.Addr{netip.AddrFrom4([4]byte{10, 96, 0, byte(1 + r.IntN(2))})},
-			Ports: []ServicePort{{Name: "http", Protocol: protoTCP, Port: 80}, {Name: "alt", Protocol: protoTCP, Port: 8080}}}
+			Ports: []ServicePort{{Name: "http", Protocol: protoTCP, Port: 80}, {Name: "alt", Protocol: protoTCP, Port: 8080}, {Name: "dns", Protocol: protoUDP, Port: 53}}}
+		if r.some(40) {
+			s.ExternalIPs = []netip.Addr{netip.MustParseAddr(pick(r, "1.2.3.4", "192.168.0.1", "10.96.0.1", "10.96.0.2", "10.0.0.10"))}
+		}
+		if r.some(40) {
+			s.Ports[0].NodePort = pick[uint16](r, 80, 81, 30080)
+		}
+		if r.some(20) {
+			s.ProxiedIPs, s.OtherProxy = s.ExternalIPs, r.some(50)
+		}
 		if r.some(40) {
 			s.Selector = map[string]string{"app": pick(r, "a", "b")}
 		}
@@ -377,7 +386,7 @@ func (r random) other(i int) Change {
 		return Change{Object{Kind: KindHostAddresses}, h}
 	}
 	s := &EndpointSlice{Namespace: "red", Name: pick(r, "e1", "e2"), Service: pick(r, "s1", "s2"),
-		Ports: []SlicePort{{"http", protoTCP, pick[uint16](r, 80, 8080)}, {"alt", protoTCP, 81}}}
+		Ports: []SlicePort{{"http", protoTCP, pick[uint16](r, 80, 8080)}, {"alt", protoTCP, 81}, {"dns", protoUDP, pick[uint16](r, 53, 5353)}}}
 	for range r.IntN(3) {
 		s.Addresses = append(s.Addresses, pick(r, netip.MustParseAddr("10.0.0.10"), netip.MustParseAddr("10.0.0.11"), netip.MustParseAddr("1.2.3.4"), netip.MustParseAddr("10.0.0.99")))
 	}

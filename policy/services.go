@@ -18,7 +18,10 @@ type service struct {
 	targets []target // one for each of its ports
 	// frontends it claims, and where they lead.
 	frontends map[Frontend]*Backends
-	outside   bool // some backend's identity is that of a prefix, not of its address
+	claims    map[Frontend]frontClaim
+	front     *peer // held for its fronts; nil if it has none
+	dns       bool  // it leads to DNS at another port than 53
+	outside   bool  // some backend's identity is that of a prefix, not of its address
 }
 
 // target is where a port of a service leads.
@@ -34,6 +37,8 @@ type backend struct {
 	node string     // where the first of them is
 	addr netip.Addr // of the first of them
 }
+
+func (s *service) name() string { return s.object.Namespace + "/" + s.object.Name }
 
 // podSelector selects what the service selects.
 func (s *service) podSelector() identity.Selector {
@@ -269,7 +274,7 @@ func (s *subject) clusterTemplate(svc *service, entries map[Key]Entry) (template
 			byAll, allOK = Lookup(entries, Egress, nil, t.proto, t.port)
 		}
 		if !mixed && ok && e.Action == Allow && f.compiler.observes && at.isDNS() {
-			// The backends have another port, where nothing is looked at.
+			// The backends have another port, where nothing is looked at (isFew).
 			var err error
 			if e, err = f.compiler.seen(e.Rule); err != nil {
 				return nil, err
@@ -277,8 +282,9 @@ func (s *subject) clusterTemplate(svc *service, entries map[Key]Entry) (template
 		}
 		switch {
 		case mixed || !ok:
-			if allOK && byAll.Action != Deny {
-				out = append(out, entryFor{at, Entry{Action: Deny}})
+			// Where nothing is allowed anyway that says it; but of backends some may be.
+			if byAll.Action != Deny && (allOK || mixed && len(t.backends) > 0) {
+				out = append(out, entryFor{at, Entry{Action: Refuse, Reason: RefusedBackends}})
 			}
 		case !allOK || byAll != e:
 			if e.Action == Allow && allOK && byAll.Action != Allow {

@@ -135,6 +135,7 @@ func (e *Engine) follow(s *subject, change policyChange, removed []*peer, servic
 		forAny := f.forAny
 		u, err := e.update(f, change.olds, change.news)
 		if err == nil {
+			e.dnsBehind.touch(f, u.peers)
 			u.forAny = u.forAny && !slices.Equal(forAny, f.forAny)
 			ed.replace(f.direction, identity.Any, forAny, f.forAny)
 			err = f.rejudge(u.peers, ed)

@@ -20,6 +20,7 @@ type tables struct {
 	names     map[identity.ID]*NameSet
 	pairs     map[Pair]identity.ID
 	services  map[Frontend]*Backends
+	fronts    map[Frontend]*Front
 	nodeAddrs map[netip.Addr]bool
 	strangers map[string]*Guess
 	numbers   Seeds
@@ -29,7 +30,7 @@ type tables struct {
 
 func newTables() *tables {
 	return &tables{map[netip.Prefix]Peer{}, map[uint32]*Resolved{}, map[netip.Addr]*Endpoint{}, map[uint32]*RuleSet{},
-		map[identity.ID]*NameSet{}, map[Pair]identity.ID{}, map[Frontend]*Backends{}, map[netip.Addr]bool{}, map[string]*Guess{},
+		map[identity.ID]*NameSet{}, map[Pair]identity.ID{}, map[Frontend]*Backends{}, map[Frontend]*Front{}, map[netip.Addr]bool{}, map[string]*Guess{},
 		Seeds{map[uint32]identity.Digest{}, map[uint32]identity.Digest{}, map[uint32]identity.Digest{}, map[uint32]identity.Digest{}},
 		map[uint32]map[Key]Entry{}}
 }
@@ -70,6 +71,12 @@ func (tb *tables) apply(t testing.TB, d Delta) {
 		}
 	}
 	put(tb.services, d.Services)
+	for f, now := range d.Fronts {
+		if was := tb.fronts[f]; (now == nil) == (was == nil) && (now == nil || *now == *was) {
+			t.Errorf("front %v is told again as it was", f)
+		}
+	}
+	put(tb.fronts, d.Fronts)
 	for a, serves := range d.NodeAddresses {
 		if serves == tb.nodeAddrs[a] {
 			t.Errorf("node address %v is told again", a)
@@ -143,6 +150,9 @@ func (tb *tables) check(t testing.TB) {
 	}
 	for p, peer := range tb.prefixes {
 		identityKnown(p.String(), peer.Identity)
+	}
+	for f, to := range tb.fronts {
+		identityKnown(fmt.Sprint(f), to.Identity)
 	}
 	for a, e := range tb.endpoints {
 		identityKnown(a.String(), e.Identity)
