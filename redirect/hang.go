@@ -1,12 +1,14 @@
 package redirect
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
-	"slices"
+	"strconv"
+	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -90,14 +92,47 @@ func hangs(err error) bool {
 type holders struct {
 	lock            os.FileInfo
 	launcher, child int
+	// began is when each of them did, as the lock file says: whoever else has the
+	// number by now began later. None: a launcher of another version wrote it.
+	began map[int]uint64
 }
 
-// holdersFormat has one width, so that a later write covers the one before.
-const holdersFormat = "%-20d %-20d\n"
+// holdersFormat has one width, so that a later write covers the one before:
+// launcher and child, and when they began.
+const holdersFormat = "%-20d %-20d %-20d %-20d\n"
 
 func writeHolders(lock *os.File, launcher, child int) error {
-	_, err := lock.WriteAt(fmt.Appendf(nil, holdersFormat, launcher, child), 0)
+	var began [2]uint64
+	for i, pid := range []int{launcher, child} {
+		if pid == 0 {
+			continue
+		}
+		var err error
+		if began[i], err = beginning(pid); err != nil {
+			return err
+		}
+	}
+	_, err := lock.WriteAt(fmt.Appendf(nil, holdersFormat, launcher, child, began[0], began[1]), 0)
 	return err
+}
+
+// beginning is when a process began, in clock ticks since the machine did: field
+// 22 of /proc/PID/stat (proc(5)), which everybody may read.
+func beginning(pid int) (uint64, error) {
+	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	if err != nil {
+		return 0, fmt.Errorf("when did process %d begin: %w", pid, err)
+	}
+	// The name may hold anything.
+	fields := strings.Fields(string(text[bytes.LastIndexByte(text, ')')+1:]))
+	if len(fields) < 20 {
+		return 0, fmt.Errorf("when did process %d begin: %q", pid, text)
+	}
+	began, err := strconv.ParseUint(fields[19], 10, 64)
+	if err != nil {
+		return 0, fmt.Errorf("when did process %d begin: %w", pid, err)
+	}
+	return began, nil
 }
 
 // launcher is who says it is the place's launcher; 0: unknown.
@@ -122,12 +157,14 @@ func readHolders(p place) (h holders, err error) {
 		return h, fmt.Errorf("who is the proxy: %w", err)
 	}
 	// One that is just being started has not written all of it yet.
-	_, _ = fmt.Fscan(f, &h.launcher, &h.child)
+	var began [2]uint64
+	_, _ = fmt.Fscan(f, &h.launcher, &h.child, &began[0], &began[1])
+	h.began = map[int]uint64{h.launcher: began[0], h.child: began[1]}
 	return h, nil
 }
 
-// kill ends a process that has the lock file open, and returns when it is
-// gone. Any other that has its number by now is let live: false.
+// kill ends a process that holds the place, and returns when it is gone. Any
+// other that has its number by now is let live: false.
 func (h holders) kill(pid int) (bool, error) {
 	p, err := h.pin(pid)
 	if err != nil || p == nil {
@@ -143,7 +180,7 @@ func (h holders) kill(pid int) (bool, error) {
 // pinned is a process, and no other that gets its number later.
 type pinned struct{ pid, fd int }
 
-// pin finds a process that has the lock file open; nil: it has not, or is gone.
+// pin finds a process that holds the place; nil: it does not, or is gone.
 func (h holders) pin(pid int) (*pinned, error) {
 	if pid <= 0 || h.lock == nil {
 		return nil, nil
@@ -158,7 +195,7 @@ func (h holders) pin(pid int) (*pinned, error) {
 	p := &pinned{pid, fd}
 	// After the number is pinned: what is looked at is what is killed, or the
 	// signal goes nowhere.
-	if holds, err := h.open(pid); err != nil || !holds {
+	if holds, err := h.holds(pid); err != nil || !holds {
 		p.release()
 		return nil, err
 	}
@@ -185,24 +222,52 @@ func (p *pinned) wait(limit time.Duration) error {
 	}
 }
 
+// holds tells whether a process is who the lock file says: one that has it open,
+// or, where that is not for this process to see (in a pod, of processes with other
+// rights than its own), one that began when the file says.
+func (h holders) holds(pid int) (bool, error) {
+	has, err := h.open(pid)
+	said := h.began[pid]
+	if said == 0 || !errors.Is(err, os.ErrPermission) {
+		return has, err
+	}
+	began, err := beginning(pid)
+	if errors.Is(err, os.ErrNotExist) || errors.Is(err, unix.ESRCH) {
+		return false, nil
+	}
+	return began == said, err
+}
+
 // open tells whether a process has the lock file open. One that has ended has
 // nothing open.
 func (h holders) open(pid int) (bool, error) {
 	dir := fmt.Sprintf("/proc/%d/fd", pid)
-	f, err := os.Open(dir)
-	if errors.Is(err, os.ErrNotExist) {
+	names, err := readNames(dir)
+	if errors.Is(err, os.ErrNotExist) || errors.Is(err, unix.ESRCH) {
 		return false, nil
 	}
 	if err != nil {
 		return false, fmt.Errorf("look at process %d: %w", pid, err)
 	}
-	defer f.Close()
-	names, err := f.Readdirnames(-1)
-	if err != nil && !errors.Is(err, os.ErrNotExist) && !errors.Is(err, unix.ESRCH) {
-		return false, fmt.Errorf("look at process %d: %w", pid, err)
-	}
-	return slices.ContainsFunc(names, func(name string) bool {
+	var denied error
+	for _, name := range names {
 		st, err := os.Stat(filepath.Join(dir, name)) // fails if it was closed just now
-		return err == nil && os.SameFile(st, h.lock)
-	}), nil
+		if err == nil && os.SameFile(st, h.lock) {
+			return true, nil
+		}
+		if errors.Is(err, os.ErrPermission) {
+			denied = fmt.Errorf("look at process %d: %w", pid, err)
+		}
+	}
+	return false, denied
+}
+
+// readNames returns the names in a directory, in any order.
+func readNames(dir string) ([]string, error) {
+	f, err := os.Open(dir)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	return f.Readdirnames(-1)
 }

@@ -3,12 +3,16 @@ package redirect
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
+	"runtime"
 	"syscall"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/weirnet/weir/policy"
 )
@@ -140,6 +144,51 @@ func TestNoOtherIsKilled(t *testing.T) {
 	}
 	if did, err := h.kill(0); did || err != nil {
 		t.Errorf("nobody: %v, %v", did, err)
+	}
+	t.Run("unseen", func(t *testing.T) { needRoot(t); unseen(t, h, stranger) })
+}
+
+// unseen: an agent in a pod sees nothing of what a proxy has open.
+func unseen(t *testing.T, h holders, stranger int) {
+	without := func(f func() (bool, error)) (did bool, err error) {
+		done := make(chan struct{})
+		go func() { // its thread ends with it
+			defer close(done)
+			runtime.LockOSThread()
+			head := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+			data := [2]unix.CapUserData{{Effective: 1 << unix.CAP_KILL, Permitted: 1 << unix.CAP_KILL}}
+			if err = unix.Capset(&head, &data[0]); err == nil {
+				did, err = f()
+			}
+		}()
+		<-done
+		return did, err
+	}
+	if has, err := without(func() (bool, error) { return h.open(stranger) }); has || !errors.Is(err, os.ErrPermission) {
+		t.Fatalf("what another has open is seen: %v, %v", has, err)
+	}
+	for name, c := range map[string]struct {
+		began map[int]uint64
+		did   bool
+	}{
+		"another with its number": {map[int]uint64{stranger: h.began[stranger] - 1}, false},
+		"the same":                {h.began, true},
+	} {
+		other := h
+		other.began = c.began
+		// Only looked at: the others need the stranger.
+		if did, err := without(func() (bool, error) { return other.holds(stranger) }); did != c.did || err != nil {
+			t.Errorf("%s: %v, %v", name, did, err)
+		}
+	}
+	other := h
+	other.began = nil
+	if did, err := without(func() (bool, error) { return other.kill(stranger) }); did || !errors.Is(err, os.ErrPermission) {
+		t.Errorf("one that nothing is known of: %v, %v", did, err)
+	}
+	if did, err := without(func() (bool, error) { return h.kill(stranger) }); !did || err != nil {
+		// Nobody has waited for it, but it is dead.
+		t.Errorf("who it is: %v, %v", did, err)
 	}
 }
 

@@ -55,8 +55,8 @@ type LauncherOptions struct {
 	Child []string
 	// Managed: an agent starts it, and may replace it by one of its own binary.
 	Managed bool
-	// NoUserNamespace: the proxy gets no user namespace, as if there were none.
-	NoUserNamespace bool
+	// UserNamespace says whether the proxy gets one; auto if empty.
+	UserNamespace UserNamespace
 	// Drain is how long connections get when the launcher is told to go.
 	Drain time.Duration
 	// Log takes what the child writes to its standard error.

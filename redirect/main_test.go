@@ -39,12 +39,16 @@ func subprocess(verb string, args []string) error {
 	defer stop()
 	switch verb {
 	case "launch", "launch-nouserns": // RUNDIR CHILD...
+		userns := UserNamespaceAlways
+		if verb == "launch-nouserns" {
+			userns = UserNamespaceNever
+		}
 		l, err := OpenLog(filepath.Join(args[0], logName), 1<<20)
 		if err != nil {
 			return err
 		}
 		return Launch(ctx, LauncherOptions{
-			RunDir: args[0], Child: args[1:], Managed: true, NoUserNamespace: verb == "launch-nouserns", Drain: 5 * time.Second,
+			RunDir: args[0], Child: args[1:], Managed: true, UserNamespace: userns, Drain: 5 * time.Second,
 			Log: l, Logger: slog.New(slog.NewTextHandler(l, nil)),
 		})
 	case "confine": // VERB ARGS...

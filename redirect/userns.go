@@ -12,6 +12,17 @@ import (
 // namespaces that a proxy has of its own, beside that of users.
 const namespaces = unix.CLONE_NEWNET | unix.CLONE_NEWPID | unix.CLONE_NEWIPC | unix.CLONE_NEWUTS
 
+// UserNamespace says whether a proxy gets a user namespace of its own.
+type UserNamespace string
+
+// In a user namespace the proxy has no right on the machine. Without, it runs as
+// nobody with the two capabilities that it needs, and its launcher needs more.
+const (
+	UserNamespaceAuto   UserNamespace = "auto"   // where the machine has them
+	UserNamespaceAlways UserNamespace = "always" // or no proxy is started
+	UserNamespaceNever  UserNamespace = "never"  // as if the machine had none
+)
+
 // noteNoUserns is what the status says of a proxy without a user namespace.
 const noteNoUserns = "the proxy has no user namespace: it runs as user 65534 in a network namespace of its own, and its capabilities NET_ADMIN and NET_BIND_SERVICE are the machine's"
 
@@ -50,7 +61,7 @@ func withoutUserns() *syscall.SysProcAttr {
 // can be none, without.
 func (o *LauncherOptions) startChild(command func() *exec.Cmd) (*exec.Cmd, error) {
 	var refused error
-	if !o.NoUserNamespace {
+	if o.UserNamespace != UserNamespaceNever {
 		cmd := command()
 		cmd.SysProcAttr = inUserns()
 		err := cmd.Start()
@@ -58,13 +69,34 @@ func (o *LauncherOptions) startChild(command func() *exec.Cmd) (*exec.Cmd, error
 			return cmd, err
 		}
 		refused = fmt.Errorf("in a user namespace: %w", err)
+		if o.UserNamespace == UserNamespaceAlways {
+			return nil, refused
+		}
 	}
 	cmd := command()
 	cmd.SysProcAttr = withoutUserns()
-	if err := cmd.Start(); err != nil {
+	err := mayKill()
+	if err == nil {
+		err = cmd.Start()
+	}
+	if err != nil {
 		return nil, errors.Join(refused, fmt.Errorf("without user namespace, for which the capabilities SETUID, SETGID, SYS_ADMIN, SYS_CHROOT, KILL, SETPCAP, NET_ADMIN and NET_BIND_SERVICE are needed: %w", err))
 	}
 	return cmd, nil
+}
+
+// mayKill is an error where this process could start one of another user, but
+// never end it.
+func mayKill() error {
+	head := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+	var data [2]unix.CapUserData
+	if err := unix.Capget(&head, &data[0]); err != nil {
+		return fmt.Errorf("look at capabilities: %w", err)
+	}
+	if data[0].Effective&(1<<unix.CAP_KILL) == 0 {
+		return fmt.Errorf("no capability to end it: %w", unix.EPERM)
+	}
+	return nil
 }
 
 // noUserns tells whether an error may mean that there are no user namespaces.

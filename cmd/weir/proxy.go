@@ -67,12 +67,6 @@ func (f *proxyFlags) logger(w io.Writer) *slog.Logger {
 	return slog.New(slog.NewTextHandler(w, &slog.HandlerOptions{Level: level}))
 }
 
-// Values of --user-namespace.
-const (
-	usernsAuto  = "auto"
-	usernsNever = "never"
-)
-
 // newProxyCommand runs the proxy: a launcher that supervises it, and in
 // namespaces of its own the proxy itself.
 //
@@ -92,7 +86,7 @@ func newProxyCommand() *cobra.Command {
 	}
 	cmd.Flags().StringVar(&f.logFile, "log-file", "", "log to this file, of bounded size, instead of standard error")
 	cmd.Flags().BoolVar(&f.stay, "stay", false, "do not end when the proxy is replaced, and start another when none runs: where something would start this again, as in a container")
-	cmd.Flags().StringVar(&f.userns, "user-namespace", usernsAuto, "auto: the proxy gets one where the machine has them; never: none, for which the launcher needs more capabilities")
+	cmd.Flags().StringVar(&f.userns, "user-namespace", string(redirect.UserNamespaceAuto), "auto: the proxy gets one where the machine has them; always: or it is not started; never: none. Without, the launcher needs more capabilities")
 	cmd.Flags().BoolVar(&f.managed, "managed", false, "an agent of another binary may replace it")
 	_ = cmd.Flags().MarkHidden("managed") // there is such a flag
 	confine := &cobra.Command{
@@ -121,7 +115,8 @@ func newProxyCommand() *cobra.Command {
 }
 
 func (f *proxyFlags) launch(ctx context.Context) error {
-	if err := errors.Join(f.state.check(), oneOf("user-namespace", f.userns, usernsAuto, usernsNever)); err != nil {
+	if err := errors.Join(f.state.check(), oneOf("user-namespace", f.userns,
+		string(redirect.UserNamespaceAuto), string(redirect.UserNamespaceAlways), string(redirect.UserNamespaceNever))); err != nil {
 		return err
 	}
 	ctx, stop := signal.NotifyContext(withContext(ctx), syscall.SIGTERM, syscall.SIGINT)
@@ -142,7 +137,7 @@ func (f *proxyFlags) launch(ctx context.Context) error {
 		return redirect.Launch(ctx, redirect.LauncherOptions{
 			RunDir:  f.state.dir(),
 			Child:   append([]string{"proxy", "confine"}, f.args()...),
-			Managed: f.managed, NoUserNamespace: f.userns == usernsNever,
+			Managed: f.managed, UserNamespace: redirect.UserNamespace(f.userns),
 			Drain:  f.drain,
 			Log:    out,
 			Logger: f.logger(out),

@@ -32,6 +32,9 @@ type Config struct {
 	// Controllers of the controller manager, in the form of its flag
 	// --controllers ("*,-node-lifecycle-controller"); all if empty.
 	Controllers string
+	// NoUserNamespaces: on nodes none can be made, as where
+	// user.max_user_namespaces is 0.
+	NoUserNamespaces bool
 	// Port of the API server on the host's loopback address, a free one if 0.
 	Port int
 }

@@ -97,7 +97,9 @@ func (c *Cluster) worker(cache string, index int) (machine.Spec, error) {
 		Dir:      c.path(name),
 		Cgroup:   c.Name + "/" + name,
 		Binds:    []string{cache, c.path()},
-		Links:    links,
+
+		NoUserNamespaces: c.NoUserNamespaces,
+		Links:            links,
 		Sysctls: map[string]string{ // kubelet sets these, for the whole kernel
 			"vm/overcommit_memory": "1", "vm/panic_on_oom": "0", "kernel/panic": "10", "kernel/panic_on_oops": "1",
 			"kernel/keys/root_maxkeys": "1000000", "kernel/keys/root_maxbytes": "25000000",

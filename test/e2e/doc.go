@@ -2,7 +2,7 @@
 // would, from the image and deploy/weir.yaml, and plays stories on it: tenants
 // apart in both formats of policy, HTTP, names, an agent that is killed, a
 // rolling update under load, what rights are really needed, and that uninstalling
-// leaves nothing.
+// leaves nothing. Some of them are played on nodes without user namespaces, too.
 //
 // Connections are made from inside pods' network namespaces, so that no
 // client's image and no `kubectl exec` is in between.

@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"os"
 	"os/exec"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -31,20 +32,15 @@ type deployed struct {
 	node *space // of the first node
 }
 
-// TestDeployed installs Weir, plays the stories, and removes it. Each of them is
-// on top of what those before it left.
-func TestDeployed(t *testing.T) {
-	if os.Getenv("WEIR_TEST_E2E") == "" {
-		t.Skip("this brings a cluster up, see make e2e: set WEIR_TEST_E2E=1")
-	}
-	if os.Getuid() != 0 {
-		t.Fatal("a cluster needs root")
-	}
-	d := bringUp(t)
-	for _, story := range []struct {
-		name string
-		play func(*deployed)
-	}{
+// story is something that happens to a cluster, on top of what those before it
+// left.
+type story struct {
+	name string
+	play func(*deployed)
+}
+
+func stories() []story {
+	return []story{
 		{"install", (*deployed).install},
 		{"tenants by NetworkPolicy", func(d *deployed) { d.tenants(networkPolicies) }},
 		{"tenants by CiliumNetworkPolicy", func(d *deployed) { d.tenants(ciliumPolicies) }},
@@ -54,28 +50,64 @@ func TestDeployed(t *testing.T) {
 		{"agent killed", (*deployed).agentKilled},
 		{"rolling update under load", (*deployed).rollingUpdate},
 		{"rights", (*deployed).rights},
-		{"capabilities", (*deployed).capabilities},
+		{"capabilities", func(d *deployed) { d.capabilities(false) }},
 		{"uninstall", (*deployed).uninstall},
-	} {
-		if !t.Run(story.name, func(t *testing.T) {
+	}
+}
+
+// TestDeployed installs Weir, plays the stories, and removes it.
+func TestDeployed(t *testing.T) {
+	bringUp(t, cluster.Config{Name: clusterName}).play(stories())
+}
+
+func (d *deployed) play(all []story) {
+	for _, s := range all {
+		if !d.t.Run(s.name, func(t *testing.T) {
 			of := *d
 			of.t = t
-			story.play(&of)
+			s.play(&of)
 		}) {
-			d.diagnose(t)
-			if story.name == "install" {
-				t.FailNow()
+			d.diagnose(d.t)
+			if s.name == "install" {
+				d.t.FailNow()
 			}
 		}
 	}
 }
 
-func bringUp(t *testing.T) *deployed {
-	t.Helper()
-	name := os.Getenv("WEIR_E2E_CLUSTER")
-	if name == "" {
-		name = clusterName
+// TestShort looks whether the stories that `make e2e-short` picks by name exist.
+func TestShort(t *testing.T) {
+	text, err := os.ReadFile("../../Makefile")
+	if err != nil {
+		t.Fatal(err)
 	}
+	_, rest, found := strings.Cut(string(text), "\nE2E_SHORT := ")
+	line, _, _ := strings.Cut(rest, "\n")
+	if !found || line == "" {
+		t.Fatal("the Makefile names none")
+	}
+	for name := range strings.FieldsSeq(line) {
+		if !slices.ContainsFunc(stories(), func(s story) bool { return strings.ReplaceAll(s.name, " ", "_") == name }) {
+			t.Errorf("there is no story %s", name)
+		}
+	}
+}
+
+// bringUp brings a cluster up, with pods and images, for as long as the test
+// lasts. WEIR_E2E_CLUSTER and WEIR_E2E_CNI say what the configuration does not.
+func bringUp(t *testing.T, config cluster.Config) *deployed {
+	t.Helper()
+	if os.Getenv("WEIR_TEST_E2E") == "" {
+		t.Skip("this brings a cluster up, see make e2e: set WEIR_TEST_E2E=1")
+	}
+	if os.Getuid() != 0 {
+		t.Fatal("a cluster needs root")
+	}
+	if name := os.Getenv("WEIR_E2E_CLUSTER"); name != "" {
+		config.Name = strings.Replace(config.Name, clusterName, name, 1)
+	}
+	config.CNI, config.DNSUpstream = os.Getenv("WEIR_E2E_CNI"), worldServer
+	name := config.Name
 	cache, err := cluster.DefaultCache()
 	if err != nil {
 		t.Fatal(err)
@@ -87,7 +119,7 @@ func bringUp(t *testing.T) *deployed {
 	if _, err := cluster.Open(name); !keep && !errors.Is(err, cluster.ErrDown) {
 		t.Fatalf("cluster %s is up, or the rest of it is there: bring it down first (bin/cluster --name %s down)", name, name)
 	}
-	c, err := cluster.Up(t.Context(), cluster.Config{Name: name, CNI: os.Getenv("WEIR_E2E_CNI"), DNSUpstream: worldServer}, cache, t.Output())
+	c, err := cluster.Up(t.Context(), config, cache, t.Output())
 	if !keep {
 		t.Cleanup(func() {
 			if err := cluster.Down(name); err != nil {

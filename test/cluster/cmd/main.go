@@ -118,6 +118,7 @@ func (f *flags) up() *cobra.Command {
 	fl.StringVar(&config.ProxyMode, "proxy-mode", "iptables", "kube-proxy's mode: iptables or nftables")
 	fl.StringVar(&config.DNSUpstream, "dns-upstream", "", "server for names outside of the cluster")
 	fl.StringVar(&config.Controllers, "controllers", "*", "the controller manager's --controllers")
+	fl.BoolVar(&config.NoUserNamespaces, "no-user-namespaces", false, "nodes can make no user namespaces")
 	fl.IntVar(&config.Port, "port", 0, "API server's port on the host's loopback address (0: any)")
 	return cmd
 }

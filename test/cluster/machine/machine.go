@@ -36,6 +36,9 @@ type Spec struct {
 	// Sysctls are settings of the whole kernel (path below /proc/sys to value)
 	// that programs inside find set to these values. They are not.
 	Sysctls map[string]string
+	// NoUserNamespaces: processes of the machine can make none, as where
+	// user.max_user_namespaces is 0. (Those of Command can.)
+	NoUserNamespaces bool
 	// Forward, if not empty, is a TCP address as seen from inside; each
 	// connection to the listener given to Start is passed on to it.
 	Forward string

@@ -25,6 +25,11 @@ type children struct {
 // process ends, the kernel ends all others.
 func run(spec Spec) error {
 	syscall.CloseOnExec(readyFd)
+	if spec.NoUserNamespaces {
+		if err := forbidUserNamespaces(); err != nil {
+			return err
+		}
+	}
 	c := &children{ended: map[int]chan syscall.WaitStatus{}}
 	if spec.Forward != "" {
 		syscall.CloseOnExec(listenerFd)
