@@ -96,10 +96,9 @@ func (m *Manager) followHost() error {
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	delta, err := m.engine.Apply([]policy.Change{{
+	err = m.evaluate(policy.Change{
 		Object: policy.Object{Kind: policy.KindHostAddresses}, Value: &policy.HostAddresses{Addresses: addrs, Resolvers: resolvers},
-	}})
-	m.r.fold(delta)
+	})
 	clear(m.labels)
 	if err != nil {
 		return fmt.Errorf("compute policy of the node's addresses: %w", err)

@@ -14,6 +14,7 @@ import (
 
 	"github.com/weirnet/weir/bpf"
 	"github.com/weirnet/weir/identity"
+	"github.com/weirnet/weir/policy"
 )
 
 func TestReached(t *testing.T) {
@@ -128,6 +129,12 @@ func TestManagerFollowsTheHost(t *testing.T) {
 		return
 	}
 	n := newNode(t)
+	n.services = &Services{tables: newServiceTables(newServiceRows().kernel()), nodes: map[netip.Addr]bool{}, services: map[policy.Frontend]*policy.Backends{}}
+	serves := func(a string) bool {
+		n.services.mu.Lock()
+		defer n.services.mu.Unlock()
+		return n.services.nodes[netip.MustParseAddr(a)]
+	}
 	run(t, "ip link add docker0 type bridge")
 	run(t, "ip addr add 172.17.0.1/16 dev docker0")
 	newPod(t, "va", "10.9.0.1/24")
@@ -151,8 +158,12 @@ func TestManagerFollowsTheHost(t *testing.T) {
 	run(t, "ip addr add 172.17.0.9/16 dev docker0")
 	eventually(t, "an address that comes is the host's", func() bool { return row("172.17.0.9") == host })
 	eventually(t, "flows are judged anew", func() bool { return n.m.Status().Revision > revision })
+	// kube-proxy serves node ports there, and would translate behind the egress policy.
+	if !serves("172.17.0.1") || !serves("172.17.0.9") {
+		t.Error("node ports at addresses that only the node's interfaces have are not translated")
+	}
 	run(t, "ip addr del 172.17.0.9/16 dev docker0")
-	eventually(t, "an address that goes is not", func() bool { return row("172.17.0.9") != host })
+	eventually(t, "an address that goes is not", func() bool { return row("172.17.0.9") != host && !serves("172.17.0.9") })
 
 	n.stop()
 	run(t, "ip addr add 172.18.0.1/32 dev docker0")

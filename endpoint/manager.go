@@ -299,24 +299,27 @@ func (m *Manager) apply(s submit) {
 	s.answer <- nil
 }
 
+// evaluate has the engine compute what changes mean, and tells all who write tables;
+// with an error, too: only what made no sense is left out. m.mu is held.
+func (m *Manager) evaluate(changes ...policy.Change) error {
+	delta, err := m.engine.Apply(changes)
+	m.r.fold(delta)
+	m.services.note(delta)
+	return err
+}
+
 // compute finds out what the tables are to say after changes. An error tells
 // what of them made no sense.
 func (m *Manager) compute(changes []policy.Change) error {
 	start := time.Now()
 	m.mu.Lock()
-	delta, err := m.engine.Apply(changes)
-	// With an error, too: only what made no sense is left out.
-	m.r.fold(delta)
-	m.services.note(delta)
+	err := m.evaluate(changes...)
 	// Asked now: it speaks of what has just been taken over.
 	m.whole = m.started && m.heard && m.complete()
 	if m.whole && !m.seedless {
 		// Before, what is read yet may be what a predecessor's number stands for.
 		m.engine.DropUnusedSeeds()
-		delta, dropErr := m.engine.Apply(nil)
-		m.r.fold(delta)
-		m.services.note(delta)
-		m.seedless, err = true, errors.Join(err, dropErr)
+		m.seedless, err = true, errors.Join(err, m.evaluate())
 	}
 	m.names.apply(changes)
 	clear(m.labels)

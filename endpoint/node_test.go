@@ -30,6 +30,8 @@ type node struct {
 	clsact bool
 	// inhabitants, if not nil, are looked at.
 	inhabitants *Inhabitants
+	// services, if not nil, are told what becomes of services.
+	services *Services
 
 	datapath *bpf.Datapath
 	m        *Manager
@@ -75,7 +77,7 @@ func (n *node) prepare() {
 		n.t.Fatal(err)
 	}
 	m, err := New(Options{
-		Node: "n1", Datapath: d, RuleSets: n.rule, Veths: v, Inhabitants: n.inhabitants, MTU: func(int) error { return nil },
+		Node: "n1", Datapath: d, RuleSets: n.rule, Veths: v, Inhabitants: n.inhabitants, Services: n.services, MTU: func(int) error { return nil },
 		Log: slog.New(slog.DiscardHandler), Metrics: NewMetrics(prometheus.NewRegistry()),
 	})
 	if err != nil {

@@ -134,9 +134,7 @@ func (m *Manager) followStrangers(now time.Time) error {
 		return nil
 	}
 	m.mu.Lock()
-	delta, err := m.engine.Apply(changes)
-	m.r.fold(delta)
-	m.services.note(delta)
+	err := m.evaluate(changes...)
 	clear(m.labels)
 	m.mu.Unlock()
 	m.r.place()
