@@ -260,6 +260,9 @@ func TestLoadAdopts(t *testing.T) {
 	check(t, d.Close())
 
 	d = load(t, pins, func(o *Options) { o.Sizes.IPCache = 2048 })
+	if d.Severed() {
+		t.Error("proxies have ipcache")
+	}
 	if ep, ok, err := d.Endpoints.Lookup(AddrOf(ipv4.a)); err != nil || !ok || ep.Ifindex != 5 || ep.Policy != 6 {
 		t.Errorf("endpoint %+v %v %v", ep, ok, err)
 	}
@@ -308,6 +311,18 @@ func TestLoadAdopts(t *testing.T) {
 			t.Errorf("%v made anew: generation %d, lenient until %d", anew, d.Generation(), d.state.MidstreamUntil)
 		}
 		revision = d.Revision()
+		check(t, d.Close())
+	}
+
+	// Proxies of other tables, until those are gone.
+	for i, severed := range []bool{true, true, false} {
+		d = load(t, pins, func(o *Options) { o.Sizes.IPCache, o.Sizes.Conns = 2048, 1024 })
+		if d.Severed() != severed {
+			t.Errorf("%d: severed %v, want %v", i, d.Severed(), severed)
+		}
+		if i == 1 {
+			check(t, d.Activate())
+		}
 		check(t, d.Close())
 	}
 

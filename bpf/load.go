@@ -76,7 +76,8 @@ type Datapath struct {
 	paths   map[string]string // table name to pin
 	// conntrack was made by this Load, so all connections are unknown to it.
 	emptyConntrack bool
-	freshState     bool   // made by this Load, too
+	freshState     bool // made by this Load, too
+	severed        bool
 	state          *State // mapped
 	mapped         []byte
 	revision       revisionCopy
@@ -143,6 +144,9 @@ func Load(o Options) (_ *Datapath, err error) {
 		return nil, err
 	}
 	if err := d.mapRevision(); err != nil {
+		return nil, err
+	}
+	if d.severed, err = d.isSevered(); err != nil {
 		return nil, err
 	}
 	d.Endpoints = Table[Addr, Endpoint]{"endpoints", d.objects.Endpoints}

@@ -92,6 +92,29 @@ func (d *Datapath) AttachedProxies() ([]uint8, error) {
 	return out, nil
 }
 
+// proxyTables are the tables that a proxy has, and whether for reading only.
+func proxyTables() map[string]bool {
+	return map[string]bool{
+		"conns": false, "grants": false, revisionTable: false, "fqdn": false, "conntrack": true, "shares": true,
+	}
+}
+
+// Severed tells whether there were tables of a proxy with another layout when
+// this Datapath was loaded: proxies that were wired before know nothing of the
+// flows to come, and nothing of theirs passes once Activate was called.
+func (d *Datapath) Severed() bool { return d.severed }
+
+// isSevered finds that out, once all tables of ours are known.
+func (d *Datapath) isSevered() (bool, error) {
+	for name := range proxyTables() {
+		other, err := latestOther(d.opts.Pins, d.paths, name)
+		if err != nil || other != "" {
+			return other != "", err
+		}
+	}
+	return false, nil
+}
+
 // ProxyMaps opens the tables a proxy of that generation needs, by name: conns,
 // grants, its listeners, revision, which only proxies read, and fqdn, all of which
 // it may write; and conntrack and shares, which it may read. What it writes to
@@ -119,9 +142,7 @@ func (d *Datapath) ProxyMaps(generation uint8) (_ map[string]*os.File, err error
 		files[name] = os.NewFile(uintptr(fd), name)
 		return nil
 	}
-	for name, readOnly := range map[string]bool{
-		"conns": false, "grants": false, revisionTable: false, "fqdn": false, "conntrack": true, "shares": true,
-	} {
+	for name, readOnly := range proxyTables() {
 		if err := open(name, d.paths[name], readOnly); err != nil {
 			return nil, err
 		}

@@ -35,6 +35,9 @@ type Options struct {
 	HostDevices *regexp.Regexp
 	// Services is told what becomes of services; nil: nobody translates them.
 	Services *Services
+	// BeforeActivate returns when a predecessor's programs may be replaced; nil: at
+	// any time.
+	BeforeActivate func()
 	// MTU is told the largest of the pods' veths, whenever it changes.
 	MTU func(int) error
 	// Complete tells whether the source has everything it was given: until
@@ -134,7 +137,14 @@ const (
 
 // New adopts what is pinned; nothing is changed before the first Submit.
 func New(o Options) (*Manager, error) {
-	return newManager(o, kernelOf(o.Datapath))
+	k := kernelOf(o.Datapath)
+	if o.BeforeActivate != nil {
+		k.activate = func() error {
+			o.BeforeActivate()
+			return o.Datapath.Activate()
+		}
+	}
+	return newManager(o, k)
 }
 
 func newManager(o Options, k kernel) (*Manager, error) {

@@ -41,6 +41,19 @@ func (a *agentConn) gone(s *grpc.Server) {
 	s.Stop()
 }
 
+// left tells whether there is no agent any more, within that time.
+func (a *agentConn) left(limit time.Duration) bool {
+	for end := time.Now().Add(limit); time.Now().Before(end); time.Sleep(time.Millisecond) {
+		a.mu.Lock()
+		none := a.server == nil
+		a.mu.Unlock()
+		if none {
+			return true
+		}
+	}
+	return false
+}
+
 func (p *process) newServer() *grpc.Server {
 	s := grpc.NewServer(grpc.MaxRecvMsgSize(control.MaxMessage), grpc.MaxSendMsgSize(control.MaxMessage))
 	control.RegisterProxyServer(s, &service{process: p})
@@ -77,20 +90,26 @@ const (
 // Records implements control.ProxyServer.
 func (s *service) Records(_ *control.RecordsRequest, stream control.Proxy_RecordsServer) error {
 	b := s.process.records
-	for {
+	defer b.read()()
+	for over := false; ; {
 		select {
 		case <-stream.Context().Done():
 			return stream.Context().Err()
 		case <-b.ready:
+		case <-b.over:
+			over = true
 		}
 		for {
 			batch := b.take(batchSize)
-			if len(batch.Records) == 0 {
+			if len(batch.Records) == 0 && batch.Cut == 0 {
 				break
 			}
 			if err := stream.Send(batch); err != nil {
 				return err
 			}
+		}
+		if over {
+			return nil
 		}
 		select {
 		case <-stream.Context().Done():

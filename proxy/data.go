@@ -293,7 +293,8 @@ func (d *dataSide) over() bool {
 func (d *dataSide) end() {
 	left := d.pairs.all()
 	if len(left) > 0 {
-		d.log.Info("connections are cut: they have no more time", "connections", len(left))
+		d.log.Warn("connections are cut: they have no more time", "connections", len(left))
+		d.records.addCut(len(left))
 	}
 	var all sync.WaitGroup
 	for _, p := range left {

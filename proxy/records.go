@@ -36,7 +36,12 @@ type recordBuffer struct {
 	window        time.Time
 	passed, other int
 
+	cut     uint64        // connections, since the last batch
+	readers int           // streams that take
+	unread  chan struct{} // closed when the last of them has gone; nil: nobody waits for that
+
 	ready chan struct{} // 1 buffered: there is something
+	over  chan struct{} // closed: nothing more will come
 }
 
 // record is one request, self-contained.
@@ -60,7 +65,50 @@ type record struct {
 }
 
 func newRecordBuffer() *recordBuffer {
-	return &recordBuffer{slots: make([]record, recordSlots), ready: make(chan struct{}, 1)}
+	return &recordBuffer{slots: make([]record, recordSlots), ready: make(chan struct{}, 1), over: make(chan struct{})}
+}
+
+// addCut notes connections that were reset as their time was up.
+func (b *recordBuffer) addCut(n int) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.cut += uint64(n)
+}
+
+// read says that somebody takes, until it calls done.
+func (b *recordBuffer) read() (done func()) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.readers++
+	return func() {
+		b.mu.Lock()
+		defer b.mu.Unlock()
+		if b.readers--; b.readers == 0 && b.unread != nil {
+			close(b.unread)
+			b.unread = nil
+		}
+	}
+}
+
+// finish says that nothing more will come, and returns once whoever takes has
+// all: true, or false if nobody does or it takes longer than limit. To be called
+// once.
+func (b *recordBuffer) finish(limit time.Duration) bool {
+	close(b.over)
+	b.mu.Lock()
+	if b.readers == 0 {
+		b.mu.Unlock()
+		return false
+	}
+	unread := make(chan struct{})
+	b.unread = unread
+	b.mu.Unlock()
+	select {
+	case <-unread:
+		return true
+	case <-time.After(limit):
+		return false
+	}
 }
 
 // add notes a request of a connection.
@@ -124,7 +172,8 @@ func (b *recordBuffer) take(n int) *control.RecordBatch {
 	if n > b.n {
 		n = b.n
 	}
-	batch := &control.RecordBatch{Records: make([]*control.Record, 0, n), Dropped: b.dropped}
+	batch := &control.RecordBatch{Records: make([]*control.Record, 0, n), Dropped: b.dropped, Cut: b.cut}
+	b.cut = 0
 	for range n {
 		s := &b.slots[b.first]
 		batch.Records = append(batch.Records, s.message())

@@ -18,6 +18,34 @@ func request(i int, v http.Verdict, at time.Time) *http.Record {
 	}
 }
 
+// TestRecordsAtTheEnd: who takes gets what was cut, once, and is waited for.
+func TestRecordsAtTheEnd(t *testing.T) {
+	b := newRecordBuffer()
+	done := b.read()
+	go func() {
+		<-b.over
+		if batch := b.take(10); batch.Cut != 3 || len(batch.Records) != 1 {
+			t.Errorf("%v", batch)
+		}
+		if batch := b.take(10); batch.Cut != 0 {
+			t.Errorf("told again: %v", batch)
+		}
+		done()
+	}()
+	b.add(&pair{tuple: testTuple}, request(1, http.Failed, time.Unix(1000, 5)))
+	b.addCut(2)
+	b.addCut(1)
+	if !b.finish(10 * time.Second) {
+		t.Error("was not waited for")
+	}
+	if b = newRecordBuffer(); b.finish(time.Hour) {
+		t.Error("taken by nobody")
+	}
+	if b = newRecordBuffer(); b.read() == nil || b.finish(time.Millisecond) {
+		t.Error("taken by one that hangs")
+	}
+}
+
 func TestRecords(t *testing.T) {
 	b := newRecordBuffer()
 	p := &pair{tuple: testTuple, entry: bpf.Conn{SrcIdentity: 1, DstIdentity: 2, L7: both, Ifindex: 9}}

@@ -45,6 +45,9 @@ var ErrRestart = errors.New("the agent asked for a new proxy")
 // prefaceTimeout is how long an agent may take to wire the proxy.
 const prefaceTimeout = 10 * time.Second
 
+// lastWords is how long the agent may take for what is told at the end.
+const lastWords = 500 * time.Millisecond
+
 // process is a running proxy.
 type process struct {
 	opts    Options
@@ -99,6 +102,10 @@ func Run(ctx context.Context, o Options) error {
 		p.depart(ctx, w)
 	}
 	_ = o.Listener.Close()
+	// What was cut just now is to be told; the agent hangs up when it has that.
+	if p.records.finish(lastWords) {
+		p.agent.left(lastWords)
+	}
 	p.agent.replace(nil)
 	stop()
 	if err := group.Wait(); err != nil && !errors.Is(err, context.Canceled) {

@@ -75,6 +75,8 @@
 // connections are ended, each behind its next message.
 //
 // A proxy of another protocol can be asked for nothing but its end: it closes idle
-// connections and finishes the others. One whose tables are not this agent's has
-// lost its flows already, and ends at once.
+// connections and finishes the others. One whose tables are not this agent's, since
+// this is a version with other layouts, can do nothing any more once this agent's
+// programs have taken over. So they do that when it has ended (severed.go): it has
+// two seconds to finish what it is in the middle of, and resets the rest.
 package redirect

@@ -51,6 +51,9 @@ type Options struct {
 	// number of the rule that decided (0: none). It must not block for long:
 	// the proxy drops what it can't send.
 	Record func(r *flow.Record, rule uint32)
+	// Cut is told how many connections a proxy reset as it ended, since the time
+	// that they had was up. nil: nobody wants to know.
+	Cut func(connections uint64)
 	// DNS is how the proxy learns names; nil: its defaults.
 	DNS *control.DNSSettings
 	// NameSets is told of the combinations of toFQDNs selectors that addresses
@@ -66,6 +69,8 @@ type Manager struct {
 	opts Options
 	log  *slog.Logger
 	wake chan struct{} // 1 buffered: there is something to settle
+
+	severed chan struct{} // closed when the proxies of other tables have ended
 
 	sending sync.Mutex // held while rule sets go to the proxies, so that none overtakes another
 
@@ -116,7 +121,7 @@ func NewManager(o Options) *Manager {
 		o.Log = slog.New(slog.DiscardHandler)
 	}
 	return &Manager{
-		opts: o, log: o.Log, mtu: o.MTU, wake: make(chan struct{}, 1),
+		opts: o, log: o.Log, mtu: o.MTU, wake: make(chan struct{}, 1), severed: make(chan struct{}),
 		sets: make(map[uint32]*policy.RuleSet), watches: make(map[int]*watch),
 		names:    names{wants: make(map[*session][]*policy.NameSet)},
 		settling: settling{unheld: make(map[uint8]time.Time)},

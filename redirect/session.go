@@ -208,6 +208,12 @@ func (m *Manager) receive(ctx context.Context, s *session) error {
 		if err != nil {
 			return err
 		}
+		if batch.Cut > 0 {
+			m.log.Warn("connections were cut: they had no more time", "generation", s.generation, "connections", batch.Cut)
+			if m.opts.Cut != nil {
+				m.opts.Cut(batch.Cut)
+			}
+		}
 		if m.opts.Record == nil {
 			continue
 		}

@@ -19,9 +19,10 @@ const watchEvery = time.Second
 
 // Run finds the running proxies or starts one, joins them to the node, and does
 // so anew whenever one dies or another comes. It returns when ctx ends, and
-// leaves the proxies running and wired.
+// leaves the proxies running and wired. It runs once.
 func (m *Manager) Run(ctx context.Context) error {
 	defer m.attending.Wait()
+	m.endSevered(ctx)
 	for said := ""; ctx.Err() == nil; {
 		err := m.settle(ctx)
 		switch {

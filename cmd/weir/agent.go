@@ -188,6 +188,7 @@ func (o *agentOptions) enforce(ctx context.Context, s *standby, log *slog.Logger
 		return err
 	}
 	defer inhabitants.Close()
+	cut := newCutConnections()
 	var manager *endpoint.Manager
 	proxies := redirect.NewManager(redirect.Options{
 		State: string(o.state), RunDir: o.state.dir(), Datapath: datapath, Log: log,
@@ -196,13 +197,15 @@ func (o *agentOptions) enforce(ctx context.Context, s *standby, log *slog.Logger
 			manager.Complete(r, rule)
 			publish(r)
 		},
+		Cut:      func(connections uint64) { cut.Add(float64(connections)) },
 		DNS:      o.dns.settings(),
 		NameSets: func(sets map[string]*policy.NameSet) { manager.NameSets(sets) },
 	})
 	manager, err = endpoint.New(endpoint.Options{
 		Node: o.node, Datapath: datapath, RuleSets: proxies, MTU: proxies.SetMTU, Veths: veths, Inhabitants: inhabitants,
 		Names: proxies, Resolvers: o.dns.resolvers, Services: services.Services,
-		Failsafe: o.host.passes, HostDevices: o.host.pattern,
+		BeforeActivate: func() { proxies.BeforeActivate(ctx) },
+		Failsafe:       o.host.passes, HostDevices: o.host.pattern,
 		Complete: func() bool { return source.Report().Complete },
 		Log:      log, Metrics: endpoint.NewMetrics(registry),
 	})
@@ -211,7 +214,7 @@ func (o *agentOptions) enforce(ctx context.Context, s *standby, log *slog.Logger
 	}
 	watch := newProxyWatch(proxies)
 	services.pods = func() []endpoint.EndpointStatus { return manager.Status().Endpoints }
-	registry.MustRegister(manager.Collector(), source.Collector(), services.Collector(), watch)
+	registry.MustRegister(manager.Collector(), source.Collector(), services.Collector(), watch, cut)
 	if err := endpoint.RegisterCapacities(registry, datapath); err != nil {
 		return err
 	}

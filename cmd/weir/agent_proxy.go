@@ -112,6 +112,16 @@ func newProxyWatch(m *redirect.Manager) *proxyWatch {
 	}
 }
 
+// newCutConnections counts what proxies cut. They tell it at their end, so that
+// it can't be asked for like the rest.
+func newCutConnections() prometheus.Counter {
+	return prometheus.NewCounter(prometheus.CounterOpts{
+		Name:        "weir_proxy_cut_connections_total",
+		Help:        "Connections that a proxy reset when it ended, since this agent started, by reason (drain-ended: the time that they had was up).",
+		ConstLabels: prometheus.Labels{"reason": "drain-ended"},
+	})
+}
+
 // status asks with a short limit: whoever wants to know must not hang with it.
 func (w *proxyWatch) status() proxyStatus {
 	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Second)

@@ -1522,7 +1522,10 @@ type RecordBatch struct {
 	state   protoimpl.MessageState `protogen:"open.v1"`
 	Records []*Record              `protobuf:"bytes,1,rep,name=records,proto3" json:"records,omitempty"`
 	// Dropped counts records lost since the process started, for want of room.
-	Dropped       uint64 `protobuf:"varint,2,opt,name=dropped,proto3" json:"dropped,omitempty"`
+	Dropped uint64 `protobuf:"varint,2,opt,name=dropped,proto3" json:"dropped,omitempty"`
+	// Cut is how many connections were reset since the last batch, as the time
+	// that they had to end was up.
+	Cut           uint64 `protobuf:"varint,3,opt,name=cut,proto3" json:"cut,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1567,6 +1570,13 @@ func (x *RecordBatch) GetRecords() []*Record {
 func (x *RecordBatch) GetDropped() uint64 {
 	if x != nil {
 		return x.Dropped
+	}
+	return 0
+}
+
+func (x *RecordBatch) GetCut() uint64 {
+	if x != nil {
+		return x.Cut
 	}
 	return 0
 }
@@ -2908,10 +2918,11 @@ const file_control_proto_rawDesc = "" +
 	"\vRejectedSet\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\rR\x02id\x12\x14\n" +
 	"\x05error\x18\x02 \x01(\tR\x05error\"\x10\n" +
-	"\x0eRecordsRequest\"X\n" +
+	"\x0eRecordsRequest\"j\n" +
 	"\vRecordBatch\x12/\n" +
 	"\arecords\x18\x01 \x03(\v2\x15.weir.proxy.v1.RecordR\arecords\x12\x18\n" +
-	"\adropped\x18\x02 \x01(\x04R\adropped\"\xca\x04\n" +
+	"\adropped\x18\x02 \x01(\x04R\adropped\x12\x10\n" +
+	"\x03cut\x18\x03 \x01(\x04R\x03cut\"\xca\x04\n" +
 	"\x06Record\x12\x12\n" +
 	"\x04time\x18\x01 \x01(\x03R\x04time\x12\x16\n" +
 	"\x06source\x18\x02 \x01(\fR\x06source\x12 \n" +

@@ -52,7 +52,8 @@ type ProxyClient interface {
 	// ListNames streams what was learned.
 	ListNames(ctx context.Context, in *ListNamesRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[NameBatch], error)
 	// Records streams what was decided from now on. One stream at a time gets
-	// them; what comes while there is none is kept up to a bound.
+	// them; what comes while there is none is kept up to a bound. It ends when the
+	// process does, with all there is.
 	Records(ctx context.Context, in *RecordsRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[RecordBatch], error)
 	// Status answers when every event loop has come round: no answer means that
 	// the proxy hangs.
@@ -198,7 +199,8 @@ type ProxyServer interface {
 	// ListNames streams what was learned.
 	ListNames(*ListNamesRequest, grpc.ServerStreamingServer[NameBatch]) error
 	// Records streams what was decided from now on. One stream at a time gets
-	// them; what comes while there is none is kept up to a bound.
+	// them; what comes while there is none is kept up to a bound. It ends when the
+	// process does, with all there is.
 	Records(*RecordsRequest, grpc.ServerStreamingServer[RecordBatch]) error
 	// Status answers when every event loop has come round: no answer means that
 	// the proxy hangs.
