@@ -5,8 +5,10 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
+	"math"
 	"net"
 	"net/http"
 	"os"
@@ -68,8 +70,20 @@ type status struct {
 	} `json:"policy"`
 }
 
-func (a *agent) get(path string) ([]byte, error) {
-	resp, err := a.client.Get("http://agent" + path)
+// total is how many objects the agent has.
+func (s status) total() (n int) {
+	for _, k := range s.Objects.Kinds {
+		n += k
+	}
+	return n
+}
+
+func (a *agent) get(ctx context.Context, path string) ([]byte, error) {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://agent"+path, nil)
+	if err != nil {
+		return nil, err
+	}
+	resp, err := a.client.Do(req)
 	if err != nil {
 		return nil, err
 	}
@@ -77,8 +91,8 @@ func (a *agent) get(path string) ([]byte, error) {
 	return io.ReadAll(resp.Body)
 }
 
-func (a *agent) status() (s status, err error) {
-	text, err := a.get("/status")
+func (a *agent) status(ctx context.Context) (s status, err error) {
+	text, err := a.get(ctx, "/status")
 	if err == nil {
 		err = json.Unmarshal(text, &s)
 	}
@@ -86,24 +100,27 @@ func (a *agent) status() (s status, err error) {
 }
 
 // until asks for the status until cond holds.
-func (a *agent) until(limit time.Duration, cond func(status) bool) (s status, err error) {
+func (a *agent) until(ctx context.Context, limit time.Duration, cond func(status) bool) (s status, err error) {
 	for end := time.Now().Add(limit); ; time.Sleep(time.Millisecond) {
-		if s, err = a.status(); err == nil && cond(s) {
+		if s, err = a.status(ctx); err == nil && cond(s) {
 			return s, nil
 		}
+		if ctx.Err() != nil {
+			return s, ctx.Err()
+		}
 		if time.Now().After(end) {
-			return s, fmt.Errorf("not within %v: %w; %+v", limit, err, s.Reasons)
+			return s, errors.Join(err, fmt.Errorf("not within %v; %s", limit, strings.Join(s.Reasons, "; ")))
 		}
 	}
 }
 
-// memory is a line of /proc/PID/status, in MiB.
+// memory is a line of /proc/PID/status, in MB.
 func (a *agent) memory(field string) float64 {
 	text, _ := os.ReadFile(fmt.Sprintf("/proc/%d/status", a.cmd.Process.Pid))
 	for line := range strings.Lines(string(text)) {
 		if f := strings.Fields(line); len(f) > 1 && f[0] == field+":" {
 			kib, _ := strconv.ParseFloat(f[1], 64)
-			return kib / 1024
+			return kib * 1024 / 1e6
 		}
 	}
 	return 0
@@ -121,11 +138,12 @@ func (a *agent) cpu() time.Duration {
 	return time.Duration(user+system) * 10 * time.Millisecond
 }
 
-// sums adds up a metric over its labels that contain all parts.
+// sum adds up a metric over its labels that contain all parts; not a number where
+// the agent does not tell.
 func (a *agent) sum(metric string, parts ...string) (sum float64) {
-	text, err := a.get("/metrics")
+	text, err := a.get(context.Background(), "/metrics")
 	if err != nil {
-		return 0
+		return math.NaN()
 	}
 	lines := bufio.NewScanner(bytes.NewReader(text))
 	lines.Buffer(nil, 1<<20)

@@ -4,5 +4,5 @@
 // no interfaces, so that what is measured is from the API server to the
 // kernel's tables.
 //
-// It needs root, etcd, and kube-apiserver where test/apiserver looks for it.
+// It needs root, and what test/apiserver needs: `make bench-kube`.
 package main

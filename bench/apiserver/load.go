@@ -8,13 +8,20 @@ import (
 	"io"
 	"net/http"
 	"strings"
+	"time"
 
 	"golang.org/x/sync/errgroup"
 	"k8s.io/client-go/rest"
 )
 
 // size is how much there is in the cluster.
-type size struct{ pods, nodes, namespaces, policies, own int }
+type size struct {
+	Pods       int `json:"pods"`
+	Nodes      int `json:"nodes"`
+	Namespaces int `json:"namespaces"`
+	Policies   int `json:"policies"`
+	Own        int `json:"ownPods"` // those of the agent's node
+}
 
 // writer writes objects as users and controllers do.
 type writer struct {
@@ -61,23 +68,29 @@ type object = map[string]any
 
 func namespaceOf(n int) string { return fmt.Sprintf("tenant-%d", n) }
 
-// load creates everything, with many requests at a time.
-func (w *writer) load(ctx context.Context, s size) error {
-	each := func(n int, do func(ctx context.Context, i int) error) error {
+// load creates everything, with many requests at a time, and says how far it is.
+func (w *writer) load(ctx context.Context, s size, say func(string, ...any)) error {
+	each := func(what string, n int, do func(ctx context.Context, i int) error) error {
 		group, ctx := errgroup.WithContext(ctx)
 		group.SetLimit(24)
+		said := time.Now()
+		say("creating %d %s", n, what)
 		for i := range n {
+			if time.Since(said) > 5*time.Second {
+				said = time.Now()
+				say("  %d of %d %s", i, n, what)
+			}
 			group.Go(func() error { return do(ctx, i) })
 		}
 		return group.Wait()
 	}
-	if err := each(s.namespaces, func(ctx context.Context, i int) error {
+	if err := each("namespaces", s.Namespaces, func(ctx context.Context, i int) error {
 		return w.do(ctx, http.MethodPost, "/api/v1/namespaces", object{"metadata": object{
 			"name": namespaceOf(i), "labels": object{"tenant": fmt.Sprint(i), "team": fmt.Sprint("team-", i%20)}}})
 	}); err != nil {
 		return err
 	}
-	if err := each(s.nodes, func(ctx context.Context, i int) error {
+	if err := each("nodes", s.Nodes, func(ctx context.Context, i int) error {
 		name := fmt.Sprintf("node-%d", i)
 		if err := w.do(ctx, http.MethodPost, "/api/v1/nodes", object{"metadata": object{"name": name, "labels": object{"kubernetes.io/hostname": name}},
 			"spec": object{"podCIDR": fmt.Sprintf("10.%d.%d.0/24", 64+i/256, i%256)}}); err != nil {
@@ -88,15 +101,15 @@ func (w *writer) load(ctx context.Context, s size) error {
 	}); err != nil {
 		return err
 	}
-	if err := each(s.policies, func(ctx context.Context, i int) error {
+	if err := each("policies", s.Policies, func(ctx context.Context, i int) error {
 		if i%2 == 0 {
-			return w.do(ctx, http.MethodPost, "/apis/cilium.io/v2/namespaces/"+namespaceOf(i%s.namespaces)+"/ciliumnetworkpolicies", ciliumPolicy(i, 8080))
+			return w.do(ctx, http.MethodPost, "/apis/cilium.io/v2/namespaces/"+namespaceOf(i%s.Namespaces)+"/ciliumnetworkpolicies", ciliumPolicy(i, 8080))
 		}
-		return w.do(ctx, http.MethodPost, "/apis/networking.k8s.io/v1/namespaces/"+namespaceOf(i%s.namespaces)+"/networkpolicies", networkPolicy(i))
+		return w.do(ctx, http.MethodPost, "/apis/networking.k8s.io/v1/namespaces/"+namespaceOf(i%s.Namespaces)+"/networkpolicies", networkPolicy(i))
 	}); err != nil {
 		return err
 	}
-	return each(s.pods, func(ctx context.Context, i int) error { return w.pod(ctx, s, i) })
+	return each("pods", s.Pods, func(ctx context.Context, i int) error { return w.pod(ctx, s, i) })
 }
 
 func ciliumPolicy(i, port int) object {
@@ -113,12 +126,12 @@ func networkPolicy(i int) object {
 
 // pod creates a pod as a Deployment, a scheduler and a kubelet would leave it.
 func (w *writer) pod(ctx context.Context, s size, i int) error {
-	node := fmt.Sprintf("node-%d", 1+i%(s.nodes-1))
-	if i < s.own {
+	node := fmt.Sprintf("node-%d", 1+i%(s.Nodes-1))
+	if i < s.Own {
 		node = "node-0"
 	}
 	ip := fmt.Sprintf("10.%d.%d.%d", 64+i/65536, i/256%256, i%256)
-	path := "/api/v1/namespaces/" + namespaceOf(i%s.namespaces) + "/pods"
+	path := "/api/v1/namespaces/" + namespaceOf(i%s.Namespaces) + "/pods"
 	name := fmt.Sprintf("web-7c9f8d6b5-%d", i)
 	var env []object
 	for e := range 8 {
@@ -145,5 +158,5 @@ func (w *writer) pod(ctx context.Context, s size, i int) error {
 }
 
 func (w *writer) deletePod(ctx context.Context, s size, i int) error {
-	return w.do(ctx, http.MethodDelete, fmt.Sprintf("/api/v1/namespaces/%s/pods/web-7c9f8d6b5-%d?gracePeriodSeconds=0", namespaceOf(i%s.namespaces), i), nil)
+	return w.do(ctx, http.MethodDelete, fmt.Sprintf("/api/v1/namespaces/%s/pods/web-7c9f8d6b5-%d?gracePeriodSeconds=0", namespaceOf(i%s.Namespaces), i), nil)
 }

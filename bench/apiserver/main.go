@@ -2,13 +2,15 @@ package main
 
 import (
 	"context"
+	"errors"
 	"flag"
 	"fmt"
 	"net/http"
 	"os"
+	"os/signal"
 	"path/filepath"
-	"slices"
 	"strings"
+	"syscall"
 	"time"
 
 	"k8s.io/client-go/rest"
@@ -18,111 +20,129 @@ import (
 	"github.com/weirnet/weir/test/apiserver"
 )
 
+// options of a run.
+type options struct {
+	binary, outDir string
+	changes, rate  int
+	churn          time.Duration
+	env            []string
+	json           bool
+}
+
 func main() {
-	var s size
-	flag.IntVar(&s.pods, "pods", 10_000, "pods, with status")
-	flag.IntVar(&s.nodes, "nodes", 501, "nodes; one of them is the agent's")
-	flag.IntVar(&s.namespaces, "namespaces", 1000, "namespaces")
-	flag.IntVar(&s.policies, "policies", 1000, "policies, half of each kind")
-	flag.IntVar(&s.own, "own", 100, "pods of the agent's node")
-	binary := flag.String("weir", "bin/weir", "the binary")
-	changes := flag.Int("changes", 300, "changes of a policy to time")
-	churn := flag.Duration("churn", 15*time.Second, "how long pods come and go")
-	rate := flag.Int("rate", 100, "pods that come or go per second")
-	env := flag.String("env", "", "settings of the agent's environment, by comma")
-	flag.Parse()
-	if err := run(s, *binary, *changes, *churn, *rate, *env); err != nil {
-		fmt.Fprintln(os.Stderr, err)
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	err := mainErr(ctx, os.Args[1:])
+	switch {
+	case errors.Is(err, flag.ErrHelp):
+	case err != nil:
+		fmt.Fprintln(os.Stderr, "bench:", err)
 		os.Exit(1)
 	}
 }
 
-func run(s size, binary string, changes int, churn time.Duration, rate int, env string) (err error) {
-	ctx := context.Background()
-	dir, err := os.MkdirTemp("", "weir-apiserver-")
+func mainErr(ctx context.Context, args []string) error {
+	var s size
+	var o options
+	f := flag.NewFlagSet("bench-kube", flag.ContinueOnError)
+	f.Usage = func() {
+		fmt.Fprint(f.Output(), "What an agent costs in a large cluster, and how fast it is there: see bench/README.md.\n\n")
+		f.PrintDefaults()
+	}
+	f.IntVar(&s.Pods, "pods", 10_000, "pods, with status")
+	f.IntVar(&s.Nodes, "nodes", 501, "nodes; one of them is the agent's")
+	f.IntVar(&s.Namespaces, "namespaces", 1000, "namespaces")
+	f.IntVar(&s.Policies, "policies", 1000, "policies, half of each kind")
+	f.IntVar(&s.Own, "own", 100, "pods of the agent's node")
+	f.IntVar(&o.changes, "changes", 300, "changes of a policy to time")
+	f.DurationVar(&o.churn, "churn", 20*time.Second, "how long pods come and go")
+	f.IntVar(&o.rate, "rate", 100, "pods that come per second, and as many that go")
+	quick := f.Bool("quick", false, "a smoke run of half a minute with a tenth of all: the figures mean little")
+	format := f.String("o", "text", "text or json")
+	f.StringVar(&o.outDir, "out", "bench/out", "where results and logs are kept")
+	f.StringVar(&o.binary, "weir", "bin/weir", "the binary")
+	env := f.String("env", "", "settings of the agent's environment, by comma")
+	if err := f.Parse(args); err != nil {
+		return err
+	}
+	if *quick {
+		s = size{Pods: s.Pods / 10, Nodes: 1 + s.Nodes/10, Namespaces: s.Namespaces / 10, Policies: s.Policies / 10, Own: s.Own / 10}
+		o.changes, o.churn = o.changes/10, o.churn/5
+	}
+	switch {
+	case *format != "text" && *format != "json":
+		return fmt.Errorf("-o %s: text or json", *format)
+	case s.Nodes < 2 || s.Namespaces < 1 || s.Policies < 1 || s.Own < 1 || s.Own > s.Pods || o.changes < 1 || o.rate < 1:
+		return fmt.Errorf("too little to measure: %+v", s)
+	case os.Geteuid() != 0:
+		return errors.New("eBPF needs root")
+	}
+	o.json = *format == "json"
+	if *env != "" {
+		o.env = strings.Split(*env, ",")
+	}
+	r, err := run(ctx, s, o)
 	if err != nil {
 		return err
 	}
-	defer os.RemoveAll(dir)
-	server, err := apiserver.Start(dir)
-	if err != nil {
-		return err
-	}
-	defer server.Close()
-	w, err := newWriter(&rest.Config{Host: server.URL, BearerToken: server.Token, TLSClientConfig: rest.TLSClientConfig{Insecure: true}})
-	if err != nil {
-		return err
-	}
-	start := time.Now()
-	if err := define(ctx, w); err != nil {
-		return err
-	}
-	if err := w.load(ctx, s); err != nil {
-		return err
-	}
-	fmt.Printf("%d pods on %d nodes in %d namespaces, %d policies, created in %.0f s\n\n", s.pods, s.nodes, s.namespaces, s.policies, time.Since(start).Seconds())
-
-	kubeconfig, err := server.Kubeconfig()
-	if err != nil {
-		return err
-	}
-	start = time.Now()
-	var vars []string
-	if env != "" {
-		vars = strings.Split(env, ",")
-	}
-	a, err := startAgent(binary, fmt.Sprintf("bench-api-%d", os.Getpid()), kubeconfig, filepath.Join(os.TempDir(), "weir-bench-agent.log"), vars)
-	if err != nil {
-		return err
-	}
-	defer func() {
-		if e := a.stop(); err == nil {
-			err = e
-		}
-	}()
-	if _, err := a.until(time.Minute, func(st status) bool { return st.Policy.Started }); err != nil {
-		return err
-	}
-	synced := time.Since(start)
-	st, err := a.until(time.Minute, func(st status) bool { return st.Policy.Realised && len(st.Policy.Endpoints) == s.own })
-	if err != nil {
-		return err
-	}
-	realised := time.Since(start)
-	fmt.Printf("| what | measured |\n|---|---|\n")
-	row := func(what, format string, args ...any) {
-		fmt.Printf("| %s | %s |\n", what, fmt.Sprintf(format, args...))
-	}
-	row("start of the process -> objects read / policy written", "%.2f s / %.2f s, %.2f s of CPU, %d objects", synced.Seconds(), realised.Seconds(), a.cpu().Seconds(), total(st))
-	row("RSS then, peak", "%.0f MiB, %.0f MiB", a.memory("VmRSS"), a.memory("VmHWM"))
-	row("requests, bytes to be up to date", "%.0f (%.0f watches), %.1f MB", a.sum("weir_kube_requests_total"), a.sum("weir_kube_requests_total", `verb="watch"`), a.sum("weir_kube_received_bytes_total")/1e6)
-	time.Sleep(10 * time.Second)
-	row("RSS 10 s later", "%.0f MiB (Go heap %.0f MiB)", a.memory("VmRSS"), a.sum("go_memstats_heap_alloc_bytes")/(1<<20))
-
-	times, err := timeChanges(ctx, w, a, s, changes)
-	if err != nil {
-		return err
-	}
-	slices.Sort(times)
-	at := func(q float64) float64 { return times[int(q*float64(len(times)-1))].Seconds() * 1000 }
-	row("policy change -> in the kernel (from the answer to the change)", "p50 %.1f ms, p90 %.1f ms, p99 %.1f ms, max %.1f ms", at(.5), at(.9), at(.99), at(1))
-
-	bytes, cpu := a.sum("weir_kube_received_bytes_total"), a.cpu()
-	lives, behind, err := churnPods(ctx, w, a, s, churn, rate)
-	if err != nil {
-		return err
-	}
-	row(fmt.Sprintf("pods that come and go, %v", churn), "%.0f/s, agent %.0f%% of a CPU, up to date %.0f ms after the last, %.0f kB/s watched",
-		float64(lives)/churn.Seconds(), 100*(a.cpu()-cpu).Seconds()/churn.Seconds(), behind.Seconds()*1000, (a.sum("weir_kube_received_bytes_total")-bytes)/churn.Seconds()/1000)
-	row("RSS after, peak of all", "%.0f MiB, %.0f MiB", a.memory("VmRSS"), a.memory("VmHWM"))
-	return nil
+	return r.write(o.outDir, o.json)
 }
 
-func total(st status) (n int) {
-	for _, k := range st.Objects.Kinds {
-		n += k
+func run(ctx context.Context, s size, o options) (_ *report, err error) {
+	start := time.Now()
+	b := &bench{size: s, options: o, report: newReport(ctx, s), say: func(format string, args ...any) {
+		fmt.Fprintf(os.Stderr, "%6.1fs  %s\n", time.Since(start).Seconds(), fmt.Sprintf(format, args...))
+	}}
+	dir, err := os.MkdirTemp("", "weir-apiserver-")
+	if err != nil {
+		return nil, err
 	}
-	return n
+	defer os.RemoveAll(dir)
+	b.say("starting an API server")
+	if b.server, err = apiserver.Start(dir); err != nil {
+		return nil, err
+	}
+	defer b.server.Close()
+	b.write, err = newWriter(&rest.Config{Host: b.server.URL, BearerToken: b.server.Token, TLSClientConfig: rest.TLSClientConfig{Insecure: true}})
+	if err != nil {
+		return nil, err
+	}
+	if err := define(ctx, b.write); err != nil {
+		return nil, err
+	}
+	if err := b.write.load(ctx, s, b.say); err != nil {
+		return nil, err
+	}
+	kubeconfig, err := b.server.Kubeconfig()
+	if err != nil {
+		return nil, err
+	}
+	watches, err := b.watches()
+	if err != nil {
+		return nil, err
+	}
+	if err := os.MkdirAll(o.outDir, 0o755); err != nil {
+		return nil, err
+	}
+	b.say("starting the agent")
+	began := time.Now()
+	b.agent, err = startAgent(o.binary, fmt.Sprintf("bench-api-%d", os.Getpid()), kubeconfig, filepath.Join(o.outDir, "agent-kube.log"), o.env)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, b.agent.stop()) }()
+	if err := b.sync(ctx, began, watches); err != nil {
+		return nil, err
+	}
+	if err := b.changes(ctx); err != nil {
+		return nil, err
+	}
+	if err := b.churn(ctx); err != nil {
+		return nil, err
+	}
+	b.end()
+	b.say("done")
+	return b.report, nil
 }
 
 // define puts the definitions of policies, and waits until they are served.
@@ -142,7 +162,7 @@ func define(ctx context.Context, w *writer) error {
 	}
 	for end := time.Now().Add(20 * time.Second); ; time.Sleep(50 * time.Millisecond) {
 		err := w.do(ctx, http.MethodGet, "/apis/cilium.io/v2/ciliumnetworkpolicies?limit=1", nil)
-		if err == nil || time.Now().After(end) {
+		if err == nil || time.Now().After(end) || ctx.Err() != nil {
 			return err
 		}
 	}
@@ -151,63 +171,3 @@ func define(ctx context.Context, w *writer) error {
 type rawJSON []byte
 
 func (r rawJSON) MarshalJSON() ([]byte, error) { return r, nil }
-
-// timeChanges changes policies that select pods of this node, one after
-// another.
-func timeChanges(ctx context.Context, w *writer, a *agent, s size, n int) (times []time.Duration, err error) {
-	for i := range n {
-		policy := 2 * (i % (min(s.own, s.policies) / 2))
-		before, err := a.status()
-		if err != nil {
-			return nil, err
-		}
-		spec := ciliumPolicy(policy, 9000+i)["spec"]
-		path := fmt.Sprintf("/apis/cilium.io/v2/namespaces/%s/ciliumnetworkpolicies/p-%d", namespaceOf(policy%s.namespaces), policy)
-		if err := w.do(ctx, http.MethodPatch, path, object{"spec": spec}); err != nil {
-			return nil, err
-		}
-		start := time.Now()
-		if _, err := a.until(10*time.Second, func(st status) bool { return st.Policy.Revision > before.Policy.Revision && st.Policy.Realised }); err != nil {
-			return nil, err
-		}
-		times = append(times, time.Since(start))
-		time.Sleep(5 * time.Millisecond)
-	}
-	return times, nil
-}
-
-// churnPods creates and deletes pods of other nodes at a rate, and tells how
-// long after the last the agent had seen it all.
-func churnPods(ctx context.Context, w *writer, a *agent, s size, d time.Duration, rate int) (done int, behind time.Duration, err error) {
-	ticks := time.NewTicker(2 * time.Second / time.Duration(rate))
-	defer ticks.Stop()
-	errs := make(chan error, 1<<16)
-	n := 0
-	slots := make(chan struct{}, 32)
-	for end := time.Now().Add(d); time.Now().Before(end); {
-		<-ticks.C
-		i := s.pods + n
-		n++
-		slots <- struct{}{}
-		go func() {
-			err := w.pod(ctx, s, i)
-			if err == nil {
-				err = w.deletePod(ctx, s, i)
-			}
-			<-slots
-			errs <- err
-		}()
-	}
-	for range n {
-		if err := <-errs; err != nil {
-			return 0, 0, err
-		}
-	}
-	// One more tells the end: whoever has it has all the others.
-	if err := w.pod(ctx, s, s.pods+n); err != nil {
-		return 0, 0, err
-	}
-	start := time.Now()
-	_, err = a.until(time.Minute, func(st status) bool { return st.Objects.Kinds["Pod"] == s.pods+1 })
-	return 2 * n, time.Since(start), err
-}
