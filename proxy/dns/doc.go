@@ -28,7 +28,9 @@
 // those nothing that have another lane. In a lane that overflows, and where
 // several send, each has a part of what is read dealt with, and the rest is dropped
 // and counted: others in it lose less, and what finds no room in its queue all the
-// same is counted, too.
+// same is counted, too. Where that lasts, the kernel drops most of what those send
+// that send most, before it gets there (sieve): nobody is slowed down whom others
+// don't suffer from, however much he asks.
 //
 // Questions of a session that are equal but for the id are asked once (RFC 5452,
 // section 5), and the answer goes to all who asked, so that more of them are no

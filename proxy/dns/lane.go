@@ -17,8 +17,9 @@ type lane struct {
 	// from is whose datagram came last, and mixed when another one's did.
 	from  sockaddr
 	mixed time.Time
-	// Whose datagrams a batch has, and how many of them were dealt with.
+	// Whose datagrams a crowded round has, and how many.
 	sources []source
+	sieve   sieve
 }
 
 type source struct {
@@ -42,7 +43,8 @@ func (l *lane) crowded(r *relay, n int) bool {
 		r.Drop(ReasonOverrun, uint64(lost-l.lost))
 		l.lost, l.at = lost, r.now
 	}
-	if n < batchSize || r.now.Sub(l.at) >= crowdTime {
+	// With a sieve what was lost is no sign: it is looked again when that is off.
+	if n < batchSize || r.now.Sub(l.at) >= crowdTime || !l.sieve.until.IsZero() {
 		return false
 	}
 	for i := range n {
@@ -71,10 +73,12 @@ func (l *lane) admit(from *sockaddr) bool {
 // takeQuestions deals with what pods have sent.
 func (r *relay) takeQuestions(l *lane) {
 	l.sources = l.sources[:0]
-	for range crowdBatches {
-		if !r.takeBatch(l) {
-			return
-		}
+	crowded := 0
+	for crowded < crowdBatches && r.takeBatch(l) {
+		crowded++
+	}
+	if crowded > 0 {
+		r.sift(l, crowded)
 	}
 }
 

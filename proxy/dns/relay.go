@@ -40,6 +40,7 @@ type relay struct {
 	record Record
 
 	listeners []*lane
+	sieves    int // that lanes have
 	sessions  map[sessionKey]*session
 	pods      map[uint32]*pod
 	pendings  pendings
@@ -146,10 +147,14 @@ func (r *relay) turn() int {
 		r.sweep()
 	}
 	r.busy.Store(int64(r.pendings.asking))
-	if r.pendings.n > 0 || len(r.sessions) > 0 || len(r.repliers) > 0 {
-		return max(int(r.limits.sweep/time.Millisecond), 1)
+	patience := r.limits.sweep
+	if r.sieves > 0 {
+		r.unsift()
+		patience = min(patience, sieveEvery)
+	} else if r.pendings.n == 0 && len(r.sessions) == 0 && len(r.repliers) == 0 {
+		return -1
 	}
-	return -1
+	return max(int(patience/time.Millisecond), 1)
 }
 
 // sweep closes what was not used for long.
