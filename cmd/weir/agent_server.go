@@ -12,6 +12,7 @@ import (
 	"os"
 	"slices"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -130,19 +131,33 @@ func serve(ctx context.Context, l net.Listener, h http.Handler, keep bool, log *
 		BaseContext: func(net.Listener) context.Context { return ctx },
 		ErrorLog:    slog.NewLogLogger(log.Handler(), slog.LevelDebug),
 	}
+	var open sync.WaitGroup
+	server.ConnState = func(_ net.Conn, state http.ConnState) {
+		switch state {
+		case http.StateNew:
+			open.Add(1)
+		case http.StateHijacked, http.StateClosed:
+			open.Done()
+		}
+	}
 	server.SetKeepAlivesEnabled(keep)
-	// Not Shutdown: what is accepted while that looks around would be lost.
+	// Not Shutdown: it closes connections whose request is just being read.
 	stop := context.AfterFunc(ctx, func() { _ = l.Close() })
 	defer stop()
 	if err := server.Serve(l); ctx.Err() == nil {
 		return fmt.Errorf("serve on %s: %w", l.Addr(), err)
 	}
-	// Answers that were begun.
-	end, cancel := context.WithTimeout(context.Background(), time.Second)
-	defer cancel()
-	if server.Shutdown(end) != nil {
-		_ = server.Close()
+	server.SetKeepAlivesEnabled(false) // which closes those that idle
+	answered := make(chan struct{})
+	go func() {
+		defer close(answered)
+		open.Wait()
+	}()
+	select {
+	case <-answered:
+	case <-time.After(time.Second):
 	}
+	_ = server.Close()
 	return nil
 }
 
