@@ -100,18 +100,29 @@ cluster-down: $(BIN)/cluster ## End that cluster and remove all of it
 E2E_IMAGE = CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-s -w -X main.version=$(1)' -o dist/weir-$(1) ./cmd/weir && \
 	$(GO) run ./deploy/image -binary dist/weir-$(1) -version $(1) -tag weirnet/weir:$(1) -o dist/weir-$(1).tar
 
-# What a build of this tree does in a cluster, with another one to update to.
-E2E = WEIR_TEST_E2E=1 WEIR_E2E_CNI=$(E2E_CNI) WEIR_E2E_IMAGE=$(CURDIR)/dist/weir-dev.tar WEIR_E2E_NEXT=$(CURDIR)/dist/weir-$(1).tar \
+# The same with another layout of every table: what names the layouts is fed one
+# word more.
+OTHER_LAYOUT := dist/other-layout
+E2E_OTHER = sed 's/h := sha256.New()/&\n\th.Write([]byte("other"))/' bpf/pins.go > $(OTHER_LAYOUT).txt && \
+	! cmp -s bpf/pins.go $(OTHER_LAYOUT).txt && \
+	echo '{"Replace": {"$(CURDIR)/bpf/pins.go": "$(CURDIR)/$(OTHER_LAYOUT).txt"}}' > $(OTHER_LAYOUT).json && \
+	CGO_ENABLED=0 $(GO) build -trimpath -overlay $(OTHER_LAYOUT).json -ldflags '-s -w -X main.version=other' -o dist/weir-other ./cmd/weir && \
+	$(GO) run ./deploy/image -binary dist/weir-other -version other -tag weirnet/weir:other -o dist/weir-other.tar
+
+# What a build of this tree does in a cluster, with others to update to.
+E2E = WEIR_TEST_E2E=1 WEIR_E2E_CNI=$(E2E_CNI) WEIR_E2E_NODES=$(E2E_NODES) WEIR_E2E_DUAL_STACK=$(E2E_DUAL_STACK) \
+	WEIR_E2E_IMAGE=$(CURDIR)/dist/weir-dev.tar WEIR_E2E_NEXT=$(CURDIR)/dist/weir-$(1).tar WEIR_E2E_OTHER=$(CURDIR)/dist/weir-$(2).tar \
 	$(GO) test $(EXEC) -count=1 -v -timeout 40m $(E2EFLAGS)
 
 .PHONY: e2e
-e2e: $(BIN)/cluster ## Deploys the image to a cluster of its own and plays stories (E2E_CNI=bridge, E2EFLAGS="-run ...")
+e2e: $(BIN)/cluster ## Deploys the image to a cluster of its own and plays stories (E2E_CNI=bridge E2E_NODES=2 E2E_DUAL_STACK=1 E2EFLAGS="-run ...")
 	@./deploy/debian $(NEED_CLUSTER)
 	$(BIN)/cluster build
 	mkdir -p dist
 	$(call E2E_IMAGE,dev)
 	$(call E2E_IMAGE,next)
-	$(call E2E,next) ./test/e2e
+	$(E2E_OTHER)
+	$(call E2E,next,other) ./test/e2e
 
 # Those of its stories that are a minute of every change.
 E2E_SHORT := install tenants_by_NetworkPolicy tenants_by_CiliumNetworkPolicy uninstall
@@ -123,7 +134,7 @@ e2e-short: $(BIN)/cluster ## The first of them only: deploys, keeps tenants apar
 	$(BIN)/cluster build
 	mkdir -p dist
 	$(call E2E_IMAGE,dev)
-	$(call E2E,dev) -run '^TestDeployed$$/^($(subst $(empty) $(empty),|,$(E2E_SHORT)))$$' ./test/e2e
+	$(call E2E,dev,dev) -run '^TestDeployed$$/^($(subst $(empty) $(empty),|,$(E2E_SHORT)))$$' ./test/e2e
 
 .PHONY: conformance
 conformance: $(BIN)/cluster ## Kubernetes' own NetworkPolicy tests against that cluster (CONFORMANCEFLAGS="--focus ...")

@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -28,8 +29,9 @@ const clusterName = "weir-e2e"
 // deployed is Weir in a cluster.
 type deployed struct {
 	*cluster.Cluster
-	t    *testing.T
-	node *space // of the first node
+	t     *testing.T
+	node  *space   // of the first node
+	nodes []*space // of all
 }
 
 // story is something that happens to a cluster, on top of what those before it
@@ -46,9 +48,12 @@ func stories() []story {
 		{"tenants by CiliumNetworkPolicy", func(d *deployed) { d.tenants(ciliumPolicies) }},
 		{"http", (*deployed).http},
 		{"names", (*deployed).names},
+		{"across nodes", (*deployed).across},
+		{"conditions", (*deployed).conditions},
 		{"shown inside the pod", (*deployed).shown},
 		{"agent killed", (*deployed).agentKilled},
 		{"rolling update under load", (*deployed).rollingUpdate},
+		{"another layout and back", (*deployed).anotherLayout},
 		{"rights", (*deployed).rights},
 		{"capabilities", func(d *deployed) { d.capabilities(false) }},
 		{"uninstall", (*deployed).uninstall},
@@ -57,7 +62,14 @@ func stories() []story {
 
 // TestDeployed installs Weir, plays the stories, and removes it.
 func TestDeployed(t *testing.T) {
-	bringUp(t, cluster.Config{Name: clusterName}).play(stories())
+	config := cluster.Config{Name: clusterName, DualStack: os.Getenv("WEIR_E2E_DUAL_STACK") != ""}
+	if n := os.Getenv("WEIR_E2E_NODES"); n != "" {
+		var err error
+		if config.NodeCount, err = strconv.Atoi(n); err != nil {
+			t.Fatal("WEIR_E2E_NODES: ", err)
+		}
+	}
+	bringUp(t, config).play(stories())
 }
 
 func (d *deployed) play(all []story) {
@@ -130,33 +142,40 @@ func bringUp(t *testing.T, config cluster.Config) *deployed {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, archive := range []string{"WEIR_E2E_IMAGE", "WEIR_E2E_NEXT"} {
+	for _, archive := range []string{"WEIR_E2E_IMAGE", "WEIR_E2E_NEXT", "WEIR_E2E_OTHER"} {
 		if err := c.Load(t.Context(), os.Getenv(archive)); err != nil {
 			t.Fatal(archive+": ", err)
 		}
 	}
 	d := &deployed{Cluster: c, t: t}
-	if d.node, err = openSpace("/run/netns/" + c.Nodes[0].Netns); err != nil {
-		t.Fatal(err)
+	for _, n := range c.Nodes {
+		s, err := openSpace("/run/netns/" + n.Netns)
+		if err != nil {
+			t.Fatal(err)
+		}
+		d.nodes = append(d.nodes, s)
 	}
+	d.node = d.nodes[0]
 	lan, err := openSpace("/run/netns/" + name + ".lan")
 	if err != nil {
 		t.Fatal(err)
 	}
 	startWorld(t, lan)
-	d.kubectl(pods(), "apply", "-f", "-")
+	d.kubectl(pods(c.Nodes[0].Name, c.Nodes[len(c.Nodes)-1].Name), "apply", "-f", "-")
 	return d
 }
 
-// pods are there before Weir is, and until the end.
-func pods() string {
+// pods are there before Weir is, and until the end: here, and some of the clients
+// on a node there, which is the same where there is only one.
+func pods(here, there string) string {
 	return namespaceYAML("tenant-a", "tenant: a") + namespaceYAML("tenant-b", "tenant: b") + namespaceYAML("stranger", "") +
 		namespaceYAML("ingress", "role: ingress") + namespaceYAML("monitoring", "role: monitoring") +
-		namespaceYAML("http", "") + namespaceYAML("names", "") +
-		podYAML("tenant-a", "web") + podYAML("tenant-a", "client") + podYAML("tenant-b", "web") +
-		podYAML("ingress", "controller") + podYAML("monitoring", "prometheus") + podYAML("stranger", "client") +
-		podYAML("http", "web") + podYAML("http", "echo") + podYAML("http", "client") + podYAML("http", "other") +
-		podYAML("names", "client")
+		namespaceYAML("http", "") + namespaceYAML("names", "") + namespaceYAML("across", "") +
+		podYAML(here, "tenant-a", "web") + podYAML(there, "tenant-a", "client") + podYAML(here, "tenant-b", "web") +
+		podYAML(here, "ingress", "controller") + podYAML(there, "monitoring", "prometheus") + podYAML(there, "stranger", "client") +
+		podYAML(here, "http", "web") + podYAML(here, "http", "echo") + podYAML(here, "http", "client") + podYAML(there, "http", "other") +
+		podYAML(here, "names", "client") +
+		podYAML(here, "across", "client") + podYAML(there, "across", "server") + podYAML(here, "across", "other")
 }
 
 // kubectl runs it, with text on its standard input.
@@ -181,22 +200,34 @@ func (d *deployed) apply(objects string) {
 	d.kubectl(objects, "apply", "-f", "-")
 }
 
-// weir runs weir in the agent's container.
+// weir runs weir in the agent's container, on the first node.
 func (d *deployed) weir(args ...string) string {
 	d.t.Helper()
-	return d.kubectl("", append([]string{"-n", "weir-system", "exec", "daemonset/weir", "-c", "agent", "--", "/weir"}, args...)...)
+	return d.weirOn(d.Nodes[0].Name, args...)
 }
 
-// enforced returns once all objects that are there are enforced.
+// weirOn runs weir in the agent's container on a node. During an update that is
+// one of the two.
+func (d *deployed) weirOn(node string, args ...string) string {
+	d.t.Helper()
+	pod := d.kubectl("", "-n", "weir-system", "get", "pods", "-l", "app.kubernetes.io/name=weir",
+		"--field-selector=status.phase=Running,spec.nodeName="+node, "--output=jsonpath={.items[0].metadata.name}")
+	return d.kubectl("", append([]string{"-n", "weir-system", "exec", pod, "-c", "agent", "--", "/weir"}, args...)...)
+}
+
+// enforced returns once all objects that are there are enforced, on all nodes.
 func (d *deployed) enforced() {
 	d.t.Helper()
-	d.weir("status", "--wait", "--timeout=30s")
+	for _, n := range d.Nodes {
+		d.weirOn(n.Name, "status", "--wait", "--timeout=30s")
+	}
 }
 
 // pod is a running one.
 type pod struct {
 	*space
-	ip string
+	ip  string
+	ips []string // by family
 }
 
 // web is where it answers.
@@ -206,25 +237,30 @@ func (p pod) web() string { return p.ip + ":80" }
 func (d *deployed) pod(namespace, name string) pod {
 	d.t.Helper()
 	d.kubectl("", "-n", namespace, "wait", "--for=condition=Ready", "pod/"+name, "--timeout=60s")
-	ip := d.kubectl("", "-n", namespace, "get", "pod", name, "--output=jsonpath={.status.podIP}")
-	s, err := podSpace(d.Nodes[0].Root(), netip.MustParseAddr(ip))
+	said := strings.Fields(d.kubectl("", "-n", namespace, "get", "pod", name, "--output=jsonpath={.spec.nodeName} {.status.podIPs[*].ip}"))
+	at := slices.IndexFunc(d.Nodes, func(n cluster.Node) bool { return n.Name == said[0] })
+	if at < 0 || len(said) < 2 {
+		d.t.Fatalf("pod %s/%s: %q", namespace, name, said)
+	}
+	s, err := podSpace(d.Nodes[at].Root(), netip.MustParseAddr(said[1]))
 	if err != nil {
 		d.t.Fatal(err)
 	}
-	return pod{s, ip}
+	return pod{s, said[1], said[1:]}
 }
 
 // podYAML is a web server.
-func podYAML(namespace, name string) string {
+func podYAML(node, namespace, name string) string {
 	return fmt.Sprintf(`---
 apiVersion: v1
 kind: Pod
 metadata: {name: %s, namespace: %s, labels: {app: %s}}
 spec:
+  nodeSelector: {kubernetes.io/hostname: %s}
   terminationGracePeriodSeconds: 0
   containers:
   - {name: web, image: %q, imagePullPolicy: Never, args: [netexec, --http-port=80, --udp-port=-1]}
-`, name, namespace, name, cluster.AgnhostImage)
+`, name, namespace, name, node, cluster.AgnhostImage)
 }
 
 func namespaceYAML(name string, labels string) string {

@@ -22,8 +22,6 @@ var rareRights = []string{
 	// A definition is waited for where it is not there.
 	"watch customresourcedefinitions",
 	"patch ciliumclusterwidenetworkpolicies/status",
-	// Of policies that are refused.
-	"create events",
 }
 
 // rights looks at all that the agents asked the API server for: nothing may have

@@ -68,31 +68,35 @@ func (s *space) connects(address string) bool {
 
 // get asks once, on a connection of its own.
 func (s *space) get(address, path string) (int, error) {
+	status, _, err := s.fetch(address, path)
+	return status, err
+}
+
+// fetch is get with what was answered.
+func (s *space) fetch(address, path string) (status int, body string, err error) {
 	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
 	defer cancel()
 	c, err := s.dial(ctx, "tcp", address)
 	if err != nil {
-		return 0, err
+		return 0, "", err
 	}
 	defer func() { _ = c.Close() }()
-	return ask(c, bufio.NewReader(c), http.MethodGet, address, path)
+	return ask(c, bufio.NewReader(c), address, path)
 }
 
 // ask asks on an open connection, and never again.
-func ask(c net.Conn, r *bufio.Reader, method, host, path string) (int, error) {
+func ask(c net.Conn, r *bufio.Reader, host, path string) (status int, body string, err error) {
 	_ = c.SetDeadline(time.Now().Add(10 * time.Second))
-	if _, err := fmt.Fprintf(c, "%s %s HTTP/1.1\r\nHost: %s\r\nContent-Length: 0\r\n\r\n", method, path, host); err != nil {
-		return 0, err
+	if _, err := fmt.Fprintf(c, "GET %s HTTP/1.1\r\nHost: %s\r\n\r\n", path, host); err != nil {
+		return 0, "", err
 	}
 	resp, err := http.ReadResponse(r, nil)
 	if err != nil {
-		return 0, err
+		return 0, "", err
 	}
 	defer func() { _ = resp.Body.Close() }()
-	if _, err := io.Copy(io.Discard, resp.Body); err != nil {
-		return 0, err
-	}
-	return resp.StatusCode, nil
+	text, err := io.ReadAll(resp.Body)
+	return resp.StatusCode, string(text), err
 }
 
 // addresses of the namespace's interfaces.

@@ -205,10 +205,8 @@ func (d *deployed) agentKilled() {
 	web, client, other := d.pod("http", "web"), d.pod("http", "client"), d.pod("http", "other")
 	d.apply(httpPolicy)
 	d.enforced()
-	before := d.agentPID()
-	if out, err := d.inNode("kill", "-9", strconv.Itoa(before)); err != nil {
-		d.t.Fatal(out, err)
-	}
+	before := d.agentPID(0)
+	d.signal(0, before, syscall.SIGKILL)
 	for began := time.Now(); time.Since(began) < 2*time.Second; {
 		if status, err := client.get(web.web(), "/hostname"); status != 200 {
 			d.t.Fatalf("without agent: %d, %v", status, err)
@@ -219,7 +217,7 @@ func (d *deployed) agentKilled() {
 	}
 	d.expect("another client, without agent,", other.space, web.web(), false)
 	if said := eventually(60*time.Second, func() string {
-		if now := d.agentPID(); now == before || d.machineKill(now, 0) != nil {
+		if now := d.agentPID(0); now == before || d.machineKill(now, 0) != nil {
 			return "no agent took its place"
 		}
 		return ""
@@ -230,14 +228,14 @@ func (d *deployed) agentKilled() {
 	d.enforced()
 }
 
-// agentPID is that of the agent which has the state, as the node counts.
-func (d *deployed) agentPID() int {
+// agentPID is that of the agent which has a node's state, as that node counts.
+func (d *deployed) agentPID(node int) int {
 	d.t.Helper()
-	out, err := d.inNode("cat", "/run/weir/weir/agent.lock")
+	out, err := d.Nodes[node].Command("cat", "/run/weir/weir/agent.lock").CombinedOutput()
 	if err != nil {
-		d.t.Fatal(out, err)
+		d.t.Fatal(string(out), err)
 	}
-	pid, err := strconv.Atoi(strings.Fields(out + " none")[0])
+	pid, err := strconv.Atoi(strings.Fields(string(out) + " none")[0])
 	if err != nil {
 		d.t.Fatal(err)
 	}

@@ -11,6 +11,8 @@ import (
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
 	"github.com/vishvananda/netlink"
+
+	"github.com/weirnet/weir/test/cluster"
 )
 
 // uninstall takes Weir off again: nothing may be left of it but what is users'.
@@ -19,7 +21,7 @@ func (d *deployed) uninstall() {
 	d.apply(httpPolicy)
 	d.enforced()
 	d.expect("another client, before,", other.space, web.web(), false)
-	if n := d.programs(); n == 0 {
+	if n := d.programs(0); n == 0 {
 		d.t.Fatal("no program is found where there must be some")
 	}
 	d.kubectl("", "delete", "-f", manifest, "--timeout=120s")
@@ -29,36 +31,62 @@ func (d *deployed) uninstall() {
 	d.kubectl("", "apply", "-f", uninstall)
 	d.kubectl("", "-n", "weir-system", "rollout", "status", "daemonset/weir-uninstall", "--timeout=60s")
 	d.expect("another client, after,", other.space, web.web(), true)
-	// The kernel lets go of them some time after their last pin.
-	if said := eventually(5*time.Second, func() string {
-		if n := d.programs(); n != 0 {
-			return fmt.Sprintf("%d programs are left on interfaces and cgroups", n)
+	for i, n := range d.Nodes {
+		// The kernel lets go of them some time after their last pin.
+		if said := eventually(5*time.Second, func() string {
+			if left := d.programs(i); left != 0 {
+				return fmt.Sprintf("%s: %d programs are left on interfaces and cgroups", n.Name, left)
+			}
+			return ""
+		}); said != "" {
+			d.t.Error(said)
 		}
-		return ""
-	}); said != "" {
-		d.t.Error(said)
-	}
-	for _, path := range []string{"/run/weir", "/sys/fs/bpf/weir"} {
-		if _, err := os.Lstat(filepath.Join(d.Nodes[0].Root(), path)); !errors.Is(err, os.ErrNotExist) {
-			files, _ := filepath.Glob(filepath.Join(d.Nodes[0].Root(), path, "*"))
-			d.t.Errorf("%s is left: %v, %v", path, files, err)
+		for _, path := range []string{"/run/weir", "/sys/fs/bpf/weir"} {
+			if _, err := os.Lstat(filepath.Join(n.Root(), path)); !errors.Is(err, os.ErrNotExist) {
+				files, _ := filepath.Glob(filepath.Join(n.Root(), path, "*"))
+				d.t.Errorf("%s: %s is left: %v, %v", n.Name, path, files, err)
+			}
 		}
-	}
-	for _, l := range d.links() {
-		if strings.HasPrefix(l.Attrs().Name, "weir") {
-			d.t.Errorf("interface %s is left", l.Attrs().Name)
+		for _, l := range d.links(i) {
+			if strings.HasPrefix(l.Attrs().Name, "weir") {
+				d.t.Errorf("%s: interface %s is left", n.Name, l.Attrs().Name)
+			}
 		}
+		d.noProcess(n)
 	}
 	d.kubectl("", "delete", "-f", uninstall, "--timeout=60s")
-	// What is users' stays.
+	// What is users' stays, and what tells what it means.
 	d.kubectl("", "-n", "http", "get", "ciliumnetworkpolicy", "web")
-	if _, err := os.Lstat(filepath.Join(d.Nodes[0].Root(), "/run/weir")); !errors.Is(err, os.ErrNotExist) {
-		d.t.Error("/run/weir has come back")
+	for _, name := range []string{"ciliumnetworkpolicies", "ciliumclusterwidenetworkpolicies", "ciliumcidrgroups"} {
+		d.kubectl("", "get", "customresourcedefinition", name+".cilium.io")
+	}
+	for _, n := range d.Nodes {
+		if _, err := os.Lstat(filepath.Join(n.Root(), "/run/weir")); !errors.Is(err, os.ErrNotExist) {
+			d.t.Errorf("%s: /run/weir has come back", n.Name)
+		}
 	}
 }
 
-func (d *deployed) links() (all []netlink.Link) {
-	err := d.node.do(func() (err error) {
+// noProcess makes sure that no proxy and no agent runs on a node, and so none of
+// their network namespaces is left, which nothing else holds.
+func (d *deployed) noProcess(n cluster.Node) {
+	out, err := n.Command("sh", "-c", "cat /proc/[0-9]*/cmdline 2>/dev/null | tr '\\0' ' '").CombinedOutput()
+	if err != nil || len(out) == 0 {
+		d.t.Errorf("%s: processes: %q, %v", n.Name, out, err)
+	}
+	for _, what := range []string{"/weir agent", "/weir proxy"} {
+		if strings.Contains(string(out), what) {
+			d.t.Errorf("%s: %q runs", n.Name, what)
+		}
+	}
+	out, err = n.Command("ls", "/run/netns").CombinedOutput()
+	if err != nil || strings.Contains(string(out), "weir") {
+		d.t.Errorf("%s: network namespaces: %q, %v", n.Name, out, err)
+	}
+}
+
+func (d *deployed) links(node int) (all []netlink.Link) {
+	err := d.nodes[node].do(func() (err error) {
 		all, err = netlink.LinkList()
 		return err
 	})
@@ -68,8 +96,8 @@ func (d *deployed) links() (all []netlink.Link) {
 	return all
 }
 
-// programs counts those on the node's interfaces and on its cgroups.
-func (d *deployed) programs() (n int) {
+// programs counts those on a node's interfaces and on its cgroups.
+func (d *deployed) programs(node int) (n int) {
 	count := func(target int, attach ebpf.AttachType) {
 		result, err := link.QueryPrograms(link.QueryOptions{Target: target, Attach: attach})
 		if err == nil {
@@ -78,18 +106,18 @@ func (d *deployed) programs() (n int) {
 			d.t.Error(err)
 		}
 	}
-	for _, l := range d.links() {
+	for _, l := range d.links(node) {
 		// The queries are about the namespace of the thread that asks.
-		_ = d.node.do(func() error {
+		_ = d.nodes[node].do(func() error {
 			count(l.Attrs().Index, ebpf.AttachTCXIngress)
 			count(l.Attrs().Index, ebpf.AttachTCXEgress)
 			return nil
 		})
 	}
 	// With one hierarchy, and beside those of version 1.
-	cgroups, err := filepath.Glob(filepath.Join(d.Nodes[0].Root(), "sys/fs/cgroup/kubepods*"))
+	cgroups, err := filepath.Glob(filepath.Join(d.Nodes[node].Root(), "sys/fs/cgroup/kubepods*"))
 	if err == nil && len(cgroups) == 0 {
-		cgroups, err = filepath.Glob(filepath.Join(d.Nodes[0].Root(), "sys/fs/cgroup/unified/kubepods*"))
+		cgroups, err = filepath.Glob(filepath.Join(d.Nodes[node].Root(), "sys/fs/cgroup/unified/kubepods*"))
 	}
 	if err != nil {
 		d.t.Fatal(err)

@@ -1,44 +1,13 @@
 package e2e
 
 import (
-	"bufio"
-	"context"
 	"fmt"
-	"io"
-	"net"
 	"net/http"
-	"sync"
-	"sync/atomic"
+	"os"
+	"regexp"
+	"strings"
 	"time"
 )
-
-// load is what goes on all the time, and may not fail once.
-type load struct {
-	name   string
-	done   atomic.Int64
-	failed atomic.Int64
-	worst  atomic.Int64 // nanoseconds
-	first  atomic.Pointer[string]
-}
-
-// run does one thing after the other until ctx ends.
-func (l *load) run(ctx context.Context, every time.Duration, one func() error) {
-	for ctx.Err() == nil {
-		began := time.Now()
-		err := one()
-		if err != nil && ctx.Err() == nil {
-			l.failed.Add(1)
-			said := fmt.Sprintf("%s: %v", time.Now().Format("15:04:05.000"), err)
-			l.first.CompareAndSwap(nil, &said)
-		} else if err == nil {
-			l.done.Add(1)
-		}
-		if took := time.Since(began).Nanoseconds(); took > l.worst.Load() {
-			l.worst.Store(took)
-		}
-		time.Sleep(every)
-	}
-}
 
 const updatePolicy = httpPolicy + `---
 apiVersion: networking.k8s.io/v1
@@ -51,65 +20,81 @@ spec:
   - from: [{podSelector: {matchLabels: {app: client}}}]
 `
 
-// rollingUpdate replaces the DaemonSet's image while everything is in use.
+// grace is how long what is under way may take in stories of updates, instead of
+// the minute that deploy/weir.yaml gives it.
+const grace = 20 * time.Second
+
+// rollTo deploys another image, with that many seconds for what is under way
+// when it is replaced in turn, and returns when the pods of before are gone.
+func (d *deployed) rollTo(image string, grace time.Duration) {
+	d.t.Helper()
+	text, err := os.ReadFile(manifest)
+	if err != nil {
+		d.t.Fatal(err)
+	}
+	changed := string(text)
+	for from, to := range map[string]string{
+		`image: weirnet/weir:\S+`:            "image: weirnet/weir:" + image,
+		`terminationGracePeriodSeconds: \d+`: fmt.Sprintf("terminationGracePeriodSeconds: %d", int(grace.Seconds())),
+		`--proxy-drain=\S+`:                  fmt.Sprintf("--proxy-drain=%v", grace),
+		`--drain=\S+`:                        fmt.Sprintf("--drain=%v", grace-5*time.Second),
+	} {
+		r := regexp.MustCompile(from)
+		if !r.MatchString(changed) {
+			d.t.Fatalf("%s has no %s", manifest, from)
+		}
+		changed = r.ReplaceAllLiteralString(changed, to)
+	}
+	began := time.Now()
+	d.kubectl(changed, "apply", "-f", "-")
+	d.kubectl("", "-n", "weir-system", "rollout", "status", "daemonset/weir", "--timeout=150s")
+	ready := time.Since(began)
+	// The old pod is only on its way out when the new one is ready.
+	d.kubectl("", "-n", "weir-system", "wait", "--for=delete", "pod", "-l", "app.kubernetes.io/name=weir,pod-template-generation="+d.generation(1), "--timeout=120s")
+	d.t.Logf("rolled to %s in %.1fs, the old pods were gone after %.1fs", image, ready.Seconds(), time.Since(began).Seconds())
+	for _, n := range d.Nodes {
+		d.weirOn(n.Name, "status", "--ready")
+	}
+	d.enforced()
+	for n := range strings.FieldsSeq(d.kubectl("", "-n", "weir-system", "get", "pods", "--output=jsonpath={.items[*].status.containerStatuses[*].restartCount}")) {
+		if n != "0" {
+			d.t.Errorf("a container was started again %s times", n)
+		}
+	}
+}
+
+// rollingUpdate replaces the DaemonSet's image while everything is in use:
+// nothing may fail, and streams get their time.
 func (d *deployed) rollingUpdate() {
 	web, echo, client, asker := d.pod("http", "web"), d.pod("http", "echo"), d.pod("http", "client"), d.pod("names", "client")
 	d.apply(updatePolicy)
 	d.apply(namesPolicy)
+	d.apply(streamsPolicy)
 	d.enforced()
-
-	ctx, stop := context.WithCancel(d.t.Context())
-	defer stop()
-	var all sync.WaitGroup
-	var loads []*load
-	start := func(name string, every time.Duration, one func() error) {
-		l := &load{name: name}
-		loads = append(loads, l)
-		all.Go(func() { l.run(ctx, every, one) })
-	}
+	l := d.loads()
+	defer l.stop()
 	for i := range 4 {
-		start(fmt.Sprint("HTTP, kept alive, ", i), 5*time.Millisecond, keptAlive(client.space, web.web()))
+		l.start(fmt.Sprint("HTTP, kept alive, ", i), 5*time.Millisecond, keptAlive(client.space, web.web()))
 	}
-	start("HTTP, a connection each", 20*time.Millisecond, func() error { return want200(client.get(web.web(), "/hostname")) })
-	start("HTTP denied", 50*time.Millisecond, func() error {
+	l.start("HTTP, a connection each", 20*time.Millisecond, func() error { return want200(client.get(web.web(), "/hostname")) })
+	l.start("HTTP denied", 50*time.Millisecond, func() error {
 		if status, err := client.get(web.web(), "/clientip"); status != http.StatusForbidden {
 			return fmt.Errorf("status %d, %w", status, err)
 		}
 		return nil
 	})
-	start("TCP, a connection each", 20*time.Millisecond, func() error { return want200(client.get(echo.web(), "/hostname")) })
-	start("TCP, kept alive", 5*time.Millisecond, keptAlive(client.space, echo.web()))
-	start("DNS", 10*time.Millisecond, func() error {
+	l.start("TCP, a connection each", 20*time.Millisecond, func() error { return want200(client.get(echo.web(), "/hostname")) })
+	l.start("TCP, kept alive", 5*time.Millisecond, keptAlive(client.space, echo.web()))
+	l.start("DNS", 10*time.Millisecond, func() error {
 		_, err := asker.lookup(goodName)
 		return err
 	})
-	start("scrapes", 50*time.Millisecond, func() error { return want200(d.node.get("127.0.0.1:9964", "/metrics")) })
+	l.start("scrapes", 50*time.Millisecond, func() error { return want200(d.node.get(metricsAddress, "/metrics")) })
 	time.Sleep(2 * time.Second)
-
-	for _, image := range []string{"weirnet/weir:next", "weirnet/weir:dev"} {
-		began := time.Now()
-		d.kubectl("", "-n", "weir-system", "set", "image", "daemonset/weir", "agent="+image, "proxy="+image)
-		d.kubectl("", "-n", "weir-system", "rollout", "status", "daemonset/weir", "--timeout=150s")
-		d.t.Logf("rolled to %s in %v", image, time.Since(began).Round(100*time.Millisecond))
-		// The old pod is only on its way out when the new one is ready.
-		d.kubectl("", "-n", "weir-system", "wait", "--for=delete", "pod", "-l", "app.kubernetes.io/name=weir,pod-template-generation="+d.generation(1), "--timeout=90s")
-		d.enforced()
-		if n := d.kubectl("", "-n", "weir-system", "get", "pods", "--output=jsonpath={.items[*].status.containerStatuses[*].restartCount}"); n != "0 0" {
-			d.t.Errorf("containers were started again: %s times", n)
-		}
-	}
+	d.rollTo("next", grace)
+	d.streams(web, client, func() { d.rollTo("dev", grace) })
 	time.Sleep(time.Second)
-	stop()
-	all.Wait()
-	for _, l := range loads {
-		d.t.Logf("%-26s %6d done, %d failed, the longest %v", l.name, l.done.Load(), l.failed.Load(), time.Duration(l.worst.Load()).Round(time.Millisecond))
-		if n := l.failed.Load(); n > 0 {
-			d.t.Errorf("%s: %d failed, the first at %s", l.name, n, *l.first.Load())
-		}
-		if l.done.Load() < 20 {
-			d.t.Errorf("%s: only %d were done", l.name, l.done.Load())
-		}
-	}
+	l.end(nil)
 }
 
 // generation is the DaemonSet's present one, or one so many before.
@@ -120,39 +105,4 @@ func (d *deployed) generation(back int) string {
 		d.t.Fatal(err)
 	}
 	return fmt.Sprint(now - back)
-}
-
-func want200(status int, err error) error {
-	if err == nil && status != http.StatusOK {
-		err = fmt.Errorf("status %d", status)
-	}
-	return err
-}
-
-// keptAlive asks on one connection all the time; where it was lost it counts,
-// and another is made.
-func keptAlive(s *space, address string) func() error {
-	var c net.Conn
-	var r *bufio.Reader
-	return func() error {
-		if c == nil {
-			ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
-			defer cancel()
-			var err error
-			if c, err = s.dial(ctx, "tcp", address); err != nil {
-				c = nil
-				return fmt.Errorf("connect: %w", err)
-			}
-			r = bufio.NewReader(c)
-		}
-		err := want200(ask(c, r, http.MethodGet, address, "/hostname"))
-		if err != nil {
-			_ = c.Close()
-			c = nil
-			if err == io.EOF {
-				err = fmt.Errorf("the connection was closed")
-			}
-		}
-		return err
-	}
 }
