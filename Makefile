@@ -44,6 +44,7 @@ test: build ## Every test, on this kernel (root or sudo)
 test-kube: $(BIN)/cluster ## What needs a Kubernetes API server (built from Go modules, once, in some minutes)
 	$(BIN)/cluster build apiserver
 	WEIR_TEST_KUBE=1 $(GO) test -timeout 10m ./deploy/crds/... ./kube/... ./cmd/weir/...
+	WEIR_TEST_KUBE=1 $(GO) test $(EXEC) -timeout 10m -run 'TestForbiddenKind' ./test
 
 .PHONY: race
 race: ## The pure and the concurrent packages under the race detector
