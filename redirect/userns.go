@@ -68,7 +68,7 @@ func (o *LauncherOptions) startChild(command func() *exec.Cmd) (*exec.Cmd, error
 		if err == nil || !noUserns(err) {
 			return cmd, err
 		}
-		refused = fmt.Errorf("in a user namespace: %w", err)
+		refused = fmt.Errorf("in a user namespace (is user.max_user_namespaces 0?): %w", err)
 		if o.UserNamespace == UserNamespaceAlways {
 			return nil, refused
 		}

@@ -52,6 +52,7 @@ func stories() []story {
 		{"conditions", (*deployed).conditions},
 		{"shown inside the pod", (*deployed).shown},
 		{"agent killed", (*deployed).agentKilled},
+		{"proxy hangs", (*deployed).proxyHangs},
 		{"rolling update under load", (*deployed).rollingUpdate},
 		{"another layout and back", (*deployed).anotherLayout},
 		{"rights", (*deployed).rights},
