@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"cmp"
 	"fmt"
 	"path/filepath"
 	"slices"
@@ -96,7 +97,10 @@ func (d *deployed) proxyPID() (int, error) {
 	if err != nil || len(paths) == 0 {
 		return 0, fmt.Errorf("no proxy: %w", err)
 	}
-	text, err := d.inNode("cat", "/run/weir/weir/"+filepath.Base(slices.Max(paths)))
+	last := slices.MaxFunc(paths, func(a, b string) int { // proxy-10 after proxy-9
+		return cmp.Or(cmp.Compare(len(a), len(b)), cmp.Compare(a, b))
+	})
+	text, err := d.inNode("cat", "/run/weir/weir/"+filepath.Base(last))
 	if err != nil {
 		return 0, fmt.Errorf("%s: %w", text, err)
 	}
