@@ -33,6 +33,16 @@ func (d *Datapath) podHooks() []hook {
 	}
 }
 
+// hooksByName are those of pods' interfaces and the node's own.
+func (d *Datapath) hooksByName() map[string]hook {
+	ethernet, l3 := d.hostHooks()
+	byName := map[string]hook{}
+	for _, h := range slices.Concat(d.podHooks(), ethernet, l3) {
+		byName[h.name] = h
+	}
+	return byName
+}
+
 func (d *Datapath) proxyHook() hook {
 	return hook{progFromProxy, d.objects.FromProxy, ebpf.AttachTCXIngress}
 }
@@ -56,14 +66,7 @@ func (d *Datapath) AttachPod(ifindex int) error {
 func (d *Datapath) DetachPod(ifindex int) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	var failed []error
-	hooks := d.podHooks()
-	slices.Reverse(hooks)
-	for _, h := range hooks {
-		failed = append(failed, unpinLink(linkPath(d.opts.Pins, h.name, ifindex)))
-		failed = append(failed, removeFilter(h.name, ifindex, d.opts.Pins, h.attach))
-	}
-	return errors.Join(failed...)
+	return d.detachHooks(d.podHooks(), ifindex)
 }
 
 // Attached lists the interfaces with both programs of a pod on them.
@@ -117,10 +120,8 @@ func (d *Datapath) attachments() (map[attachment]bool, error) {
 func (d *Datapath) Activate() error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	byName := map[string]hook{}
-	for _, h := range slices.Concat(d.podHooks(), d.hostHooks(), []hook{d.proxyHook()}) {
-		byName[h.name] = h
-	}
+	byName := d.hooksByName()
+	byName[progFromProxy] = d.proxyHook()
 	pinned, err := pinnedLinks(d.opts.Pins)
 	if err != nil {
 		return err

@@ -346,9 +346,11 @@ const (
 	datapathMapShares         = "shares"
 	datapathMapState          = "state"
 	datapathProgFromHost      = "from_host"
+	datapathProgFromHostL3    = "from_host_l3"
 	datapathProgFromPod       = "from_pod"
 	datapathProgFromProxy     = "from_proxy"
 	datapathProgToHost        = "to_host"
+	datapathProgToHostL3      = "to_host_l3"
 	datapathProgToPod         = "to_pod"
 	datapathVarActionType     = "action_type"
 	datapathVarAlwaysJudge    = "always_judge"
@@ -407,11 +409,13 @@ type datapathSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type datapathProgramSpecs struct {
-	FromHost  *ebpf.ProgramSpec `ebpf:"from_host"`
-	FromPod   *ebpf.ProgramSpec `ebpf:"from_pod"`
-	FromProxy *ebpf.ProgramSpec `ebpf:"from_proxy"`
-	ToHost    *ebpf.ProgramSpec `ebpf:"to_host"`
-	ToPod     *ebpf.ProgramSpec `ebpf:"to_pod"`
+	FromHost   *ebpf.ProgramSpec `ebpf:"from_host"`
+	FromHostL3 *ebpf.ProgramSpec `ebpf:"from_host_l3"`
+	FromPod    *ebpf.ProgramSpec `ebpf:"from_pod"`
+	FromProxy  *ebpf.ProgramSpec `ebpf:"from_proxy"`
+	ToHost     *ebpf.ProgramSpec `ebpf:"to_host"`
+	ToHostL3   *ebpf.ProgramSpec `ebpf:"to_host_l3"`
+	ToPod      *ebpf.ProgramSpec `ebpf:"to_pod"`
 }
 
 // datapathMapSpecs contains maps before they are loaded into the kernel.
@@ -555,19 +559,23 @@ type datapathVariables struct {
 //
 // It can be passed to loadDatapathObjects or ebpf.CollectionSpec.LoadAndAssign.
 type datapathPrograms struct {
-	FromHost  *ebpf.Program `ebpf:"from_host"`
-	FromPod   *ebpf.Program `ebpf:"from_pod"`
-	FromProxy *ebpf.Program `ebpf:"from_proxy"`
-	ToHost    *ebpf.Program `ebpf:"to_host"`
-	ToPod     *ebpf.Program `ebpf:"to_pod"`
+	FromHost   *ebpf.Program `ebpf:"from_host"`
+	FromHostL3 *ebpf.Program `ebpf:"from_host_l3"`
+	FromPod    *ebpf.Program `ebpf:"from_pod"`
+	FromProxy  *ebpf.Program `ebpf:"from_proxy"`
+	ToHost     *ebpf.Program `ebpf:"to_host"`
+	ToHostL3   *ebpf.Program `ebpf:"to_host_l3"`
+	ToPod      *ebpf.Program `ebpf:"to_pod"`
 }
 
 func (p *datapathPrograms) Close() error {
 	return _DatapathClose(
 		p.FromHost,
+		p.FromHostL3,
 		p.FromPod,
 		p.FromProxy,
 		p.ToHost,
+		p.ToHostL3,
 		p.ToPod,
 	)
 }

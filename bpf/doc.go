@@ -37,6 +37,8 @@
 // between it and its pods (ask_host). The row of host names its policy, and one
 // that is asked where that denies: fail-safe traffic and node ports.
 //
+//   - Tunnels and whatever else has no Ethernet headers get from_host_l3 and
+//     to_host_l3, which ask the kernel where the IP header is (parse_l3.h).
 //   - Only what has an address of the node, by ipcache, is judged, at the end it
 //     has it. The rest is pods' or others'.
 //   - What the node sends on with its own address (masqueraded, answers of node

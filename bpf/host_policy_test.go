@@ -108,6 +108,19 @@ func TestHostPolicy(t *testing.T) {
 			if got != c.verdict || len(told) != len(c.events) || len(told) == 1 && told[0] != c.events[0] {
 				t.Errorf("%s: verdict %d, %v, want %d, %v", c.name, int32(got), told, int32(c.verdict), c.events)
 			}
+			if l3, ok := k.l3(c.at); ok {
+				empty(k, k.Conntrack)
+				if got, _, _ := k.run(l3, c.p.bytes()); got != c.verdict {
+					t.Errorf("%s, without Ethernet: verdict %d, want %d", c.name, int32(got), int32(c.verdict))
+				}
+				told = told[:0]
+				for _, e := range k.drain() {
+					told = append(told, seen{e.Verdict, e.Reason, e.Direction})
+				}
+				if len(told) != len(c.events) || len(told) == 1 && told[0] != c.events[0] {
+					t.Errorf("%s, without Ethernet: %v, want %v", c.name, told, c.events)
+				}
+			}
 			// Without a policy nothing of it counts.
 			empty(k, k.Conntrack)
 			k.must(k.Host.Update(0, Host{}))
@@ -358,9 +371,14 @@ func TestAttachHost(t *testing.T) {
 			}
 		}
 		check(d, nil)
-		in(func() error { return d.AttachHost(one) })
-		in(func() error { return d.AttachHost(one) })
+		in(func() error { return d.AttachHost(one, true) })
+		in(func() error { return d.AttachHost(one, false) })
 		check(d, map[int]bool{one: true})
+		for _, a := range bothSides() {
+			if tcx, filters := ns.programs(t, one, a); len(tcx)+len(filters) != 1 {
+				t.Errorf("those for Ethernet and those without: %v %v", tcx, filters)
+			}
+		}
 		var pods []int
 		if ns.do(func() { pods, err = d.Attached() }); err != nil || len(pods) != 0 {
 			t.Errorf("as a pod's: %v %v", pods, err)
@@ -374,7 +392,7 @@ func TestAttachHost(t *testing.T) {
 		in(func() error { return next.DetachHost(one) })
 		in(func() error { return next.DetachHost(one) })
 		check(next, nil)
-		in(func() error { return next.AttachHost(one) })
+		in(func() error { return next.AttachHost(one, true) })
 		in(func() error { return Remove(pins) })
 		for _, a := range bothSides() {
 			tcx, filters := ns.programs(t, one, a)

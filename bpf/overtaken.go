@@ -20,15 +20,13 @@ type Overtaken struct {
 	By      string // the other one, for people
 }
 
-// Overtaken lists the pods' interfaces where others' programs run before ours.
-// AttachPod puts ours first again, where that can be had.
+// Overtaken lists the interfaces, pods' and the node's own, where others' programs
+// run before ours. AttachPod and AttachHost put ours first again, where that can be
+// had.
 func (d *Datapath) Overtaken() ([]Overtaken, error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	byName := map[string]hook{}
-	for _, h := range d.podHooks() {
-		byName[h.name] = h
-	}
+	byName := d.hooksByName()
 	var out []Overtaken
 	note := func(a attachment, by string) {
 		if by != "" {

@@ -199,12 +199,13 @@ static __always_inline int parse_l4(struct __sk_buff *skb, struct packet *p, boo
 	return 0;
 }
 
-static __always_inline int parse_ipv4(struct __sk_buff *skb, struct packet *p, __u32 *end)
+/* l2: where the IP header is. */
+static __always_inline int parse_ipv4(struct __sk_buff *skb, struct packet *p, __u32 l2, __u32 *end)
 {
 	__u32 header, total, bits;
 	struct iphdr ip;
 
-	if (load_bytes(skb, ETH_HLEN, &ip, sizeof(ip)) || ip.version_ihl >> 4 != 4)
+	if (load_bytes(skb, l2, &ip, sizeof(ip)) || ip.version_ihl >> 4 != 4)
 		return REASON_INVALID_PACKET;
 	addr4(&p->tuple.saddr, ip.saddr);
 	addr4(&p->tuple.daddr, ip.daddr);
@@ -214,12 +215,12 @@ static __always_inline int parse_ipv4(struct __sk_buff *skb, struct packet *p, _
 	total = ntohs(ip.tot_len);
 	/* A packet of segments beyond 64 KiB has no length of its own. */
 	if (!total && skb->gso_size)
-		total = skb->len - ETH_HLEN;
-	if (header < sizeof(ip) || total < header || total > skb->len - ETH_HLEN)
+		total = skb->len - l2;
+	if (header < sizeof(ip) || total < header || total > skb->len - l2)
 		return REASON_INVALID_PACKET;
 	p->bytes = total;
-	p->l4 = ETH_HLEN + header;
-	*end = ETH_HLEN + total;
+	p->l4 = l2 + header;
+	*end = l2 + total;
 	bits = ntohs(ip.frag_off);
 	if (unlikely(bits & (IP_MF | IP_OFFSET))) {
 		p->part = bits & IP_OFFSET ? FRAGMENT_LATER : FRAGMENT_FIRST;
@@ -233,14 +234,14 @@ static __always_inline int parse_ipv4(struct __sk_buff *skb, struct packet *p, _
 	return 0;
 }
 
-static __always_inline int parse_ipv6(struct __sk_buff *skb, struct packet *p, __u32 *end)
+static __always_inline int parse_ipv6(struct __sk_buff *skb, struct packet *p, __u32 l2, __u32 *end)
 {
 	struct cursor c = {};
 	struct ipv6hdr ip;
 	__u32 total;
 	int reason;
 
-	if (load_bytes(skb, ETH_HLEN, &ip, sizeof(ip)) || ip.version_class >> 4 != 6)
+	if (load_bytes(skb, l2, &ip, sizeof(ip)) || ip.version_class >> 4 != 6)
 		return REASON_INVALID_PACKET;
 	addr6(&p->tuple.saddr, ip.saddr);
 	addr6(&p->tuple.daddr, ip.daddr);
@@ -251,12 +252,12 @@ static __always_inline int parse_ipv6(struct __sk_buff *skb, struct packet *p, _
 	p->hop_limit = ip.hop_limit;
 	total = sizeof(ip) + ntohs(ip.payload_len);
 	if (!ip.payload_len && skb->gso_size)
-		total = skb->len - ETH_HLEN;
-	if (total > skb->len - ETH_HLEN)
+		total = skb->len - l2;
+	if (total > skb->len - l2)
 		return REASON_INVALID_PACKET;
 	p->bytes = total;
-	*end = ETH_HLEN + total;
-	c.offset = ETH_HLEN + sizeof(ip);
+	*end = l2 + total;
+	c.offset = l2 + sizeof(ip);
 	if (ip.nexthdr != IPPROTO_TCP && ip.nexthdr != IPPROTO_UDP &&
 	    ip.nexthdr != IPPROTO_ICMPV6) {
 		c.proto = ip.nexthdr;
@@ -277,24 +278,15 @@ static __always_inline int parse_ipv6(struct __sk_buff *skb, struct packet *p, _
 	return 0;
 }
 
-/* Fills p, which must be zero but for direction. Returns a reason to drop the
- * packet where a policy holds, or 0. With a reason the tuple is whole or zero. */
-SUBPROGRAM int parse(struct __sk_buff *skb, struct packet *p)
+static __always_inline int parse_at(struct __sk_buff *skb, struct packet *p, __u32 l2)
 {
 	__u32 end = 0, len;
 	int reason;
 
-	if (!p)
-		return REASON_INVALID_PACKET;
-	p->bytes = skb->len;
-	if (unlikely(skb->vlan_present))
-		return REASON_UNKNOWN_L3;
-	if (unlikely(skb->len < ETH_HLEN))
-		return REASON_INVALID_PACKET;
 	if (skb->protocol == htons(ETH_P_IP)) {
-		reason = parse_ipv4(skb, p, &end);
+		reason = parse_ipv4(skb, p, l2, &end);
 	} else if (skb->protocol == htons(ETH_P_IPV6)) {
-		reason = parse_ipv6(skb, p, &end);
+		reason = parse_ipv6(skb, p, l2, &end);
 	} else if (skb->protocol == htons(ETH_P_ARP)) {
 		p->kind = KIND_NEIGHBOR;
 		return 0;
@@ -311,6 +303,20 @@ SUBPROGRAM int parse(struct __sk_buff *skb, struct packet *p)
 		p->tuple.dport = 0;
 	}
 	return reason;
+}
+
+/* Fills p, which must be zero but for direction. Returns a reason to drop the
+ * packet where a policy holds, or 0. With a reason the tuple is whole or zero. */
+SUBPROGRAM int parse(struct __sk_buff *skb, struct packet *p)
+{
+	if (!p)
+		return REASON_INVALID_PACKET;
+	p->bytes = skb->len;
+	if (unlikely(skb->vlan_present))
+		return REASON_UNKNOWN_L3;
+	if (unlikely(skb->len < ETH_HLEN))
+		return REASON_INVALID_PACKET;
+	return parse_at(skb, p, ETH_HLEN);
 }
 
 /* The tuple of the packet that an ICMP error quotes, as that packet had it.

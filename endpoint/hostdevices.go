@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"net"
 	"regexp"
-	"slices"
 	"strings"
 
 	"github.com/vishvananda/netlink"
@@ -17,8 +16,8 @@ type hostDevice struct {
 	name     string
 	loopback bool
 	ours     bool // leads to a proxy of Weir's
-	ethernet bool // its packets have Ethernet headers
 	veth     bool
+	tunnel   bool // leads elsewhere over another interface, whatever its addresses, and is in use
 	global   bool // has an address that counts beyond the link
 	subnet   bool // such an address comes with a subnet
 	route    bool // a default route goes by it
@@ -26,7 +25,8 @@ type hostDevice struct {
 
 // joins tells whether the node is joined to a network by the interface. The host
 // side of a veth that is a pod's, or a container's, has no address, or a gateway's
-// with its full length.
+// with its full length. What comes out of a tunnel was judged only as what carries
+// it, which is mostly fail-safe.
 func (d *hostDevice) joins(pattern *regexp.Regexp) bool {
 	switch {
 	case d.loopback || d.ours:
@@ -36,25 +36,41 @@ func (d *hostDevice) joins(pattern *regexp.Regexp) bool {
 	case d.veth:
 		return d.subnet || d.route
 	}
-	return d.global || d.route
+	return d.global || d.route || d.tunnel
 }
 
 // chooseHostDevices picks the interfaces that the node's own traffic is judged at,
-// with their names. Skipped are those of them where it can't be.
-func chooseHostDevices(all []hostDevice, isPod func(ifindex int) bool, pattern *regexp.Regexp) (chosen map[int]string, skipped []string) {
-	chosen = map[int]string{}
+// with their names.
+func chooseHostDevices(all []hostDevice, isPod func(ifindex int) bool, pattern *regexp.Regexp) map[int]string {
+	chosen := map[int]string{}
 	for i := range all {
-		d := &all[i]
-		switch {
-		case isPod(d.index) || !d.joins(pattern):
-		case !d.ethernet:
-			skipped = append(skipped, d.name)
-		default:
+		if d := &all[i]; !isPod(d.index) && d.joins(pattern) {
 			chosen[d.index] = d.name
 		}
 	}
-	slices.Sort(skipped)
-	return chosen, skipped
+	return chosen
+}
+
+// hasEthernet tells whether packets of an interface have Ethernet headers.
+func hasEthernet(l netlink.Link) bool {
+	if t, ok := l.(*netlink.Tuntap); ok && t.Mode == netlink.TUNTAP_MODE_TUN {
+		return false // whatever it says it is
+	}
+	return l.Attrs().EncapType == "ether"
+}
+
+// isTunnel tells whether an interface leads elsewhere over another one, and is in
+// use by itself: not down, and no port of a bridge.
+func isTunnel(l netlink.Link) bool {
+	a := l.Attrs()
+	if a.Flags&net.FlagUp == 0 || a.MasterIndex != 0 {
+		return false
+	}
+	switch l.Type() {
+	case "vxlan", "geneve", "gretap", "ip6gretap":
+		return true
+	}
+	return !hasEthernet(l)
 }
 
 // listHostDevices reads the interfaces of this network namespace.
@@ -93,7 +109,7 @@ func listHostDevices() ([]hostDevice, error) {
 	for _, l := range links {
 		a := l.Attrs()
 		out = append(out, hostDevice{index: a.Index, name: a.Name, loopback: a.Flags&net.FlagLoopback != 0,
-			ours: strings.HasPrefix(a.Alias, proxyAlias), ethernet: a.EncapType == "ether", veth: l.Type() == "veth",
+			ours: strings.HasPrefix(a.Alias, proxyAlias), veth: l.Type() == "veth", tunnel: isTunnel(l),
 			global: global[a.Index], subnet: subnet[a.Index], route: route[a.Index]})
 	}
 	return out, nil
@@ -109,14 +125,12 @@ func isDefault(dst *net.IPNet) bool {
 
 // HostDevices tells as of now by which interfaces the node is joined to networks,
 // in the network namespace it is called in: those with a global address or a
-// default route, or if pattern is not nil those whose name it matches. isPod tells
-// the veths of pods, which are none of them. Skipped are those without Ethernet
-// headers, where Weir can't judge.
-func HostDevices(isPod func(ifindex int) bool, pattern *regexp.Regexp) (chosen map[int]string, skipped []string, err error) {
+// default route, and tunnels, or if pattern is not nil those whose name it matches.
+// isPod tells the veths of pods, which are none of them.
+func HostDevices(isPod func(ifindex int) bool, pattern *regexp.Regexp) (map[int]string, error) {
 	all, err := listHostDevices()
 	if err != nil {
-		return nil, nil, err
+		return nil, err
 	}
-	chosen, skipped = chooseHostDevices(all, isPod, pattern)
-	return chosen, skipped, nil
+	return chooseHostDevices(all, isPod, pattern), nil
 }

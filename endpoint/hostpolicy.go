@@ -8,6 +8,8 @@ import (
 	"strings"
 	"time"
 
+	"github.com/vishvananda/netlink"
+
 	"github.com/weirnet/weir/bpf"
 	"github.com/weirnet/weir/policy"
 )
@@ -29,7 +31,14 @@ func hostKernelOf(d *bpf.Datapath) hostKernel {
 			return row, err
 		},
 		setRow: func(row bpf.Host) error { return d.Host.Update(0, row) },
-		attach: d.AttachHost, detach: d.DetachHost, attached: d.AttachedHost,
+		attach: func(ifindex int) error {
+			l, err := netlink.LinkByIndex(ifindex)
+			if err != nil {
+				return err
+			}
+			return d.AttachHost(ifindex, hasEthernet(l))
+		},
+		detach: d.DetachHost, attached: d.AttachedHost,
 	}
 }
 
@@ -40,7 +49,6 @@ type hostGuard struct {
 	want    policy.HostPolicy
 	have    bpf.Host
 	devices map[int]string // where the programs are to be
-	skipped []string       // where they can't be
 	// attached are the interfaces with programs, true: both.
 	attached map[int]bool
 	failed   map[int]error
@@ -128,15 +136,15 @@ func (m *Manager) lookAtHost(check bool) (lost []string, err error) {
 		return nil, nil
 	}
 	if m.hostDevicesStale() || g.devices == nil {
-		devices, skipped, err := HostDevices(m.r.isPodVeth, m.hostPattern)
+		devices, err := HostDevices(m.r.isPodVeth, m.hostPattern)
 		if err != nil {
 			return nil, err
 		}
 		m.hostLooked = time.Now()
-		if !maps.Equal(devices, g.devices) || !slices.Equal(skipped, g.skipped) {
-			m.log.Info("interfaces of the node itself", "judged", slices.Sorted(maps.Values(devices)), "without Ethernet, so not judged", skipped)
+		if !maps.Equal(devices, g.devices) {
+			m.log.Info("interfaces of the node itself", "judged", slices.Sorted(maps.Values(devices)))
 		}
-		g.devices, g.skipped = devices, skipped
+		g.devices = devices
 	}
 	if !check {
 		return nil, nil
@@ -190,7 +198,7 @@ type HostStatus struct {
 	EgressPolicies  []string `json:"egressPolicies,omitempty"`
 	// Interfaces are those where it is enforced, beside the pods' veths.
 	Interfaces []string `json:"interfaces,omitempty"`
-	// Unguarded are those where it can't be.
+	// Unguarded are those where the programs could not be attached.
 	Unguarded []string `json:"unguarded,omitempty"`
 	// Failsafe is what passes whatever the policies say.
 	Failsafe []string `json:"failsafe,omitempty"`
@@ -214,9 +222,6 @@ func (m *Manager) hostShown() *HostStatus {
 		} else {
 			s.Unguarded = append(s.Unguarded, name)
 		}
-	}
-	for _, name := range g.skipped {
-		s.Unguarded = append(s.Unguarded, name+" (without Ethernet)")
 	}
 	slices.Sort(s.Interfaces)
 	slices.SortFunc(s.Unguarded, strings.Compare)

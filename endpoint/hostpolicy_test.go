@@ -8,6 +8,8 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/vishvananda/netlink"
+
 	"github.com/weirnet/weir/bpf"
 	"github.com/weirnet/weir/policy"
 )
@@ -151,32 +153,32 @@ func TestHostAdopted(t *testing.T) {
 func TestChooseHostDevices(t *testing.T) {
 	all := []hostDevice{
 		{index: 1, name: "lo", loopback: true, global: true},
-		{index: 2, name: "eth0", ethernet: true, global: true, subnet: true, route: true},
-		{index: 3, name: "eth1", ethernet: true},
+		{index: 2, name: "eth0", global: true, subnet: true, route: true},
+		{index: 3, name: "eth1"},
 		{index: 4, name: "ib0", global: true},
-		{index: 5, name: "bond0.7", ethernet: true, global: true},
-		{index: 6, name: "uplink", ethernet: true, route: true},
-		{index: 7, name: "veth1", ethernet: true, veth: true, global: true},
-		{index: 8, name: "veth2", ethernet: true, veth: true, global: true, subnet: true},
-		{index: 9, name: "weir0", ethernet: true, veth: true, ours: true, global: true, subnet: true},
-		{index: 10, name: "kind", ethernet: true, veth: true, global: true, subnet: true},
-		{index: 11, name: "unnumbered", ethernet: true, veth: true, route: true},
-		{index: 12, name: "wg0", route: true},
+		{index: 5, name: "bond0.7", global: true},
+		{index: 6, name: "uplink", route: true},
+		{index: 7, name: "veth1", veth: true, global: true},
+		{index: 8, name: "veth2", veth: true, global: true, subnet: true},
+		{index: 9, name: "weir0", veth: true, ours: true, global: true, subnet: true},
+		{index: 10, name: "kind", veth: true, global: true, subnet: true},
+		{index: 11, name: "unnumbered", veth: true, route: true},
+		{index: 12, name: "wg0", tunnel: true},
 	}
 	isPod := func(i int) bool { return i == 8 }
-	for _, c := range []struct{ pattern, chosen, skipped string }{
-		{"", "bond0.7 eth0 kind unnumbered uplink", "ib0 wg0"},
-		{"eth.*|lo|veth.*|weir0", "eth0 eth1 veth1", ""},
-		{"wg0", "", "wg0"},
-		{"none", "", ""},
+	for _, c := range []struct{ pattern, chosen string }{
+		{"", "bond0.7 eth0 ib0 kind unnumbered uplink wg0"},
+		{"eth.*|lo|veth.*|weir0", "eth0 eth1 veth1"},
+		{"wg0", "wg0"},
+		{"none", ""},
 	} {
 		var pattern *regexp.Regexp
 		if c.pattern != "" {
 			pattern = regexp.MustCompile("^(?:" + c.pattern + ")$")
 		}
-		chosen, skipped := chooseHostDevices(all, isPod, pattern)
-		if got := strings.Join(slices.Sorted(maps.Values(chosen)), " "); got != c.chosen || strings.Join(skipped, " ") != c.skipped {
-			t.Errorf("%q: %q, skipped %q; want %q, %q", c.pattern, got, skipped, c.chosen, c.skipped)
+		chosen := chooseHostDevices(all, isPod, pattern)
+		if got := strings.Join(slices.Sorted(maps.Values(chosen)), " "); got != c.chosen {
+			t.Errorf("%q: %q, want %q", c.pattern, got, c.chosen)
 		}
 	}
 }
@@ -198,8 +200,27 @@ func TestHostDevices(t *testing.T) {
 	run(t, "ip route add default dev routed")
 	pod := newPod(t, "va", "10.9.0.2/32")
 	run(t, "ip addr add 10.9.0.1/32 dev %s", pod.dev)
-	chosen, skipped, err := HostDevices(func(int) bool { return false }, nil)
-	if got := slices.Sorted(maps.Values(chosen)); err != nil || !slices.Equal(got, []string{"br0", "routed", "six"}) || len(skipped) != 0 {
-		t.Errorf("%v, skipped %v, %v", got, skipped, err)
+	run(t, "ip link add vx0 type vxlan id 7 dev br0 dstport 4789")
+	run(t, "ip link add vx1 type vxlan id 8 dev br0 dstport 4789")
+	run(t, "ip link set vx1 up")
+	run(t, "ip link add vx2 type vxlan id 9 dev br0 dstport 4789")
+	run(t, "ip link set vx2 master bare up")
+	run(t, "ip tuntap add tun0 mode tun")
+	run(t, "ip tuntap add tun1 mode tun")
+	run(t, "ip link set tun1 up")
+	run(t, "ip tuntap add tap0 mode tap")
+	run(t, "ip link set tap0 up")
+	chosen, err := HostDevices(func(int) bool { return false }, nil)
+	if got := slices.Sorted(maps.Values(chosen)); err != nil || !slices.Equal(got, []string{"br0", "routed", "six", "tun1", "vx1"}) {
+		t.Errorf("%v, %v", got, err)
+	}
+	for name, want := range map[string]bool{"tun1": false, "tap0": true, "vx1": true, "br0": true} {
+		l, err := netlink.LinkByName(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := hasEthernet(l); got != want {
+			t.Errorf("%s has Ethernet: %v", name, got)
+		}
 	}
 }

@@ -36,11 +36,11 @@ func NewMetrics(reg prometheus.Registerer) *Metrics {
 		}),
 		overtaken: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "weir_programs_overtaken_total",
-			Help: "Times that another's program was found to run before Weir's on a pod's interface.",
+			Help: "Times that another's program was found to run before Weir's on an interface, a pod's or the node's own.",
 		}),
 		behind: prometheus.NewGauge(prometheus.GaugeOpts{
 			Name: "weir_programs_behind",
-			Help: "Pods' interfaces where another's program runs before Weir's and could not be overtaken.",
+			Help: "Interfaces, pods' or the node's own, where another's program runs before Weir's and could not be overtaken.",
 		}),
 	}
 	m.unguarded = prometheus.NewCounterVec(prometheus.CounterOpts{

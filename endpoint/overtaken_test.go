@@ -131,3 +131,25 @@ func TestDropOvertaken(t *testing.T) {
 		t.Errorf("steps %q", got)
 	}
 }
+
+// The node's own interfaces are looked at as well, while a policy selects it.
+func TestHostOvertaken(t *testing.T) {
+	h := newFakeHost()
+	r := newRealiser(h.kernel(), h.f)
+	r.host.devices = map[int]string{3: "eth0", 4: "wg0"}
+	h.f.overtaken = []bpf.Overtaken{{Ifindex: 3, Program: "to_host", By: "x"}, {Ifindex: 5, Program: "to_host", By: "y"}}
+	if by, err := r.dropOvertaken(); err != nil || len(by) != 0 {
+		t.Fatalf("without a policy: %v, %v", by, err)
+	}
+	r.fold(hostDelta(7))
+	pass(t, r)
+	h.f.steps()
+	by, err := r.dropOvertaken()
+	if err != nil || len(by) != 1 || by[3] != "x" || r.nameOf(3) != "eth0" {
+		t.Fatalf("overtaken %v, %v", by, err)
+	}
+	pass(t, r)
+	if got := h.f.steps(); !slices.Equal(got, []string{"host attach 3"}) {
+		t.Errorf("steps %q", got)
+	}
+}

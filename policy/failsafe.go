@@ -64,7 +64,7 @@ func DefaultFailsafe() []Failsafe {
 		{"icmp", Ingress, protoICMPv6, 143, 143, FailsafeAnyone, false},
 		{"icmp", Egress, protoICMPv6, 143, 143, FailsafeAnyone, false},
 		// What carries pods' traffic between nodes: VXLAN, Geneve, WireGuard, and
-		// IP in IP, ESP.
+		// IP in IP, GRE, ESP. What is in it is judged where it comes out.
 		{"overlay", Ingress, protoUDP, 8472, 8472, FailsafeNodes, false},
 		{"overlay", Egress, protoUDP, 8472, 8472, FailsafeNodes, false},
 		{"overlay", Ingress, protoUDP, 4789, 4789, FailsafeNodes, false},
@@ -75,6 +75,10 @@ func DefaultFailsafe() []Failsafe {
 		{"overlay", Egress, protoUDP, 51820, 51821, FailsafeNodes, false},
 		{"overlay", Ingress, 4, 0, 0, FailsafeNodes, false},
 		{"overlay", Egress, 4, 0, 0, FailsafeNodes, false},
+		{"overlay", Ingress, 41, 0, 0, FailsafeNodes, false},
+		{"overlay", Egress, 41, 0, 0, FailsafeNodes, false},
+		{"overlay", Ingress, 47, 0, 0, FailsafeNodes, false},
+		{"overlay", Egress, 47, 0, 0, FailsafeNodes, false},
 		{"overlay", Ingress, 50, 0, 0, FailsafeNodes, false},
 		{"overlay", Egress, 50, 0, 0, FailsafeNodes, false},
 	}

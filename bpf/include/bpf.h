@@ -75,6 +75,7 @@ enum {
 	BPF_RB_FORCE_WAKEUP = 2,
 	BPF_RB_AVAIL_DATA = 0, /* ringbuf_query */
 	PACKET_HOST = 0,       /* skb_change_type */
+	BPF_HDR_START_NET = 1, /* skb_load_bytes_relative */
 };
 
 struct bpf_sock {
@@ -194,7 +195,10 @@ static long (*bpf_clone_redirect)(struct __sk_buff *skb, __u32 ifindex, __u64 fl
 static long (*bpf_redirect)(__u32 ifindex, __u64 flags) = HELPER(23);
 static long (*bpf_skb_load_bytes)(const void *skb, __u32 offset, void *to, __u32 len) = HELPER(26);
 static long (*bpf_skb_change_type)(struct __sk_buff *skb, __u32 type) = HELPER(32);
+static long (*bpf_skb_pull_data)(struct __sk_buff *skb, __u32 len) = HELPER(39);
 static __u64 (*bpf_get_socket_cookie)(void *ctx) = HELPER(46);
+static long (*bpf_skb_load_bytes_relative)(const void *skb, __u32 offset, void *to, __u32 len,
+					   __u32 start) = HELPER(68);
 static void *(*bpf_skc_lookup_tcp)(void *ctx, const struct bpf_sock_tuple *tuple, __u32 len,
 				   __u64 netns, __u64 flags) = HELPER(99);
 static long (*bpf_sk_release)(void *sock) = HELPER(86);

@@ -21,7 +21,7 @@ type hostOptions struct {
 func (o *hostOptions) addFlags(cmd *cobra.Command) {
 	f := cmd.Flags()
 	f.StringSliceVar(&o.failsafe, "host-failsafe", []string{"default"}, "what always passes, whatever policies for nodes say: any of kubelet, api-server, etcd, ssh, dhcp, dns, icmp and overlay, default for all of these, none, and more as in in:tcp/9100 or out:udp/5000-5010")
-	f.StringVar(&o.devices, "host-devices", "", "enforce policies for nodes on the interfaces whose whole name this regular `expression` matches (default: those with a global address or a default route, but for pods')")
+	f.StringVar(&o.devices, "host-devices", "", "enforce policies for nodes on the interfaces whose whole name this regular `expression` matches (default: those with a global address or a default route, and tunnels, but for pods')")
 }
 
 func (o *hostOptions) check() error {

@@ -83,7 +83,7 @@ func printOvertaken(w *errWriter, o endpoint.OvertakenPrograms) {
 		return
 	}
 	if o.Count > 0 {
-		w.printf("PROGRAMS OF OTHERS RAN BEFORE Weir's on pods' interfaces, %s, last noticed %s on %s (%s); Weir's are first again\n",
+		w.printf("PROGRAMS OF OTHERS RAN BEFORE Weir's, %s, last noticed %s on %s (%s); Weir's are first again\n",
 			plural(o.Count, "time", "times"), o.At.Local().Format(time.DateTime), o.Interface, o.By)
 	}
 }
