@@ -24,12 +24,15 @@ func (d *deployed) uninstall() {
 	if n := d.programs(0); n == 0 {
 		d.t.Fatal("no program is found where there must be some")
 	}
+	began := time.Now()
 	d.kubectl("", "delete", "-f", manifest, "--timeout=120s")
+	d.t.Logf("deleted after %.1fs", time.Since(began).Seconds())
 	// By itself that opens nothing.
 	d.expect("another client, without pods of Weir,", other.space, web.web(), false)
 
 	d.kubectl("", "apply", "-f", uninstall)
 	d.kubectl("", "-n", "weir-system", "rollout", "status", "daemonset/weir-uninstall", "--timeout=60s")
+	d.t.Logf("off the nodes after %.1fs", time.Since(began).Seconds())
 	d.expect("another client, after,", other.space, web.web(), true)
 	for i, n := range d.Nodes {
 		// The kernel lets go of them some time after their last pin.
