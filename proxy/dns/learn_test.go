@@ -278,7 +278,7 @@ func TestPortsAreRenewed(t *testing.T) {
 func TestIdleEnds(t *testing.T) {
 	g := newRig(t, func(g *rig) {
 		g.relay.limits.sweep = 10 * time.Millisecond
-		g.relay.limits.socket, g.relay.limits.replier, g.relay.limits.session = 50*time.Millisecond, 100*time.Millisecond, time.Second
+		g.relay.limits.socket, g.relay.limits.replier, g.relay.limits.session = 50*time.Millisecond, 100*time.Millisecond, 200*time.Millisecond
 	})
 	s := g.scripted()
 	c := g.dial(pod4, s.addr)
