@@ -70,6 +70,15 @@ func (c *Cluster) add(kind string, f feed) {
 	c.out.inboxes = append(c.out.inboxes, newInbox(kind, c.out))
 }
 
+// Interrupted makes f be called whenever a watch of a kind that a CRD defines has
+// ended, as all do when the CRD is replaced, but also after some minutes. It must
+// not wait.
+func (c *Cluster) Interrupted(f func()) {
+	c.out.mu.Lock()
+	defer c.out.mu.Unlock()
+	c.out.interrupted = f
+}
+
 // Run hands everything to sink, once all of it was read, and then what changes,
 // until ctx is done. An API server that is not there is waited for.
 func (c *Cluster) Run(ctx context.Context, sink Sink) error {

@@ -438,7 +438,7 @@ func TestLostServerChangesNothing(t *testing.T) {
 	})
 	r := c.source.Report()
 	if !r.Complete || c.sink.count() != before || c.sink.names() != names || !strings.HasSuffix(r.From(), "NOT UP TO DATE") ||
-		!strings.Contains(r.Watches[2].String(), "Pod: what was read before is in force; not up to date since ") {
+		!strings.Contains(r.Watches[2].String(), "Pod: what was read before counts; not up to date since ") {
 		t.Errorf("after the server's end: %d changes, report %+v", c.sink.count()-before, r)
 	}
 

@@ -107,7 +107,7 @@ func (c *conditionsClient) write(ctx context.Context, r *resource, key policy.Ob
 	if key.Namespace != "" {
 		path = "/apis/" + r.apiVersion() + "/namespaces/" + key.Namespace + "/" + r.plural + "/" + key.Name + "/status"
 	}
-	_, err = c.rest.Patch(types.ApplyPatchType).AbsPath(path).Param("fieldManager", fieldManager).Body(body).DoRaw(ctx)
+	err = c.rest.Patch(types.ApplyPatchType).AbsPath(path).Param("fieldManager", fieldManager).Body(body).Do(ctx).Error()
 	if err != nil {
 		return fmt.Errorf("write the status: %w", err)
 	}

@@ -1,6 +1,7 @@
 package kube
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -12,6 +13,7 @@ import (
 	"testing"
 	"time"
 
+	rbacv1 "k8s.io/api/rbac/v1"
 	"k8s.io/client-go/rest"
 
 	"github.com/weirnet/weir/deploy/crds"
@@ -228,7 +230,7 @@ func (c *cluster) define(config *rest.Config) {
 	if err != nil {
 		c.Fatal(err)
 	}
-	if err := d.Apply(context.Background(), crds.Definitions(), func(string) {}); err != nil {
+	if err := d.Apply(context.Background(), crds.Definitions(), false, func(string) {}); err != nil {
 		c.Fatal(err)
 	}
 }
@@ -259,7 +261,7 @@ func TestDefinitions(t *testing.T) {
 	foreign("ciliumnetworkpolicies.cilium.io")
 	before, _ := c.object(path)
 	var taken *ForeignError
-	err = admin.Apply(ctx, crds.Definitions(), func(o string) { t.Errorf("applied %s", o) })
+	err = admin.Apply(ctx, crds.Definitions(), false, func(o string) { t.Errorf("applied %s", o) })
 	if !errors.As(err, &taken) || !slices.Equal(taken.Names, []string{"ciliumnetworkpolicies.cilium.io"}) {
 		t.Fatalf("over others: %v", err)
 	}
@@ -270,7 +272,7 @@ func TestDefinitions(t *testing.T) {
 	c.soon("it is gone", func() bool { status, _, _ := c.server.Do("GET", path, "", nil); return status == 404 })
 	for range 2 {
 		var said []string
-		if err := admin.Apply(ctx, append(crds.Definitions(), crds.Admission()...), func(o string) { said = append(said, o) }); err != nil {
+		if err := admin.Apply(ctx, append(crds.Definitions(), crds.Admission()...), false, func(o string) { said = append(said, o) }); err != nil {
 			t.Fatal(err)
 		}
 		if len(said) != 7 {
@@ -280,6 +282,66 @@ func TestDefinitions(t *testing.T) {
 	foreign()
 	if notes := d.Notes(); notes != nil {
 		t.Errorf("%q", notes)
+	}
+	// Others that take their place while an agent runs are noted soon.
+	source, err := NewCluster(c.config(), slog.New(slog.NewTextHandler(t.Output(), nil)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	source.Interrupted(d.Ask)
+	ctx, cancel := context.WithCancel(ctx)
+	done := make(chan error, 2)
+	go func() { done <- source.Run(ctx, &sink{}) }()
+	go func() { done <- d.Run(ctx) }()
+	defer func() {
+		cancel()
+		if err := errors.Join(<-done, <-done); err != nil {
+			t.Error(err)
+		}
+	}()
+	c.soon("all is read", func() bool { return source.Report().Complete })
+	_, own, err := c.server.Do("GET", path, "", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	unlabelled := bytes.ReplaceAll(own, []byte(crds.PartOf), []byte("somebody"))
+	unlabelled = bytes.ReplaceAll(unlabelled, []byte(`"x-kubernetes-preserve-unknown-fields":true`), []byte(`"x-kubernetes-preserve-unknown-fields":null`))
+	if status, answer, err := c.server.Do("PUT", path, "application/json", unlabelled); err != nil || status != 200 {
+		t.Fatalf("%d %.500s %v", status, answer, err)
+	}
+	c.soon("a note", func() bool { return len(d.Notes()) == 1 })
+}
+
+// TestMergeRules: what is merged grants the same, with a rule for each set of
+// resources.
+func TestMergeRules(t *testing.T) {
+	cluster, _ := ConditionRules()
+	rules := slices.Concat(Rules(), DefinitionRules(), cluster)
+	grants := func(rules []rbacv1.PolicyRule) []string {
+		var out []string
+		for _, r := range rules {
+			for _, resource := range r.Resources {
+				for _, verb := range r.Verbs {
+					out = append(out, fmt.Sprint(r.APIGroups, r.ResourceNames, resource, verb))
+				}
+			}
+		}
+		slices.Sort(out)
+		return slices.Compact(out)
+	}
+	merged := MergeRules(rules)
+	if got, want := grants(merged), grants(rules); !slices.Equal(got, want) {
+		t.Errorf("%q, want %q", got, want)
+	}
+	seen := map[string]bool{}
+	for _, r := range merged {
+		for _, resource := range r.Resources {
+			if key := fmt.Sprint(r.APIGroups, resource); seen[key] {
+				t.Errorf("two rules for %s", key)
+			} else {
+				seen[key] = true
+			}
+		}
 	}
 }
 
@@ -308,7 +370,7 @@ func (c *cluster) describes() {
 		}
 	}
 	out, err = exec.Command(kubectl, "--kubeconfig", kubeconfig, "get", "cnp").CombinedOutput()
-	if err != nil || !strings.Contains(string(out), "VALID") || !strings.Contains(string(out), "False") {
+	if err != nil || !strings.Contains(string(out), "VALID") || !strings.Contains(string(out), "ENFORCED") || !strings.Contains(string(out), "False") {
 		c.Errorf("kubectl get: %v %s", err, out)
 	}
 }

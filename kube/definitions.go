@@ -24,6 +24,8 @@ type Definitions struct {
 	// label and value are what Weir's own have.
 	label, value string
 
+	asks chan struct{} // somebody else may have installed others
+
 	mu    sync.Mutex
 	notes []string
 }
@@ -34,7 +36,7 @@ func NewDefinitions(config *rest.Config, label, value string) (*Definitions, err
 	if err != nil {
 		return nil, err
 	}
-	return &Definitions{api: client, label: label, value: value}, nil
+	return &Definitions{api: client, label: label, value: value, asks: make(chan struct{}, 1)}, nil
 }
 
 // DefinitionRules are the rights that Foreign needs.
@@ -101,45 +103,79 @@ func (e *ForeignError) Error() string {
 	return fmt.Sprintf("%q are there already and not Weir's: nothing is applied", e.Names)
 }
 
-// Apply applies YAML documents server-side as the manager weir, without force,
-// and says what it applied. It applies nothing if one of their names is taken
-// by an object that is not Weir's: a *ForeignError.
-func (d *Definitions) Apply(ctx context.Context, text []byte, say func(object string)) error {
+// ConflictError says that fields which are to be applied belong to somebody else,
+// who gave them other values.
+type ConflictError struct {
+	// Objects are the objects, each with what the API server says: which fields,
+	// and whose they are.
+	Objects []string
+}
+
+func (e *ConflictError) Error() string {
+	return "others have set fields to other values; nothing is applied: " + strings.Join(e.Objects, "; ")
+}
+
+// Apply applies YAML documents server-side as the manager weir, and says what it
+// applied. It applies nothing if one of their names is taken by an object that is
+// not Weir's: a *ForeignError. Nor does it if somebody else has set a field to
+// another value, unless these are to be taken over (force): a *ConflictError. Fields
+// that another manager set to the same value belong to both from then on.
+func (d *Definitions) Apply(ctx context.Context, text []byte, force bool, say func(object string)) error {
 	docs, errs := api.Documents("", text)
 	if len(errs) > 0 {
 		return errs[0]
 	}
-	paths := make([]string, len(docs))
-	var taken []string
+	bodies := make([][]byte, len(docs))
+	var taken, conflicts []string
 	for i := range docs {
-		paths[i] = appliedPath(&docs[i])
-		if paths[i] == "" {
-			return fmt.Errorf("%s of %s is not known", docs[i].Kind, docs[i].APIVersion)
+		doc := &docs[i]
+		path := appliedPath(doc)
+		if path == "" {
+			return fmt.Errorf("%s of %s is not known", doc.Kind, doc.APIVersion)
 		}
-		foreign, err := d.foreign(ctx, paths[i])
+		foreign, err := d.foreign(ctx, path)
 		if err != nil {
-			return fmt.Errorf("look for %s %s: %w", docs[i].Kind, docs[i].Name, err)
+			return fmt.Errorf("look for %s %s: %w", doc.Kind, doc.Name, err)
 		}
 		if foreign {
-			taken = append(taken, docs[i].Name)
+			taken = append(taken, doc.Name)
+		}
+		if bodies[i], err = doc.JSON(); err != nil {
+			return err
 		}
 	}
 	if len(taken) > 0 {
 		slices.Sort(taken)
 		return &ForeignError{slices.Compact(taken)}
 	}
+	// A dry run of all first: half of it is of no use. What else goes wrong may be
+	// for lack of the others, so it counts when it is no dry run.
 	for i := range docs {
-		body, err := docs[i].JSON()
-		if err != nil {
-			return err
+		if err := d.apply(ctx, &docs[i], bodies[i], force, true); apierrors.IsConflict(err) {
+			conflicts = append(conflicts, docs[i].Kind+" "+docs[i].Name+": "+err.Error())
 		}
-		_, err = d.api.rest.Patch(types.ApplyPatchType).AbsPath(paths[i]).Param("fieldManager", fieldManager).Body(body).DoRaw(ctx)
-		if err != nil {
+	}
+	if len(conflicts) > 0 {
+		return &ConflictError{conflicts}
+	}
+	for i := range docs {
+		if err := d.apply(ctx, &docs[i], bodies[i], force, false); err != nil {
 			return fmt.Errorf("apply %s %s: %w", docs[i].Kind, docs[i].Name, err)
 		}
 		say(docs[i].Kind + " " + docs[i].Name)
 	}
 	return nil
+}
+
+func (d *Definitions) apply(ctx context.Context, doc *api.Document, body []byte, force, dry bool) error {
+	r := d.api.rest.Patch(types.ApplyPatchType).AbsPath(appliedPath(doc)).Param("fieldManager", fieldManager).Body(body)
+	if force {
+		r = r.Param("force", "true")
+	}
+	if dry {
+		r = r.Param("dryRun", "All")
+	}
+	return r.Do(ctx).Error() // which, other than DoRaw, reads what the server says
 }
 
 // appliedPath is where an object of a kind that Apply knows is; "" for others.
@@ -156,8 +192,18 @@ func appliedPath(doc *api.Document) string {
 }
 
 // askAgain is how often Run asks for definitions: somebody may install others,
-// or remove them. Where there is no answer it asks sooner.
-const askAgain, askSoon = 10 * time.Minute, 10 * time.Second
+// or remove them. Where there is no answer it asks sooner, and after Ask at once,
+// but for a pause that many asks share.
+const askAgain, askSoon, askPause = 10 * time.Minute, 10 * time.Second, time.Second
+
+// Ask says that the definitions may be others now: see Cluster.Interrupted. It
+// waits for nobody.
+func (d *Definitions) Ask() {
+	select {
+	case d.asks <- struct{}{}:
+	default:
+	}
+}
 
 // Run keeps Notes up to date until ctx is done.
 func (d *Definitions) Run(ctx context.Context) error {
@@ -182,6 +228,12 @@ func (d *Definitions) Run(ctx context.Context) error {
 		case <-ctx.Done():
 			return nil
 		case <-time.After(pause):
+		case <-d.asks:
+			select {
+			case <-ctx.Done():
+				return nil
+			case <-time.After(askPause):
+			}
 		}
 	}
 }

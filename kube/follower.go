@@ -75,6 +75,9 @@ func (w *follower) run(ctx context.Context, in *inbox) {
 	for first := true; ; first = false {
 		if !first {
 			in.again(w.version == "")
+			if w.of.optional {
+				in.out.interrupt()
+			}
 		}
 		began := time.Now()
 		var err error
@@ -169,7 +172,7 @@ func expired(err error) bool { return apierrors.IsResourceExpired(err) || apierr
 // complain notes an error after which the next try may go better.
 func (w *follower) complain(in *inbox, err error) {
 	in.out.mu.Lock()
-	again, known := in.status.Error == err.Error(), in.status.Known
+	again, known := in.status.Error == err.Error(), in.status.Known && in.out.delivered
 	unread := in.out.unread(in.kind)
 	in.out.mu.Unlock()
 	switch {

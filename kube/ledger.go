@@ -137,5 +137,5 @@ func (o *outbox) unread(kind string) string {
 	if o.started {
 		return fmt.Sprintf("objects of kind %s can't be read; all others are enforced", kind)
 	}
-	return fmt.Sprintf("objects of kind %s can't be read; until then nothing of what is in force changes, and on a node where nothing is, nothing comes into force", kind)
+	return fmt.Sprintf("objects of kind %s can't be read; until then what a predecessor wrote is in force, and on a node where there was none, nothing is", kind)
 }

@@ -40,10 +40,12 @@ type outbox struct {
 	// ledger of what is in force; nil: that is not known yet.
 	ledger *ledger
 	news   chan struct{} // closed when anything is another; nil: nobody waits
+	// interrupted is told that a watch of an optional kind begins anew.
+	interrupted func()
 }
 
 func newOutbox(log *slog.Logger) *outbox {
-	return &outbox{log: log, wake: make(chan struct{}, 1), changes: map[policy.Object]any{}}
+	return &outbox{log: log, wake: make(chan struct{}, 1), interrupted: func() {}, changes: map[policy.Object]any{}}
 }
 
 // changed notes the new state of an object. mu is held.
@@ -52,6 +54,14 @@ func (o *outbox) changed(key policy.Object, value any) {
 		o.changes[key] = value
 	}
 	o.tell()
+}
+
+// interrupt tells whom it concerns that a watch of an optional kind begins anew.
+func (o *outbox) interrupt() {
+	o.mu.Lock()
+	tell := o.interrupted
+	o.mu.Unlock()
+	tell()
 }
 
 // tell wakes whoever waits for anything. mu is held.

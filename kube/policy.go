@@ -34,12 +34,8 @@ func policyProblem(kind ProblemKind, key policy.Object, e *api.Error) problem {
 	}}
 }
 
+// refused tells whether a value is a policy that is closed instead of enforced.
 func refused(v any) bool {
-	switch v := v.(type) {
-	case *api.Policy:
-		return len(v.Refused) > 0
-	case *api.CIDRGroup:
-		return len(v.Refused) > 0
-	}
-	return false
+	p, ok := v.(*api.Policy)
+	return ok && len(p.Refused) > 0
 }

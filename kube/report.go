@@ -16,7 +16,8 @@ type Report struct {
 	Kinds map[string]int `json:"kinds"`
 	// Ignored counts objects of kinds that mean nothing here.
 	Ignored int `json:"ignored"`
-	// Refused counts the policies that are closed instead of enforced.
+	// Refused counts the policies that are closed instead of enforced, groups of
+	// addresses not among them.
 	Refused  int       `json:"refused"`
 	Problems []Problem `json:"problems,omitempty"`
 	// Notes are what people must know of the source besides, in words.
@@ -128,9 +129,8 @@ func (r Report) From() string {
 	return "from " + r.Path + ", " + state
 }
 
-// Policies counts the policy objects, refused ones and groups of addresses
-// included.
+// Policies counts the policies, refused ones included. Groups of addresses are
+// none: they select nobody.
 func (r Report) Policies() int {
-	return r.Kinds[api.KindNetworkPolicy] + r.Kinds[api.KindCiliumPolicy] +
-		r.Kinds[api.KindClusterwide] + r.Kinds[api.KindCiliumCIDRGroup]
+	return r.Kinds[api.KindNetworkPolicy] + r.Kinds[api.KindCiliumPolicy] + r.Kinds[api.KindClusterwide]
 }

@@ -69,7 +69,7 @@ func (w Watch) how() string {
 	case w.Since.IsZero():
 		return ""
 	case w.Known:
-		return "what was read before is in force; not up to date" + since
+		return "what was read before counts; not up to date" + since
 	}
 	if w.LeftOut {
 		return "NOT ENFORCED, as it can't be read; all else is enforced without it; tried" + since

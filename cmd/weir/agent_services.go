@@ -91,7 +91,7 @@ func printServices(w *errWriter, s endpoint.ServicesStatus) {
 		w.printf("services NOT translated at %s: %s; left to kube-proxy\n", s.Cgroup, s.Why)
 	default:
 		w.printf("services %s at %s, %s, translated for pods in %s: %s",
-			plural(s.Services, "service", "services"), plural(s.Frontends, "address", "addresses"),
+			plural(s.Services, "service", "services"), plural(s.Frontends, "address with a port", "addresses with ports"),
 			plural(s.Backends, "backend", "backends"), s.Cgroup, plural(int(s.Translated), "time", "times"))
 		if s.Refused > 0 {
 			w.printf(", %d refused without backend", s.Refused)

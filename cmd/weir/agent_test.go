@@ -129,6 +129,35 @@ func TestStatusText(t *testing.T) {
 		t.Fatal(err)
 	}
 	golden(t, "status_ready.txt", out.String())
+	if got := st.enforced(); got != "enforced: revision 17, 2 policies; 0 of this node's 0 pods are selected" {
+		t.Error(got)
+	}
+	st.Policy.Endpoints = []endpoint.EndpointStatus{{EgressPolicies: []string{"a"}}, {}, {Ingress: true, IngressPolicies: []string{"a"}}}
+	st.Objects.Kinds["CiliumCIDRGroup"] = 4
+	if got := st.enforced(); got != "enforced: revision 17, 2 policies; 2 of this node's 3 pods are selected" {
+		t.Error(got)
+	}
+}
+
+// TestStatusInherited: an agent that has read nothing yet claims nothing of its
+// own, and no writes that are due.
+func TestStatusInherited(t *testing.T) {
+	st := agentStatus{Policy: endpoint.Status{Inherited: true, Tables: []endpoint.TableStatus{{Name: "policy", Entries: 12, Pending: 12}}}}
+	text := func() string {
+		t.Helper()
+		var out bytes.Buffer
+		if err := st.print(&out); err != nil {
+			t.Fatal(err)
+		}
+		return out.String()
+	}
+	if got := text(); !strings.Contains(got, "policy   what a predecessor wrote is in force\n") || strings.Contains(got, "enforced, ") || strings.Contains(got, "to be written") {
+		t.Error(got)
+	}
+	st.Policy.Inherited = false
+	if got := text(); !strings.Contains(got, "policy   none\n") {
+		t.Error(got)
+	}
 }
 
 // answers serves the API of an agent that has seen three flows.

@@ -6,6 +6,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/weirnet/weir/deploy/crds"
 	"github.com/weirnet/weir/policy/api"
 	"github.com/weirnet/weir/test/apiserver"
 )
@@ -39,29 +40,62 @@ func TestCRDsApply(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	apply := func() (out, said string, code int) {
+	apply := func(flags ...string) (out, said string, code int) {
 		var stdout, stderr bytes.Buffer
 		cmd := newRoot()
-		cmd.SetArgs([]string{"crds", "apply", "--kubeconfig", kubeconfig})
+		cmd.SetArgs(append([]string{"crds", "apply", "--kubeconfig", kubeconfig}, flags...))
 		cmd.SetOut(&stdout)
 		cmd.SetErr(&stderr)
 		var exit exitCode
 		if err := cmd.Execute(); err != nil && !errors.As(err, &exit) {
-			t.Fatal(err)
+			return stdout.String(), err.Error(), 2
 		}
 		return stdout.String(), stderr.String(), int(exit)
 	}
+	// Somebody may have applied the same files, as the README says.
+	asKubectl(t, s)
 	for range 2 {
 		if out, said, code := apply(); code != 0 || strings.Count(out, "applied\n") != 7 {
 			t.Fatalf("%d %s %s", code, out, said)
 		}
 	}
-	status, answer, err := s.Do("PATCH", "/apis/apiextensions.k8s.io/v1/customresourcedefinitions/ciliumcidrgroups.cilium.io",
+	// A field that somebody else has changed is his, until it is taken over.
+	const policy = "/apis/admissionregistration.k8s.io/v1/validatingadmissionpolicies/weir-policies?fieldManager=somebody"
+	status, answer, err := s.Do("PATCH", policy, "application/merge-patch+json", []byte(`{"spec":{"failurePolicy":"Fail"}}`))
+	if err != nil || status != 200 {
+		t.Fatal(status, string(answer), err)
+	}
+	out, said, code := apply()
+	for _, want := range []string{"somebody", ".spec.failurePolicy", "weir-policies", "--force-conflicts"} {
+		if code != 2 || out != "" || !strings.Contains(said, want) {
+			t.Errorf("over others' fields: %d %q %s, want %s", code, out, said, want)
+		}
+	}
+	if out, said, code := apply("--force-conflicts"); code != 0 || strings.Count(out, "applied\n") != 7 {
+		t.Errorf("by force: %d %s %s", code, out, said)
+	}
+	status, answer, err = s.Do("PATCH", "/apis/apiextensions.k8s.io/v1/customresourcedefinitions/ciliumcidrgroups.cilium.io",
 		"application/merge-patch+json", []byte(`{"metadata":{"labels":{"app.kubernetes.io/part-of":null}}}`))
 	if err != nil || status != 200 {
 		t.Fatal(status, string(answer), err)
 	}
-	if out, said, code := apply(); code != 1 || out != "" || !strings.Contains(said, "ciliumcidrgroups.cilium.io") {
+	if out, said, code := apply("--force-conflicts"); code != 1 || out != "" || !strings.Contains(said, "ciliumcidrgroups.cilium.io") {
 		t.Errorf("over others': %d %s %s", code, out, said)
+	}
+}
+
+// asKubectl applies what is printed as kubectl apply --server-side does.
+func asKubectl(t *testing.T, s *apiserver.Server) {
+	t.Helper()
+	docs, _ := api.Documents("", append(crds.Definitions(), crds.Admission()...))
+	for i := range docs {
+		body, err := docs[i].JSON()
+		if err != nil {
+			t.Fatal(err)
+		}
+		path := apiserver.Path(docs[i].APIVersion, docs[i].Kind, "") + "/" + docs[i].Name + "?fieldManager=kubectl"
+		if status, answer, err := s.Do("PATCH", path, "application/apply-patch+yaml", body); err != nil || status >= 300 {
+			t.Fatal(status, string(answer), err)
+		}
 	}
 }

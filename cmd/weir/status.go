@@ -76,8 +76,7 @@ func newStatusCommand() *cobra.Command {
 			case output == "json":
 				_, err = out.Write(text)
 			case wait && st.Waited == "":
-				_, err = fmt.Fprintf(out, "enforced: revision %d, %s on %s\n", st.Policy.Revision,
-					plural(st.Objects.Policies(), "policy", "policies"), plural(len(st.Policy.Endpoints), "pod", "pods"))
+				_, err = fmt.Fprintln(out, st.enforced())
 			case !wait:
 				err = st.print(out)
 			}

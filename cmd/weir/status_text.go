@@ -43,15 +43,12 @@ func (s *agentStatus) print(out io.Writer) error {
 		printProblems(w, s.Objects.Problems)
 		return w.err
 	}
-	w.printf("\npolicy   %d enforced, %d refused; revision %d", s.Objects.Policies()-s.Objects.Refused, s.Objects.Refused, s.Policy.Revision)
-	if !s.Policy.At.IsZero() {
-		w.printf(", last written %s in %s", s.Policy.At.Local().Format(time.TimeOnly), s.Policy.TookNs.Round(10*time.Microsecond))
-	}
+	w.printf("\npolicy   %s", s.policyLine())
 	w.printf("\nproxy    %s\n", s.Proxy.line())
 	w.keep(s.Proxy.others(w))
 	printNotes(w, s.Proxy.Notes)
 	printServices(w, s.Services)
-	w.printf("tables   %s\n", tablesLine(s.Policy.Tables))
+	w.printf("tables   %s\n", tablesLine(s.Policy.Tables, s.Policy.Started))
 	if len(s.Policy.HostAddresses) > 0 {
 		w.printf("host     %s\n", hostLine(s.Policy.HostAddresses))
 	}
@@ -71,6 +68,35 @@ func (s *agentStatus) print(out io.Writer) error {
 	printStrangers(w, s.Policy.Strangers)
 	printDrops(w, s.Kernel)
 	return w.err
+}
+
+// policyLine says how much policy is in force, and since when.
+func (s *agentStatus) policyLine() string {
+	switch {
+	case s.Policy.Started:
+	case s.Policy.Inherited:
+		return "what a predecessor wrote is in force"
+	default:
+		return "none"
+	}
+	line := fmt.Sprintf("%d enforced, %d refused; revision %d", s.Objects.Policies()-s.Objects.Refused, s.Objects.Refused, s.Policy.Revision)
+	if !s.Policy.At.IsZero() {
+		line += fmt.Sprintf(", last written %s in %s", s.Policy.At.Local().Format(time.TimeOnly), s.Policy.TookNs.Round(10*time.Microsecond))
+	}
+	return line
+}
+
+// enforced is one line on what is: the policies that there are in all, and how
+// many of this node's pods any of them selects.
+func (s *agentStatus) enforced() string {
+	selected := 0
+	for _, e := range s.Policy.Endpoints {
+		if len(e.IngressPolicies)+len(e.EgressPolicies) > 0 {
+			selected++
+		}
+	}
+	return fmt.Sprintf("enforced: revision %d, %s; %d of this node's %s selected", s.Policy.Revision,
+		plural(s.Objects.Policies(), "policy", "policies"), selected, plural(len(s.Policy.Endpoints), "pod is", "pods are"))
 }
 
 // printOvertaken tells whose programs come, or came, before Weir's.
@@ -163,11 +189,13 @@ func hostLine(addrs []netip.Addr) string {
 	return strings.Join(parts, ", ")
 }
 
-func tablesLine(tables []endpoint.TableStatus) string {
+// tablesLine tells what the tables hold. Before all objects were read nothing is
+// to be written to them: what differs is a predecessor's, and stays.
+func tablesLine(tables []endpoint.TableStatus, started bool) string {
 	var parts []string
 	for _, t := range tables {
 		part := fmt.Sprintf("%s %d", t.Name, t.Entries)
-		if t.Pending > 0 {
+		if t.Pending > 0 && started {
 			part += fmt.Sprintf(" (%d to be written)", t.Pending)
 		}
 		parts = append(parts, part)

@@ -13,6 +13,7 @@ import metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 // +kubebuilder:resource:path=ciliumnetworkpolicies,singular=ciliumnetworkpolicy,scope=Namespaced,shortName={cnp,ciliumnp},categories={cilium,ciliumpolicy}
 // +kubebuilder:printcolumn:name="Age",type=date,JSONPath=".metadata.creationTimestamp"
 // +kubebuilder:printcolumn:name="Valid",type=string,JSONPath=".status.conditions[?(@.type=='Valid')].status"
+// +kubebuilder:printcolumn:name="Enforced",type=string,JSONPath=".status.conditions[?(@.type=='Enforced')].status",description="False: something in it is accepted and not enforced"
 // +kubebuilder:subresource:status
 // +kubebuilder:validation:XValidation:rule="has(self.spec) || has(self.specs)",message="needs spec or specs"
 type CiliumNetworkPolicy struct {
@@ -38,6 +39,7 @@ type CiliumNetworkPolicy struct {
 // +kubebuilder:resource:path=ciliumclusterwidenetworkpolicies,singular=ciliumclusterwidenetworkpolicy,scope=Cluster,shortName=ccnp,categories={cilium,ciliumpolicy}
 // +kubebuilder:printcolumn:name="Age",type=date,JSONPath=".metadata.creationTimestamp"
 // +kubebuilder:printcolumn:name="Valid",type=string,JSONPath=".status.conditions[?(@.type=='Valid')].status"
+// +kubebuilder:printcolumn:name="Enforced",type=string,JSONPath=".status.conditions[?(@.type=='Enforced')].status",description="False: something in it is accepted and not enforced"
 // +kubebuilder:subresource:status
 // +kubebuilder:validation:XValidation:rule="has(self.spec) || has(self.specs)",message="needs spec or specs"
 type CiliumClusterwideNetworkPolicy struct {

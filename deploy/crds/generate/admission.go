@@ -19,6 +19,16 @@ const longest = 1500
 // admission returns a ValidatingAdmissionPolicy that refuses an object if
 // variables.problems is not "", and its binding.
 //
+// It holds for the definitions in this package alone: where another one of the
+// name is, Cilium's mostly, what is unknown here may be known there. So the
+// definitions with Weir's label are its parameters, and it asks that the one of
+// the object's resource be among them and keep unknown fields, as Weir's do: the
+// label stays if somebody merges his own definition into it.
+//
+// All fields that the API server would fill in are written: matchConstraints
+// belongs as a whole to whoever applies it, and another who applies the same
+// would change it.
+//
 // An update that changes nothing but metadata and status passes: an object
 // that is there already must be deletable. A policy of thousands of rules costs
 // more than an API server lets an expression cost, and passes as well: the
@@ -33,10 +43,19 @@ func admission(name string, resources []string, variables []variable) []any {
 		"apiVersion": "admissionregistration.k8s.io/v1", "kind": "ValidatingAdmissionPolicy", "metadata": metadata,
 		"spec": map[string]any{
 			"failurePolicy": "Ignore",
-			"matchConstraints": map[string]any{"resourceRules": []any{map[string]any{
-				"apiGroups": []any{"cilium.io"}, "apiVersions": []any{"*"}, "operations": []any{"CREATE", "UPDATE"}, "resources": resources,
-			}}},
+			"paramKind":     map[string]any{"apiVersion": "apiextensions.k8s.io/v1", "kind": "CustomResourceDefinition"},
+			"matchConstraints": map[string]any{
+				"matchPolicy": "Equivalent", "namespaceSelector": map[string]any{}, "objectSelector": map[string]any{},
+				"resourceRules": []any{map[string]any{
+					"apiGroups": []any{"cilium.io"}, "apiVersions": []any{"*"}, "operations": []any{"CREATE", "UPDATE"}, "resources": resources,
+					"scope": "*",
+				}},
+			},
 			"matchConditions": []any{map[string]any{
+				"name": "weirs-definition",
+				"expression": "params.metadata.name == request.resource.resource + '.cilium.io' &&" +
+					" params.spec.versions.all(v, v.schema.openAPIV3Schema[?'x-kubernetes-preserve-unknown-fields'].orValue(false))",
+			}, map[string]any{
 				"name": "changed",
 				"expression": "request.operation != 'UPDATE' || object.exists(k, !(k in ['apiVersion', 'metadata', 'status']) &&" +
 					" (!(k in oldObject) || object[k] != oldObject[k]))",
@@ -52,7 +71,13 @@ func admission(name string, resources []string, variables []variable) []any {
 	}
 	binding := map[string]any{
 		"apiVersion": "admissionregistration.k8s.io/v1", "kind": "ValidatingAdmissionPolicyBinding", "metadata": metadata,
-		"spec": map[string]any{"policyName": name, "validationActions": []any{"Deny"}},
+		"spec": map[string]any{
+			"policyName": name, "validationActions": []any{"Deny"},
+			"paramRef": map[string]any{
+				"selector":                map[string]any{"matchLabels": map[string]any{crds.PartOf: crds.PartOfValue}},
+				"parameterNotFoundAction": "Allow",
+			},
+		},
 	}
 	return []any{policy, binding}
 }

@@ -53,7 +53,7 @@ func writeRules(path string) error {
 		name  string
 		rules []rbacv1.PolicyRule
 	}{
-		{"clusterRules", cluster}, {"namespaceRules", namespace}, {"taintRules", kube.TaintRules()},
+		{"clusterRules", kube.MergeRules(cluster)}, {"namespaceRules", namespace}, {"taintRules", kube.TaintRules()},
 	} {
 		text, err := yaml.Marshal(set.rules)
 		if err != nil {

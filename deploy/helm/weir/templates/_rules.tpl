@@ -42,24 +42,8 @@
   resources:
   - customresourcedefinitions
   verbs:
-  - watch
-- apiGroups:
-  - apiextensions.k8s.io
-  resourceNames:
-  - ciliumnetworkpolicies.cilium.io
-  - ciliumclusterwidenetworkpolicies.cilium.io
-  - ciliumcidrgroups.cilium.io
-  resources:
-  - customresourcedefinitions
-  verbs:
   - get
-- apiGroups:
-  - cilium.io
-  resources:
-  - ciliumnetworkpolicies
-  - ciliumclusterwidenetworkpolicies
-  verbs:
-  - list
+  - watch
 - apiGroups:
   - cilium.io
   resources:
