@@ -126,8 +126,7 @@ func (c *compiler) passesAll(e Entry) bool {
 	case Allow:
 		return true
 	case Redirect:
-		set := c.ruleSets.byID[e.RuleSet].set
-		return set.AllowAll && len(set.HTTP)+len(set.DNS) == 0
+		return c.ruleSets.byID[e.RuleSet].set.passesAll()
 	}
 	return false
 }

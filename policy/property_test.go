@@ -26,7 +26,7 @@ type naive struct {
 func naively(e *Engine, subject, p *peer, d Direction, proto uint8, port uint16) naive {
 	enforced, defaultDeny, observed, unseen := false, false, false, false
 	var plain, looked []*portGrant
-	own := false // some plain one names the peer
+	anyone := false // some plain one is for every peer
 	out := naive{}
 	for _, pol := range e.policiesFor(subject) {
 		for _, r := range pol.rules {
@@ -56,7 +56,7 @@ func naively(e *Engine, subject, p *peer, d Direction, proto uint8, port uint16)
 				case r.deny:
 					return naive{action: Deny}
 				case g.l7 == nil:
-					plain, own = append(plain, g), own || !r.any
+					plain, anyone = append(plain, g), anyone || r.any
 				default:
 					looked = append(looked, g)
 					if g.l7.kind == l7DNS && !r.any && slices.ContainsFunc(r.peers, func(s *selector) bool { return s.particular && naiveSelects(s, p) }) {
@@ -75,7 +75,9 @@ func naively(e *Engine, subject, p *peer, d Direction, proto uint8, port uint16)
 	switch {
 	case len(plain)+len(looked) == 0 && defaultDeny:
 		return naive{}
-	case len(looked) == 0 && observed && (dnsPort && (!unseen || !own) || d == Egress && !unseen && naiveBehind(e, p, proto, port)):
+	// What names say must be found behind what an address is allowed as; but what
+	// everybody is allowed is seen, and comes behind both.
+	case len(looked) == 0 && observed && (dnsPort && (!unseen || anyone || !defaultDeny) || d == Egress && !unseen && naiveBehind(e, p, proto, port)):
 		return naive{action: Redirect, protocol: ProtocolDNS, allowAll: true}
 	case len(looked) == 0:
 		return naive{action: Allow}

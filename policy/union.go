@@ -35,27 +35,35 @@ func (e *Engine) strictest(all []*Resolved) *Resolved {
 		out.Enforced[d] = len(holds) > 0
 		out.Open[d] = len(holds) > 0 && !slices.ContainsFunc(holds, func(r *Resolved) bool { return !r.Open[d] })
 		named := portsByPeer(holds, dir)
+		hidden := e.namesThatHide(holds, dir)
 		// Every peer first, and pairs last: who comes later is looked at with those
 		// that it falls back to.
 		ids := slices.SortedFunc(maps.Keys(named), func(a, b identity.ID) int {
 			return cmp.Or(cmp.Compare(len(e.knownAs(a)), len(e.knownAs(b))), cmp.Compare(a, b))
 		})
 		for _, id := range ids {
-			e.judgeTogether(out.Entries, holds, dir, id, named)
+			e.judgeTogether(out.Entries, holds, dir, id, named, hidden)
 		}
 	}
 	return out
 }
 
 // judgeTogether writes what policies that are all to hold say about one peer.
-func (e *Engine) judgeTogether(out map[Key]Entry, all []*Resolved, d Direction, id identity.ID, named map[identity.ID]map[ports]struct{}) {
+func (e *Engine) judgeTogether(out map[Key]Entry, all []*Resolved, d Direction, id identity.ID, named map[identity.ID]map[ports]struct{}, hidden []identity.ID) {
 	peers := e.knownAs(id)
 	at := maps.Clone(named[id])
 	for _, id := range append(slices.Clone(peers), identity.Any) {
 		maps.Copy(at, named[id])
 	}
 	for _, p := range slices.SortedFunc(maps.Keys(at), widest) {
-		v, ok := together(all, d, peers, p)
+		v, ok := e.together(all, d, peers, p)
+		if ok && v.Action == Redirect && e.hides(all, d, id, p, v, hidden) {
+			if e.passesAll(v) {
+				v = Entry{Action: Allow, Rule: v.Rule}
+			} else {
+				v = Entry{Action: Refuse, Reason: RefusedL7Conflict, Rule: v.Rule}
+			}
+		}
 		if _, own := named[id][p]; !own {
 			// Where it makes no difference the other identities of an address, if it
 			// has any, are to be found before that for every peer.
@@ -110,9 +118,60 @@ func (e *Engine) knownAs(id identity.ID) []identity.ID {
 	return []identity.ID{id}
 }
 
+// namesThatHide lists the names about which some policy has L7 rules, or refuses.
+func (e *Engine) namesThatHide(all []*Resolved, d Direction) []identity.ID {
+	ids := map[identity.ID]struct{}{}
+	for _, r := range all {
+		for k, v := range r.Entries {
+			if k.Direction != d || v.Action != Refuse && (v.Action != Redirect || e.passesAll(v)) {
+				continue
+			}
+			if p := e.peers.byID[k.Identity]; p != nil && p.kind == namesPeer {
+				ids[k.Identity] = struct{}{}
+			}
+		}
+	}
+	return slices.Sorted(maps.Keys(ids))
+}
+
+// hides tells whether a redirect for outside addresses would be found before what
+// one of the policies says of those of them that have certain names. A single
+// policy with DNS rules about names leaves such addresses to them
+// (compiler.observe); but it may be together with one that has none.
+func (e *Engine) hides(all []*Resolved, d Direction, id identity.ID, p ports, v Entry, names []identity.ID) bool {
+	if who := e.peers.byID[id]; who == nil || !who.isWorld() {
+		return false
+	}
+	return slices.ContainsFunc(names, func(n identity.ID) bool {
+		both, ok := e.together(all, d, []identity.ID{id, n}, p)
+		return !ok || both.Action != Deny && !e.alike(both, v)
+	})
+}
+
+// passesAll tells of a redirect whether it is to see, and everything passes.
+func (e *Engine) passesAll(v Entry) bool {
+	u := e.ruleSets.byID[v.RuleSet]
+	return u != nil && u.set.passesAll()
+}
+
+// alike tells whether two redirects come to the same, though by other rules.
+func (e *Engine) alike(a, b Entry) bool {
+	if a.Action != Redirect || b.Action != Redirect {
+		return false
+	}
+	if a.RuleSet == b.RuleSet {
+		return true
+	}
+	if !e.passesAll(a) || !e.passesAll(b) {
+		return false
+	}
+	x, y := e.ruleSets.byID[a.RuleSet].set, e.ruleSets.byID[b.RuleSet].set
+	return x.Protocol == y.Protocol && x.Teaches == y.Teaches && x.TeachesFor == y.TeachesFor
+}
+
 // together is what policies that are all to hold say about a peer and ports; not
 // ok: at least one of them says nothing, and that denies.
-func together(all []*Resolved, d Direction, peers []identity.ID, p ports) (_ Entry, ok bool) {
+func (e *Engine) together(all []*Resolved, d Direction, peers []identity.ID, p ports) (_ Entry, ok bool) {
 	var allow, redirect, refuse Entry
 	silent := false
 	for _, r := range all {
@@ -128,7 +187,7 @@ func together(all []*Resolved, d Direction, peers []identity.ID, p ports) (_ Ent
 			allow = cmp.Or(allow, v)
 		case redirect == Entry{}:
 			redirect = v
-		case redirect.RuleSet != v.RuleSet:
+		case !e.alike(redirect, v):
 			refuse = cmp.Or(refuse, Entry{Action: Refuse, Reason: RefusedL7Conflict, Rule: v.Rule})
 		}
 	}
