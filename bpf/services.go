@@ -148,6 +148,16 @@ func (s *Services) Alive() {
 	atomic.StoreUint64(&s.guard.Alive, uint64(now.Nano()))
 }
 
+// SinceAlive is how long ago the last Alive was, a predecessor's included, and
+// whether there was one since the machine started. Beyond ServicesStaleAfter the
+// programs leave everything to kube-proxy.
+func (s *Services) SinceAlive() (time.Duration, bool) {
+	var now unix.Timespec
+	_ = unix.ClockGettime(unix.CLOCK_MONOTONIC, &now) // as in Alive
+	last := atomic.LoadUint64(&s.guard.Alive)
+	return time.Duration(uint64(now.Nano()) - last), last != 0
+}
+
 // With lets AttachProxy tell services of the proxies' namespaces. Call it before
 // the first proxy is attached, if at all.
 func (d *Datapath) With(s *Services) {

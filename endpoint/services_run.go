@@ -51,6 +51,7 @@ type Services struct {
 
 	// Of Run alone.
 	tables    *serviceTables
+	swept     bool // sockets of backends that went before this agent were looked for
 	attached  string
 	looked    time.Time // when it was last looked where it is attached
 	probed    error
@@ -171,6 +172,9 @@ func (s *Services) pass(before error) error {
 		gone, err = s.tables.realise()
 		s.destroyer.later(gone)
 	}
+	if err == nil && !s.swept {
+		s.sweep()
+	}
 	err = errors.Join(err, s.place())
 	busy := s.stuck()
 	if err == nil && busy == "" {
@@ -182,6 +186,19 @@ func (s *Services) pass(before error) error {
 	s.destroyer.run(s.log)
 	s.show(err, busy)
 	return err
+}
+
+// sweep notes the backends that sockets were sent to and that are none any more,
+// though nobody saw them go: a predecessor may have ended between a row and its
+// sockets.
+func (s *Services) sweep() {
+	gone, err := orphans(s.opts.Kernel.Reverse.Scan, s.tables.members.have)
+	if err != nil {
+		s.log.Warn("whether sockets are connected to backends that went is not known; looking again", "error", err)
+		return
+	}
+	s.destroyer.later(gone)
+	s.swept = true
 }
 
 // stuck tells why the tables may be older than they seem; "" if they are not.

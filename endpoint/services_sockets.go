@@ -58,6 +58,17 @@ func (d *destroyer) failure() error {
 	return d.err
 }
 
+// orphans lists what sockets were sent to that serves no service any more.
+func orphans(scan func(func(bpf.Sent, bpf.Named)) error, members map[bpf.Member]uint32) (out []bpf.Member, err error) {
+	err = scan(func(s bpf.Sent, named bpf.Named) {
+		m := bpf.Member{Service: named.Service, Backend: s.Backend}
+		if _, serves := members[m]; !serves {
+			out = append(out, m)
+		}
+	})
+	return out, err
+}
+
 // run ends them, beside what its caller does.
 func (d *destroyer) run(log *slog.Logger) {
 	d.mu.Lock()

@@ -1,7 +1,9 @@
 package endpoint
 
 import (
+	"fmt"
 	"slices"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 
@@ -29,6 +31,9 @@ type ServicesStatus struct {
 	// Destroyed counts sockets that were connected to backends which went.
 	Destroyed uint64 `json:"destroyed"`
 	Error     string `json:"error,omitempty"` // of what was tried last
+	// Aside is how long ago the agent last said that it keeps the tables, if that
+	// is so long that the programs have stepped aside: kube-proxy translates alone.
+	Aside time.Duration `json:"asideNs,omitempty"`
 }
 
 // Status returns what the last pass left, and the counts of now.
@@ -42,6 +47,15 @@ func (s *Services) Status() ServicesStatus {
 	counts, err := s.opts.Kernel.Counts()
 	if err != nil {
 		out.Error = err.Error()
+	}
+	if age, ever := s.opts.Kernel.SinceAlive(); ever && age > bpf.ServicesStaleAfter && out.Cgroup != "" {
+		out.Aside = age
+		if out.Why == "" {
+			out.Why = out.Error
+		}
+		if out.Why == "" { // this agent's own fault
+			out.Why = fmt.Sprintf("the agent has not said for %v that it keeps the tables", age.Round(time.Second))
+		}
 	}
 	out.Translated, out.Refused, out.Stale, out.Missing = counts.Translated, counts.Refused, counts.Stale, counts.Missing
 	return out

@@ -55,19 +55,29 @@ func bigNames() string {
 // resolv.conf of its own.
 func (s *story) inContainer(at *place, resolvConf string, name string, args ...string) (string, error) {
 	s.t.Helper()
-	dir := s.t.TempDir()
-	if err := errors.Join(write(dir, "resolv.conf", resolvConf), write(dir, "nsswitch.conf", "hosts: files dns\n")); err != nil {
+	args, err := s.asContainer(resolvConf, name, args...)
+	if err != nil {
 		return "", err
 	}
 	ctx, cancel := context.WithTimeout(s.t.Context(), 2*patience)
 	defer cancel()
+	return at.Run(ctx, "", args[0], args[1:]...)
+}
+
+// asContainer is the command for that.
+func (s *story) asContainer(resolvConf string, name string, args ...string) ([]string, error) {
+	s.t.Helper()
+	dir := s.t.TempDir()
+	if err := errors.Join(write(dir, "resolv.conf", resolvConf), write(dir, "nsswitch.conf", "hosts: files dns\n")); err != nil {
+		return nil, err
+	}
 	// Nothing that caches is asked.
 	script := `cd "$1"; shift
 mount --bind resolv.conf /etc/resolv.conf
 if [ -e /etc/nsswitch.conf ]; then mount --bind nsswitch.conf /etc/nsswitch.conf; fi
 for d in /run/nscd /run/systemd/resolve; do if [ -d $d ]; then mount -t tmpfs none $d; fi; done
 exec "$@"`
-	return at.Run(ctx, "", "unshare", append([]string{"--mount", "sh", "-ec", script, "sh", dir, name}, args...)...)
+	return append([]string{"unshare", "--mount", "sh", "-ec", script, "sh", dir, name}, args...), nil
 }
 
 // clients look a name up and fetch "/" from its addresses, each by another

@@ -78,6 +78,9 @@ control-enable: no
 	},
 }
 
+// otherPort is the one where servers with it in their name listen.
+const otherPort = "5353"
+
 // named is BIND, with options of its zone.
 func named(options string) func(dir string, at []netip.Addr, zone string, forward []netip.Addr) ([]string, error) {
 	return func(dir string, at []netip.Addr, zone string, forward []netip.Addr) ([]string, error) {
@@ -131,7 +134,12 @@ func need(t *testing.T, program string) string {
 // serveDNS starts a real server at a place. What it says is in the story's log
 // if that fails.
 func (s *story) serveDNS(software string, at *place, zone string, forward ...netip.Addr) (*node.Process, error) {
-	make, ok := nameServers[software]
+	port := uint16(53)
+	product, other := strings.CutSuffix(software, "-"+otherPort)
+	if other {
+		port = 5353
+	}
+	make, ok := nameServers[product]
 	if !ok {
 		return nil, fmt.Errorf("there is no server %s", software)
 	}
@@ -139,6 +147,9 @@ func (s *story) serveDNS(software string, at *place, zone string, forward ...net
 	args, err := make(dir, at.addrs, zone, forward)
 	if err != nil {
 		return nil, err
+	}
+	if other { // of dnsmasq
+		args = append(args, "--port="+otherPort)
 	}
 	cmd := exec.Command(need(s.t, args[0]), args[1:]...)
 	log, err := os.Create(filepath.Join(dir, "log"))
@@ -160,7 +171,7 @@ func (s *story) serveDNS(software string, at *place, zone string, forward ...net
 		// Of itself, and of both addresses: no Weir is on that path.
 		var errs []error
 		for _, a := range at.addrs {
-			m, err := at.askDNS(context.Background(), "udp", netip.AddrPortFrom(a, 53), dns.TypeSOA, "test", 300*time.Millisecond)
+			m, err := at.askDNS(context.Background(), "udp", netip.AddrPortFrom(a, port), dns.TypeSOA, "test", 300*time.Millisecond)
 			if err == nil && len(forward) == 0 && m.Rcode != dns.RcodeSuccess && m.Rcode != dns.RcodeRefused {
 				err = errors.New(dns.RcodeToString[m.Rcode])
 			}

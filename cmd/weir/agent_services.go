@@ -3,6 +3,7 @@ package main
 import (
 	"log/slog"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -84,11 +85,15 @@ func (s *agentServices) close(log *slog.Logger) {
 // printServices says what becomes of services, first where it is kube-proxy alone
 // that does it.
 func printServices(w *errWriter, s endpoint.ServicesStatus) {
+	const instead = "kube-proxy alone translates, and policy judges what pods send to a service's address by all of its backends"
 	switch {
+	case s.Aside > 0:
+		w.printf("services HAVE STEPPED ASIDE at %s, %v after the tables were last said to be kept: %s\n", s.Cgroup, s.Aside.Round(time.Second), s.Why)
+		w.printf("         %s\n", instead)
 	case s.Why != "" && s.Cgroup == "":
-		w.printf("services NOT translated: %s; left to kube-proxy\n", s.Why)
+		w.printf("services NOT translated: %s; left to kube-proxy\n         %s\n", s.Why, instead)
 	case s.Why != "":
-		w.printf("services NOT translated at %s: %s; left to kube-proxy\n", s.Cgroup, s.Why)
+		w.printf("services NOT translated at %s: %s; left to kube-proxy\n         %s\n", s.Cgroup, s.Why, instead)
 	default:
 		w.printf("services %s at %s, %s, translated for pods in %s: %s",
 			plural(s.Services, "service", "services"), plural(s.Frontends, "address with a port", "addresses with ports"),
