@@ -117,6 +117,9 @@ func naively(e *Engine, subject, p *peer, d Direction, proto uint8, port uint16)
 
 // naiveBehind tells whether a service's port 53 leads there.
 func naiveBehind(e *Engine, p *peer, proto uint8, port uint16) (leads bool) {
+	if p.kind == pairPeer {
+		p = p.pair.outside // whatever its names
+	}
 	if proto != protoUDP && proto != protoTCP {
 		return false
 	}
@@ -217,6 +220,11 @@ func looked(t *testing.T, tb *tables, r *Resolved, d Direction, ids []identity.I
 		slices.Sort(out.rules)
 	}
 	return out
+}
+
+// passesAll tells whether nothing is denied, seen or not.
+func (n naive) passesAll() bool {
+	return n.action == Allow || n.action == Redirect && n.allowAll && len(n.rules) == 0
 }
 
 func (n naive) String() string {
