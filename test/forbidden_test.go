@@ -96,15 +96,15 @@ func (a *serverOf) kubeconfig(n *node.Node) string {
 	if err != nil {
 		a.Fatal(err)
 	}
-	relay := httputil.NewSingleHostReverseProxy(target)
-	relay.FlushInterval = -1
-	relay.Transport = &http.Transport{TLSClientConfig: &tls.Config{InsecureSkipVerify: true}}
-	direct := relay.Director
-	relay.Director = func(r *http.Request) {
-		direct(r)
-		r.Header.Set("Authorization", "Bearer "+a.Token)
-		r.Header.Set("Impersonate-User", "system:serviceaccount:weir:agent")
-		r.Header.Set("Impersonate-Group", "system:authenticated")
+	relay := &httputil.ReverseProxy{
+		FlushInterval: -1, // of watches
+		Transport:     &http.Transport{TLSClientConfig: &tls.Config{InsecureSkipVerify: true}},
+		Rewrite: func(r *httputil.ProxyRequest) {
+			r.SetURL(target)
+			r.Out.Header.Set("Authorization", "Bearer "+a.Token)
+			r.Out.Header.Set("Impersonate-User", "system:serviceaccount:weir:agent")
+			r.Out.Header.Set("Impersonate-Group", "system:authenticated")
+		},
 	}
 	l, err := n.Host.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
