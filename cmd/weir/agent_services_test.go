@@ -20,7 +20,7 @@ func TestServicesStatus(t *testing.T) {
 		{endpoint.ServicesStatus{Why: "the probe was not seen", Cgroup: "/pods"}, "services NOT translated at /pods: the probe was not seen; left to kube-proxy" + instead},
 		{endpoint.ServicesStatus{Why: "no room", Error: "no room", Cgroup: "/pods", Aside: 72*time.Second + 300*time.Millisecond},
 			"services HAVE STEPPED ASIDE at /pods, 1m12s after the tables were last said to be kept: no room" + instead},
-		{endpoint.ServicesStatus{Cgroup: "/pods", Stale: 2}, "services 0 services at 0 addresses, 0 backends, translated for pods in /pods: 0 times, 2 left to kube-proxy\n"},
+		{endpoint.ServicesStatus{Cgroup: "/pods", Stale: 2}, "services 0 services at 0 addresses with ports, 0 backends, translated for pods in /pods: 0 times, 2 left to kube-proxy\n"},
 	} {
 		var out strings.Builder
 		w := &errWriter{out: &out}
