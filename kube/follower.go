@@ -172,15 +172,16 @@ func expired(err error) bool { return apierrors.IsResourceExpired(err) || apierr
 // complain notes an error after which the next try may go better.
 func (w *follower) complain(in *inbox, err error) {
 	in.out.mu.Lock()
-	again, known := in.status.Error == err.Error(), in.status.Known && in.out.delivered
-	unread := in.out.unread(in.kind)
+	again, known, started := in.status.Error == err.Error(), in.status.Known && in.out.delivered, in.out.started
 	in.out.mu.Unlock()
 	switch {
 	case again:
 	case known:
 		w.log.Warn("objects are not followed; those read before stay in force", "error", err)
+	case started:
+		w.log.Error("objects of a kind can't be read; all others are enforced", "error", err)
 	default:
-		w.log.Error(unread, "error", err)
+		w.log.Error("objects of a kind can't be read; until then nothing of what is in force changes, and on a node where nothing is, nothing comes into force", "error", err)
 	}
 	in.late(err)
 }

@@ -2,7 +2,6 @@ package kube
 
 import (
 	"errors"
-	"fmt"
 	"io/fs"
 	"log/slog"
 	"os"
@@ -130,12 +129,4 @@ func (in *inbox) hopeless() bool {
 		return false
 	}
 	return in.status.Denied || in.status.Error != "" && time.Since(in.status.Since) > leaveOutAfter
-}
-
-// unread says what an error means while a kind was never read. mu is held.
-func (o *outbox) unread(kind string) string {
-	if o.started {
-		return fmt.Sprintf("objects of kind %s can't be read; all others are enforced", kind)
-	}
-	return fmt.Sprintf("objects of kind %s can't be read; until then what a predecessor wrote is in force, and on a node where there was none, nothing is", kind)
 }
