@@ -52,6 +52,8 @@ type ConditionsOptions struct {
 	// Identity is this agent's, as no other's: the name of its pod or node.
 	Identity string
 	Log      *slog.Logger
+	// Doubts, if any, are told of as well.
+	Doubts *Doubts
 
 	// Lease is for how long the agent that writes asks for it, six times within
 	// that. Gone without a word it holds the others back for so long, and until
@@ -118,12 +120,27 @@ func NewConditions(o ConditionsOptions) (*Conditions, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Conditions{
+	c := &Conditions{
 		o: o, api: client, lease: lease,
 		queue: workqueue.NewTypedRateLimitingQueue(
 			workqueue.NewTypedItemExponentialFailureRateLimiter[policy.Object](retryFirst, retryLast)),
 		objects: map[policy.Object]any{},
-	}, nil
+	}
+	if d := o.Doubts; d != nil {
+		d.mu.Lock()
+		d.changed = c.again
+		d.mu.Unlock()
+	}
+	return c, nil
+}
+
+// again looks at an object again that has not changed itself.
+func (c *Conditions) again(key policy.Object) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.leading {
+		c.queue.Add(key)
+	}
 }
 
 // After returns a sink that notes what next has taken.
@@ -200,6 +217,14 @@ func (c *Conditions) lead(ctx context.Context) {
 	if err != nil {
 		return // ctx is done
 	}
+	if d := c.o.Doubts; d != nil {
+		// Else what an agent before this one was told of would be taken back.
+		select {
+		case <-ctx.Done():
+			return
+		case <-d.first:
+		}
+	}
 	c.o.Log.Info("this agent writes the conditions of policies")
 	c.mu.Lock()
 	c.leading, c.told = true, found
@@ -261,6 +286,9 @@ func (c *Conditions) tell(ctx context.Context, key policy.Object) error {
 	v, ok := verdictOf(value)
 	if !leading || !ok {
 		return nil
+	}
+	for _, e := range c.o.Doubts.of(key) {
+		v.doubtful = append(v.doubtful, inWords(e))
 	}
 	if before.uid != v.uid {
 		before = told{uid: v.uid} // another object of that name

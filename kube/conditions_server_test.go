@@ -40,14 +40,31 @@ apiVersion: cilium.io/v2
 kind: CiliumCIDRGroup
 metadata: {name: odd}
 spec: {externalCIDRs: [10.0.0.1/8]}
+---
+apiVersion: cilium.io/v2
+kind: CiliumNetworkPolicy
+metadata: {name: dangling, namespace: default}
+spec: {endpointSelector: {}, egress: [{toCIDRSet: [{cidrGroupRef: nosuch}]}]}
+---
+apiVersion: networking.k8s.io/v1
+kind: NetworkPolicy
+metadata: {name: hosts, namespace: default}
+spec: {podSelector: {}, ingress: [{ports: [{port: nosuch}]}]}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: web, namespace: default}
+spec: {containers: [{name: c, image: i}]}
 `
 
 // teller runs a source and Conditions until stop is called or the test ends.
 func (c *cluster) teller(identity string, config *rest.Config) (stop func()) {
 	c.Helper()
 	log := slog.New(slog.NewTextHandler(c.Output(), nil)).With("agent", identity)
+	doubts := NewDoubts()
+	doubts.pause, doubts.after = 100*time.Millisecond, time.Second
 	conditions, err := NewConditions(ConditionsOptions{
-		Config: config, Namespace: "kube-system", Identity: identity, Log: log, Lease: 4 * time.Second,
+		Config: config, Namespace: "kube-system", Identity: identity, Log: log, Lease: 4 * time.Second, Doubts: doubts,
 	})
 	if err != nil {
 		c.Fatal(err)
@@ -57,9 +74,10 @@ func (c *cluster) teller(identity string, config *rest.Config) (stop func()) {
 		c.Fatal(err)
 	}
 	ctx, cancel := context.WithCancel(context.Background())
-	done := make(chan error, 2)
-	go func() { done <- source.Run(ctx, conditions.After(&sink{})) }()
+	done := make(chan error, 3)
+	go func() { done <- source.Run(ctx, doubts.After(conditions.After(&sink{}))) }()
 	go func() { done <- conditions.Run(ctx) }()
+	go func() { done <- doubts.Run(ctx) }()
 	stopped := false
 	stop = func() {
 		if stopped {
@@ -67,7 +85,7 @@ func (c *cluster) teller(identity string, config *rest.Config) (stop func()) {
 		}
 		stopped = true
 		cancel()
-		for range 2 {
+		for range 3 {
 			if err := <-done; err != nil {
 				c.Error(err)
 			}
@@ -181,11 +199,14 @@ func TestConditions(t *testing.T) {
 	c.soon("an event of nodes", told("nodes", "Warning NotEnforced spec.egress[0].toPorts[0].rules.dns"))
 	c.soon("an event of the group", told("odd", "Warning Doubtful spec.externalCIDRs[0]"))
 	c.describes()
+	c.soon("a group that is not there is told of", says(policiesPath+"dangling", "Valid=True Doubtful"))
+	c.soon("an event of it", told("dangling", "Warning Doubtful spec.egress[0].toCIDRSet[0].cidrGroupRef: there is no CiliumCIDRGroup nosuch"))
+	c.soon("an event of a port that nobody has", told("hosts", "Warning Doubtful spec.ingress[0].ports[0]: port nosuch stands for nothing"))
 
 	// Another agent has nothing to say while the first one is there, and none
 	// of it again when it is gone.
 	versions := func() (out string) {
-		for _, path := range []string{policiesPath + "good", policiesPath + "bad", nodesPath} {
+		for _, path := range []string{policiesPath + "good", policiesPath + "bad", policiesPath + "dangling", nodesPath} {
 			v, _ := c.object(path)
 			out += v + " "
 		}
@@ -207,6 +228,8 @@ func TestConditions(t *testing.T) {
 	c.apply(strings.ReplaceAll(strings.Split(conditionsYAML, "---\n")[1], "/(", "/"))
 	c.soon("bad is good", says(policiesPath+"bad", "Valid=True Accepted"))
 	c.soon("it is told", told("bad", "Normal Accepted"))
+	c.apply(strings.ReplaceAll(strings.Split(conditionsYAML, "---\n")[3], "name: odd", "name: nosuch"))
+	c.soon("the group is there", says(policiesPath+"dangling", "Valid=True Accepted"))
 
 	// What belongs to somebody else stays theirs.
 	c.apply(strings.ReplaceAll(strings.Split(conditionsYAML, "---\n")[1], "name: bad", "name: theirs"))

@@ -61,39 +61,44 @@ func (s *service) addresses() []netip.Addr {
 	return slices.Compact(out)
 }
 
-// servicesNamed finds the services a toServices item means, in order. A
-// selector wins over a name; no namespace is any.
+// servicesNamed finds the services a toServices item means, in order.
 func (e *Engine) servicesNamed(want api.Service) []*service {
 	var out []*service
-	var match func(*service) bool
-	namespace := ""
+	means := meansService(want)
+	for _, s := range e.services {
+		if s.src != nil && means(s.object, s.src) {
+			out = append(out, s)
+		}
+	}
+	slices.SortFunc(out, func(a, b *service) int { return compareObjects(a.object, b.object) })
+	return out
+}
+
+// meansService tells which services a toServices item means. A selector wins over
+// a name; no namespace is any.
+func meansService(want api.Service) func(Object, *Service) bool {
 	switch {
 	case want.K8sServiceSelector != nil:
 		sel := selectorOf(&want.K8sServiceSelector.Selector, api.SourceAny)
 		for i := range sel {
 			sel[i].Source = identity.SourceAny // services' labels have no source
 		}
-		namespace = want.K8sServiceSelector.Namespace
-		match = func(s *service) bool {
-			labels := make([]identity.Label, 0, len(s.src.Labels))
-			for k, v := range s.src.Labels {
+		namespace := want.K8sServiceSelector.Namespace
+		return func(o Object, s *Service) bool {
+			if namespace != "" && namespace != o.Namespace {
+				return false
+			}
+			labels := make([]identity.Label, 0, len(s.Labels))
+			for k, v := range s.Labels {
 				labels = append(labels, identity.Label{Source: identity.SourceK8s, Key: k, Value: v})
 			}
 			return sel.Matches(identity.NewLabels(labels...))
 		}
 	case want.K8sService != nil:
-		namespace = want.K8sService.Namespace
-		match = func(s *service) bool { return s.object.Name == want.K8sService.ServiceName }
-	default:
-		return nil
+		namespace, name := want.K8sService.Namespace, want.K8sService.ServiceName
+		return func(o Object, _ *Service) bool { return o.Name == name && (namespace == "" || namespace == o.Namespace) }
 	}
-	for _, s := range e.services {
-		if s.src != nil && (namespace == "" || namespace == s.object.Namespace) && match(s) {
-			out = append(out, s)
-		}
-	}
-	slices.SortFunc(out, func(a, b *service) int { return compareObjects(a.object, b.object) })
-	return out
+	return func(Object, *Service) bool { return false }
 }
 
 // lookBehind finds the backends of each port of a service.

@@ -140,7 +140,7 @@ func (o *agentOptions) enforce(ctx context.Context, s *standby, log *slog.Logger
 		return err
 	}
 	source := tell.noted(s.source)
-	if cluster, ok := s.source.(*kube.Cluster); ok && tell != nil {
+	if cluster, ok := s.source.(*kube.Cluster); ok {
 		cluster.Interrupted(tell.definitions.Ask)
 	}
 	build, err := redirect.BuildOf("/proc/self/exe")

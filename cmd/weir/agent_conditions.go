@@ -15,25 +15,26 @@ import (
 // serviceNamespace is where Kubernetes tells a container the namespace of its pod.
 const serviceNamespace = "/var/run/secrets/kubernetes.io/serviceaccount/namespace"
 
-// teller tells people, at the API server, what became of their policies. With a
-// directory of objects there is nobody to tell; the nil teller tells nothing.
+// teller tells people what became of their policies: in the status, and at the API
+// server. With a directory of objects there is none, and nil instead.
 type teller struct {
+	doubts      *kube.Doubts
 	conditions  *kube.Conditions
 	definitions *kube.Definitions
 }
 
 func (o *agentOptions) teller(log *slog.Logger) (*teller, error) {
+	t := &teller{doubts: kube.NewDoubts()}
 	if o.objects != "" {
-		return nil, nil
+		return t, nil
 	}
 	config, err := kube.ClusterConfig(o.kubeconfig)
 	if err != nil {
 		return nil, err
 	}
 	config.UserAgent = "weir-agent/" + version
-	t := &teller{}
 	// A node has one agent that enforces, and its successor goes on with the Lease.
-	t.conditions, err = kube.NewConditions(kube.ConditionsOptions{Config: config, Namespace: ownNamespace(), Identity: o.node, Log: log})
+	t.conditions, err = kube.NewConditions(kube.ConditionsOptions{Config: config, Namespace: ownNamespace(), Identity: o.node, Log: log, Doubts: t.doubts})
 	if err != nil {
 		return nil, err
 	}
@@ -54,30 +55,25 @@ func ownNamespace() string {
 
 // after returns a sink that notes what next has taken.
 func (t *teller) after(next kube.Sink) kube.Sink {
-	if t == nil {
-		return next
+	if t.conditions != nil {
+		next = t.conditions.After(next)
 	}
-	return t.conditions.After(next)
+	return t.doubts.After(next)
 }
 
 // run tells until ctx is done.
 func (t *teller) run(ctx context.Context) error {
-	if t == nil {
-		return nil
-	}
 	group, ctx := errgroup.WithContext(ctx)
-	group.Go(func() error { return t.conditions.Run(ctx) })
-	group.Go(func() error { return t.definitions.Run(ctx) })
+	group.Go(func() error { return t.doubts.Run(ctx) })
+	if t.conditions != nil {
+		group.Go(func() error { return t.conditions.Run(ctx) })
+		group.Go(func() error { return t.definitions.Run(ctx) })
+	}
 	return group.Wait()
 }
 
 // noted returns a source whose report says what people must know besides.
-func (t *teller) noted(s source) source {
-	if t == nil {
-		return s
-	}
-	return notedSource{s, t}
-}
+func (t *teller) noted(s source) source { return notedSource{s, t} }
 
 type notedSource struct {
 	source
@@ -87,6 +83,9 @@ type notedSource struct {
 // Report implements source.
 func (s notedSource) Report() kube.Report {
 	r := s.source.Report()
-	r.Notes = append(r.Notes, s.teller.definitions.Notes()...)
+	r.Problems = append(r.Problems, s.teller.doubts.Problems()...)
+	if s.teller.definitions != nil {
+		r.Notes = append(r.Notes, s.teller.definitions.Notes()...)
+	}
 	return r
 }

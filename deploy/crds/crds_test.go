@@ -96,7 +96,8 @@ func testRefusals(t *testing.T, s *apiserver.Server) {
 	for _, tt := range []struct{ name, object, want string }{
 		{"field", head + web + `{},{"fromEndpoint":[{}]}]}}`, "spec.ingress[1].fromEndpoint: unknown field; did you mean fromEndpoints?"},
 		{"case", head + `"spec":{"endpointSelector":{"matchlabels":{"a":"b"}},"ingress":[{}]}}`, "spec.endpointSelector.matchlabels: unknown field; did you mean matchLabels?"},
-		{"letters", head + web + `{"toProts":[]}]}}`, "spec.ingress[0].toProts: unknown field; did you mean ports or toPorts?"},
+		{"letters", head + web + `{"toProts":[]}]}}`, "spec.ingress[0].toProts: unknown field; did you mean toPorts?"},
+		{"what a line ends with is a user's", head + web + `{"a: unknown field|x\nb: unknown field|999":1,"toProts":[]}]}}`, "spec.ingress[0].toProts: unknown field; did you mean toPorts?"},
 		{"nothing near", head + web + `{"xyz":1}]}}`, "spec.ingress[0].xyz: unknown field"},
 		{"top", head + `"sepc":{},` + web + `{}]}}`, "sepc: unknown field; did you mean spec or specs?"},
 		{"specs", head + `"specs":[{"endpointSelector":{},"ingress":[{}]},{"endpointSelector":{},"egress":[{"toFQDN":[]}]}]}`, "specs[1].egress[0].toFQDN: unknown field; did you mean toFQDNs?"},
@@ -112,8 +113,19 @@ func testRefusals(t *testing.T, s *apiserver.Server) {
 		{"group", `{"apiVersion":"cilium.io/v2alpha1","kind":"CiliumCIDRGroup","metadata":{"name":"t"},"spec":{"externalCIDR":[],"externalCIDRs":[]}}`, "spec.externalCIDR: unknown field; did you mean externalCIDRs?"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			if status, answer := create(t, s, []byte(tt.object)); status != 422 || !strings.Contains(answer, tt.want) {
+			status, answer := create(t, s, []byte(tt.object))
+			if status != 422 || !strings.Contains(answer, tt.want) {
 				t.Errorf("%d %s\nwant %s", status, answer, tt.want)
+			}
+			// The agent says the same, where the object comes to it.
+			docs, _ := api.Documents("", []byte(tt.object))
+			_, wrong := meaning(&docs[0])
+			hints := 0
+			for _, e := range wrong {
+				hints += sameHint(t, answer, e)
+			}
+			if hints == 0 && strings.Contains(tt.want, "did you mean") {
+				t.Errorf("the agent has no hint: %v", wrong)
 			}
 		})
 	}

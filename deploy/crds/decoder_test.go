@@ -26,7 +26,7 @@ import (
 // nothing may become another policy on the way.
 func testAgreesWithDecoder(t *testing.T, s *apiserver.Server) {
 	seen := map[string]bool{}
-	taken, refused, late := 0, 0, map[string]int{}
+	taken, refused, hints, late := 0, 0, 0, map[string]int{}
 	for _, text := range corpus(t) {
 		docs, _ := api.Documents("", []byte(text))
 		for i := range docs {
@@ -67,6 +67,9 @@ func testAgreesWithDecoder(t *testing.T, s *apiserver.Server) {
 				t.Errorf("refused: %d %s\n%s", status, answer, body)
 			default:
 				refused++
+				for _, e := range wrong {
+					hints += sameHint(t, answer, e)
+				}
 			}
 		}
 	}
@@ -78,9 +81,32 @@ func testAgreesWithDecoder(t *testing.T, s *apiserver.Server) {
 	for m, n := range late {
 		t.Logf("%4d %s", n, m)
 	}
-	if taken < 500 || refused < 500 || n > refused/3 {
-		t.Errorf("%d taken, %d refused, %d refused by the agent alone", taken, refused, n)
+	if taken < 500 || refused < 500 || n > refused/3 || hints < 5 {
+		t.Errorf("%d taken, %d refused, %d refused by the agent alone, %d hints", taken, refused, n, hints)
 	}
+}
+
+// sameHint checks that what the server says of an unknown field, if anything, is
+// what the agent says. It returns 1 if both have a hint.
+func sameHint(t *testing.T, answer string, e *api.Error) int {
+	t.Helper()
+	const unknown = "unknown field"
+	var status struct{ Message string }
+	if json.Unmarshal([]byte(answer), &status) != nil || !strings.HasPrefix(e.Message, unknown) {
+		return 0
+	}
+	_, said, ok := strings.Cut(" "+status.Message, " "+e.Field+": "+unknown)
+	if !ok || strings.HasSuffix(status.Message, " ...") {
+		return 0
+	}
+	hint := strings.TrimPrefix(e.Message, unknown)
+	if next := strings.TrimPrefix(said, hint); !strings.HasPrefix(said, hint) || next != "" && !strings.HasPrefix(next, "; ") || hint == "" && strings.HasPrefix(said, "; did you mean") {
+		t.Errorf("the server says %q of %q, the agent %q", said, e.Field, e.Message)
+	}
+	if hint == "" {
+		return 0
+	}
+	return 1
 }
 
 // meaning is what an object says, and why it is refused.

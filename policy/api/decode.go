@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"unicode/utf8"
 
 	"k8s.io/apimachinery/pkg/util/intstr"
 )
@@ -245,17 +246,40 @@ func (d *decoder) object(n *node, v reflect.Value, path string) {
 
 // unknown refuses a field, with the name that may have been meant.
 func (d *decoder) unknown(path, key string, fields []jsonField) {
-	best, least := "", 3
+	var meant []string
 	for _, f := range fields {
-		if dist := distance(strings.ToLower(key), strings.ToLower(f.name)); dist < least && dist < len(f.name)/2+1 {
-			best, least = f.name, dist
+		if similar(f.name, key) {
+			meant = append(meant, f.name)
 		}
 	}
-	if best != "" {
-		d.errorf(path, "unknown field; did you mean %s?", best)
+	if len(meant) > 0 {
+		slices.Sort(meant)
+		d.errorf(path, "unknown field; did you mean %s?", strings.Join(slices.Compact(meant), " or "))
 		return
 	}
 	d.errorf(path, "unknown field")
+}
+
+// similar tells whether a name may have been meant by a key of about its length:
+// it begins with it or the other way round, or no more than a letter of either is
+// not in the other. Admission at an API server has the same rule, which is as much
+// as can be said there (deploy/crds/generate).
+func similar(name, key string) bool {
+	if diff := utf8.RuneCountInString(name) - utf8.RuneCountInString(key); name == key || diff < -2 || diff > 2 {
+		return false
+	}
+	n, k := strings.ToLower(name), strings.ToLower(key)
+	return strings.HasPrefix(n, k) || strings.HasPrefix(k, n) || lettersOnlyIn(n, k)+lettersOnlyIn(k, n) <= 1
+}
+
+// lettersOnlyIn counts the letters of a that b does not have.
+func lettersOnlyIn(a, b string) (n int) {
+	for _, c := range a {
+		if !strings.ContainsRune(b, c) {
+			n++
+		}
+	}
+	return n
 }
 
 // distance is the number of letters to add, drop or replace to turn a into b.

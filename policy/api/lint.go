@@ -119,6 +119,9 @@ func (l *linter) subjects(s *EndpointSelector, path, namespace string) {
 	}
 	l.selector(s, path)
 	for _, r := range s.Requirements(SourceAny) {
+		if r.Source == SourceReserved && (r.Operator == In || r.Operator == Exists) {
+			l.warn(path, "%s:%s is no label that pods have: it selects nobody; a nodeSelector in a %s selects nodes", r.Source, r.Key, KindClusterwide)
+		}
 		if r.Key == namespaceLabel && namespace != "" && r.Operator == In && !slices.Contains(r.Values, namespace) {
 			l.warn(path, "asks for namespace %s: a policy in namespace %s selects pods of its own only", strings.Join(r.Values, ", "), namespace)
 		}

@@ -46,6 +46,8 @@ func TestWarnings(t *testing.T) {
 		{cnpHead + "spec: {endpointSelector: {}, ingress: [{}], enableDefaultDeny: {egress: true}}\n", "spec.enableDefaultDeny.egress: has no effect"},
 		{cnpHead + "spec: {endpointSelector: {matchLabels: {'k8s:io.kubernetes.pod.namespace': x}}, ingress: [{}]}\n", "asks for namespace x"},
 		{ccnpHead + "spec: {nodeSelector: {}, ingress: [{}]}\n", ""},
+		{ccnpHead + "spec: {endpointSelector: {matchLabels: {'reserved:host': ''}}, ingress: [{}]}\n", "spec.endpointSelector: reserved:host is no label that pods have"},
+		{ccnpHead + "spec: {endpointSelector: {matchExpressions: [{key: 'reserved:host', operator: DoesNotExist}]}, ingress: [{}]}\n", ""},
 		{ccnpHead + "spec: {nodeSelector: {}, egress: [{toPorts: [{ports: [{port: '53', protocol: UDP}], rules: {dns: [{matchName: a.test}]}}]}]}\n", "spec.egress[0].toPorts[0].rules.dns: is not enforced by this version"},
 		{ccnpHead + "spec: {nodeSelector: {}, egress: [{toFQDNs: [{matchName: a.test}]}]}\n", "spec.egress[0].toFQDNs: stands for what DNS told pods only"},
 		{cnpHead + "specs: []\n", "specs: has no rule"},

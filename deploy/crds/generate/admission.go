@@ -2,7 +2,6 @@ package main
 
 import (
 	"fmt"
-	"maps"
 	"slices"
 	"strconv"
 	"strings"
@@ -118,33 +117,56 @@ func policyVariables(root schema) []variable {
 			}
 		}
 	}
-	return append(out, problems(root, names))
+	return append(out, w.problems(names)...)
 }
 
 func groupVariables(root schema) []variable {
 	var w walker
-	return []variable{
-		{"top", w.object("object", root, func(key string) bool { return key == "spec" })},
-		problems(root, []string{"variables.top"}),
-	}
+	top := variable{"top", w.object("object", root, func(key string) bool { return key == "spec" })}
+	return append([]variable{top}, w.problems([]string{"variables.top"})...)
 }
 
-// problems is the variable of all problems, with hints. The dot that a path
-// begins with is dropped.
-func problems(root schema, names []string) variable {
-	const unknown = ": unknown field"
-	known := list(slices.Sorted(maps.Keys(root.allKeys(map[string]bool{}))))
-	hint := "[l.substring(l.lastIndexOf('.') + 1, l.size() - " + strconv.Itoa(len(unknown)) + ")].map(k, " +
-		known + ".filter(f, " + similar("f", "k") + ").join(' or '))[0]"
-	hinted := "l.endsWith('" + unknown + "') ? [" + hint + "].map(h, h == '' ? l : l + '; did you mean ' + h + '?')[0] : l"
-	return variable{"problems", "[" + strings.Join(names, ", ") + "].filter(s, s != '').map(s, s.split('\\n').map(l, " +
-		hinted + ").map(l, l.startsWith('.') ? l.substring(1) : l).join('\\n')).join('\\n')"}
+// unknown is what is said of an unknown field; behind the mark, until it is told,
+// stands the number of the list of fields that are known there.
+const unknown, mark = ": unknown field", "|"
+
+// problems are the variables of all problems, with hints: fields known where the
+// unknown one stands. The dot that a path begins with is dropped. What a line ends
+// with may be a user's, and must not make the expression fail.
+func (w *walker) problems(names []string) []variable {
+	fields := make([]string, len(w.fields))
+	for i, keys := range w.fields {
+		fields[i] = "'" + strconv.Itoa(i) + "': " + keys
+	}
+	at := "l.lastIndexOf('" + mark + "')"
+	hint := "[l.substring(0, " + at + ")].map(m, m + [m.substring(m.lastIndexOf('.') + 1, m.size() - " + strconv.Itoa(len(unknown)) + ")].map(k, " +
+		"(l.substring(" + at + " + 1) in variables.fields ? variables.fields[l.substring(" + at + " + 1)] : [])" +
+		".filter(f, " + similar("f", "k") + ").join(' or ')).map(h, h == '' ? '' : '; did you mean ' + h + '?')[0])[0]"
+	hinted := "l.matches('" + unknown + "[" + mark + "][0-9]+$') ? " + hint + " : l"
+	return []variable{
+		{"fields", "{" + strings.Join(fields, ", ") + "}"},
+		{"problems", "[" + strings.Join(names, ", ") + "].filter(s, s != '').map(s, s.split('\\n').map(l, " +
+			hinted + ").map(l, l.startsWith('.') ? l.substring(1) : l).join('\\n')).join('\\n')"},
+	}
 }
 
 // walker writes CEL that looks through an object for what its schema does not
 // say. Texts are lists or lines of "path: message", the path relative to the
 // value and empty for the value itself.
-type walker struct{ names int }
+type walker struct {
+	names  int
+	fields []string // lists of the fields of objects
+}
+
+// known returns the number of the list of an object's fields.
+func (w *walker) known(s schema) string {
+	keys := list(s.keys())
+	i := slices.Index(w.fields, keys)
+	if i < 0 {
+		i, w.fields = len(w.fields), append(w.fields, keys)
+	}
+	return strconv.Itoa(i)
+}
 
 // name returns a variable that no other has.
 func (w *walker) name(prefix string) string {
@@ -172,16 +194,15 @@ func (w *walker) object(x string, s schema, wanted func(key string) bool) string
 // can't stand together.
 func (w *walker) own(x string, s schema) string {
 	terms := []string{x + ".filter(k, !(k in " + list(s.keys()) + ") || " + x + "[k] == null)" +
-		".map(k, '.' + k + (" + x + "[k] == null ? ': must not be null' : ': unknown field'))"}
+		".map(k, '.' + k + (" + x + "[k] == null ? ': must not be null' : '" + unknown + mark + w.known(s) + "'))"}
 	for _, c := range checks(s) {
 		terms = append(terms, "("+strings.ReplaceAll(c.when, "$", x)+" ? ["+strings.ReplaceAll(c.say, "$", x)+"] : [])")
 	}
 	return strings.Join(terms, " + ")
 }
 
-// similar tells whether a name may have been meant by a key of about its
-// length: it begins with it or the other way round, or no more than a letter of
-// either is not in the other.
+// similar tells whether a name may have been meant by a key, by the rule that the
+// decoder of policy/api has, so that both say the same.
 func similar(name, key string) string {
 	n, k := name+".lowerAscii()", key+".lowerAscii()"
 	return name + " != " + key + " && " + name + ".size() - " + key + ".size() in [-2, -1, 0, 1, 2] && (" +

@@ -104,20 +104,6 @@ func (s schema) keys() []string {
 	return slices.Sorted(maps.Keys(properties))
 }
 
-// allKeys adds the names of all fields below the schema, those of metadata and
-// status aside.
-func (s schema) allKeys(to map[string]bool) map[string]bool {
-	for _, k := range s.keys() {
-		if to[k] = true; k != "status" && k != "metadata" {
-			s.child(k).allKeys(to)
-		}
-	}
-	if items := s.items(); items != nil {
-		items.allKeys(to)
-	}
-	return to
-}
-
 // keysText spells all fields below the schema.
 func (s schema) keysText() string {
 	var b strings.Builder
