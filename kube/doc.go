@@ -24,7 +24,8 @@
 // took, and the agent that holds a Lease writes it to the objects' status, less
 // what stands there already, and tells it as events. The others hear by a watch
 // that the Lease is renewed, every five seconds, and ask for it only when it is
-// not. Definitions knows whose the custom resources of a cluster are.
+// not. Doubts finds the policies that name what is not there. Definitions knows
+// whose the custom resources of a cluster are.
 //
 // What is broken never opens anything: a file that can't be read as YAML
 // keeps its last valid contents in force, an object that is no valid Pod (and

@@ -49,6 +49,8 @@
 // passes at it all the same, fail-safe traffic and node ports, is a second policy
 // (always.go), asked where the first denies.
 //
+// References looks for what policies name and is not there; it changes no verdict.
+//
 // Engine keeps everything, apart from strangers, as a function of the objects it was given: the same
 // objects in any order and any number of batches make the same tables, apart
 // from the numbers. Changes cost what they touch.

@@ -96,7 +96,9 @@ func meansService(want api.Service) func(Object, *Service) bool {
 		}
 	case want.K8sService != nil:
 		namespace, name := want.K8sService.Namespace, want.K8sService.ServiceName
-		return func(o Object, _ *Service) bool { return o.Name == name && (namespace == "" || namespace == o.Namespace) }
+		return func(o Object, _ *Service) bool {
+			return o.Name == name && (namespace == "" || namespace == o.Namespace)
+		}
 	}
 	return func(Object, *Service) bool { return false }
 }

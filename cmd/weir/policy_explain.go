@@ -74,7 +74,8 @@ func newPolicyExplainCommand() *cobra.Command {
 		Use:   "explain --objects DIR (--from X --to Y | --batch FILE)",
 		Short: "Say what becomes of a flow, and which rule decides",
 		Long:  policyExplainLong,
-		Example: `  weir policy explain --objects shop/ --from shop/web --to shop/api --port 8080
+		Example: `  kubectl get pods,ns,nodes,svc,endpointslices,netpol,cnp,ccnp,ciliumcidrgroups -A -o yaml > shop/all.yaml
+  weir policy explain --objects shop/ --from shop/web --to shop/api --port 8080
   weir policy explain --objects shop/ --from shop/web --to service:shop/api --port http --http-path /v1/items
   weir policy explain --objects shop/ --from entity:world --to shop/web --port 80 -o json
   weir policy explain --objects shop/ --from shop/web --to service:kube-system/dns --dns-name api.example.test

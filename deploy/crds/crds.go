@@ -32,8 +32,8 @@ func Definitions() []byte {
 }
 
 // Admission returns the ValidatingAdmissionPolicies and their bindings as YAML
-// documents, each with its marker. They are for the definitions that this
-// package has, and for no others.
+// documents, each with its marker. They hold where the definition of an object
+// is one that this package has, and say nothing of objects of others.
 func Admission() []byte { return read("admission") }
 
 func read(names ...string) []byte {
