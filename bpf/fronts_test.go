@@ -110,6 +110,13 @@ func TestFronts(t *testing.T) {
 			k.want(k.fromA(), p, dropped, droppedFor(flow.ReasonPolicyDenied, out))
 			p.dport = 30081
 			k.want(k.fromA(), p, pass, forwarded(flow.ReasonPolicyAllowed, out))
+			// And a host port of one of its pods, before a node port.
+			front(netip.MustParseAddr("fe80::"), 30080, tcp, idB)
+			k.policy(policyA, rules{{Direction: out}: allow(3), {Direction: out, Identity: idB}: deny}, out)
+			p.sport, p.dport = 1001, 30080
+			k.want(k.fromA(), p, dropped, droppedFor(flow.ReasonPolicyDenyRule, out))
+			p.dst = ip.node
+			k.want(k.fromA(), p, pass, forwarded(flow.ReasonPolicyAllowed, out))
 		}
 		// Where no policy is enforced it does not matter.
 		k.policy(policyA, nil)

@@ -15,8 +15,8 @@ enum kind {
 };
 enum fragment_part { FRAGMENT_NONE, FRAGMENT_FIRST, FRAGMENT_LATER };
 
-/* Whether the other end's address and port are a service's. FRONT: they are, and
- * peer[1] is its identity, or 0 if nobody can tell whose. */
+/* Whether the other end's address and port are a service's, or a host port. FRONT: they
+ * are, and peer[1] is the identity of that or of its pod, or 0 if nobody can tell whose. */
 enum fronted { FRONT_UNASKED, FRONT_NONE, FRONT };
 
 /* What one search in a policy gave, see policy.h. */

@@ -70,9 +70,10 @@ SUBPROGRAM int find_peer(struct packet *p)
 	return 0;
 }
 
-/* Finds out whether what a pod sends comes to a service, by an address that is else
- * a node's or the world's: kube-proxy sends it on to a backend behind this program.
- * It is then judged as the service's cluster IP is. After find_peer. */
+/* Finds out whether what a pod sends comes to a service, or to a pod's host port, by
+ * an address that is else a node's or the world's: kube-proxy, or portmap, sends it on
+ * behind this program. It is then judged as the service's cluster IP is, or as the
+ * pod. After find_peer. */
 SUBPROGRAM int find_front(struct packet *p)
 {
 	struct front_key key = {};
@@ -98,9 +99,17 @@ SUBPROGRAM int find_front(struct packet *p)
 	} else {
 		if (!p->node)
 			return false;
-		key.addr.word[2] = is_ipv4(&key.addr) ? htonl(0xffff) : 0;
-		key.addr.word[0] = key.addr.word[1] = key.addr.word[3] = 0;
-		f = bpf_map_lookup_elem(&fronts, &key);
+		key.addr.word[3] = 0;
+		if (is_link_local6(&key.addr)) {
+			key.addr.word[0] = htonl(0xfe800000);
+			key.addr.word[1] = key.addr.word[2] = 0;
+			f = bpf_map_lookup_elem(&fronts, &key);
+		}
+		if (!f) {
+			key.addr.word[2] = is_ipv4(&key.addr) ? htonl(0xffff) : 0;
+			key.addr.word[0] = key.addr.word[1] = 0;
+			f = bpf_map_lookup_elem(&fronts, &key);
+		}
 		if (!f)
 			return false;
 		p->peer[1] = f->identity;

@@ -35,4 +35,4 @@ REASON(50, UDP_NO_FLOW, "udp-no-flow", "a datagram left the proxy that belongs t
 REASON(51, POLICY_MISSING, "policy-missing", "the pod's policy is not in the kernel yet")
 REASON(52, CONNS_SHARE, "conns-share", "one pod has its share of the redirected flows: a quarter of what there is room for")
 REASON(53, SERVICE_BACKENDS, "service-backends", "an address of a service, not all of whose backends are allowed")
-REASON(54, SERVICE_CONFLICT, "service-conflict", "several services, or a service and a pod, have that address and port: nobody can tell where it leads to")
+REASON(54, SERVICE_CONFLICT, "service-conflict", "several services or pods have that address and port: nobody can tell where it leads to")

@@ -51,8 +51,9 @@ struct peer {
 #define PEER_NODE 4  /* an address of a node, this one or another: it may serve node ports */
 
 /* fronts: an address and port that lead to the backends of a service, beside its
- * cluster IPs -> the service. The address 0 of a family (:: or ::ffff:0.0.0.0)
- * stands for every address of a node. */
+ * cluster IPs -> the service; or by a host port to a pod -> the pod. The address 0 of
+ * a family (:: or ::ffff:0.0.0.0) stands for every address of a node, and before it
+ * fe80:: for every one on the pod's own link. */
 struct front_key {
 	struct addr addr;
 	__be16 port;
@@ -60,8 +61,8 @@ struct front_key {
 	__u8 pad;
 };
 struct front {
-	__u32 identity; /* of the service; 0: nobody can tell whose backends */
-	__u16 port;	/* of the service, as policy is asked; host byte order */
+	__u32 identity; /* of the service or pod; 0: nobody can tell whose */
+	__u16 port;	/* of the service or pod, as policy is asked; host byte order */
 	__u16 pad;
 };
 

@@ -40,7 +40,7 @@ const (
 	ReasonPolicyMissing    Reason = 51 // the pod's policy is not in the kernel yet
 	ReasonConnsShare       Reason = 52 // one pod has its share of the redirected flows: a quarter of what there is room for
 	ReasonServiceBackends  Reason = 53 // an address of a service, not all of whose backends are allowed
-	ReasonServiceConflict  Reason = 54 // several services, or a service and a pod, have that address and port: nobody can tell where it leads to
+	ReasonServiceConflict  Reason = 54 // several services or pods have that address and port: nobody can tell where it leads to
 )
 
 // firstDrop is the lowest number of a reason to drop.
@@ -225,7 +225,7 @@ func (r Reason) Explanation() string {
 	case ReasonServiceBackends:
 		return "an address of a service, not all of whose backends are allowed"
 	case ReasonServiceConflict:
-		return "several services, or a service and a pod, have that address and port: nobody can tell where it leads to"
+		return "several services or pods have that address and port: nobody can tell where it leads to"
 	}
 	return ""
 }

@@ -78,21 +78,45 @@ func pod(key policy.Object, o *corev1.Pod) (any, error) {
 	}
 	for _, c := range containers {
 		for _, port := range c.Ports {
-			if port.Name == "" {
-				continue
+			if err := addPort(p, port); err != nil {
+				return nil, fmt.Errorf("port %q of container %s: %w", port.Name, c.Name, err)
 			}
-			n, err := portNumber(port.ContainerPort)
-			if err != nil {
-				return nil, fmt.Errorf("port %s of container %s: %w", port.Name, c.Name, err)
-			}
-			proto, err := protocolNumber(port.Protocol)
-			if err != nil {
-				return nil, fmt.Errorf("port %s of container %s: %w", port.Name, c.Name, err)
-			}
-			p.Ports = append(p.Ports, policy.NamedPort{Name: port.Name, Protocol: proto, Port: n})
 		}
 	}
 	return p, nil
+}
+
+// addPort keeps a container's port if it has a name or is one of the node's, too.
+func addPort(p *policy.Pod, port corev1.ContainerPort) error {
+	ofNode := port.HostPort != 0 && !p.HostNetwork
+	if port.Name == "" && !ofNode {
+		return nil
+	}
+	n, err := portNumber(port.ContainerPort)
+	if err != nil {
+		return err
+	}
+	proto, err := protocolNumber(port.Protocol)
+	if err != nil {
+		return err
+	}
+	if port.Name != "" {
+		p.Ports = append(p.Ports, policy.NamedPort{Name: port.Name, Protocol: proto, Port: n})
+	}
+	if !ofNode {
+		return nil
+	}
+	hp := policy.HostPort{Port: n, Protocol: proto}
+	if hp.HostPort, err = portNumber(port.HostPort); err != nil {
+		return fmt.Errorf("hostPort: %w", err)
+	}
+	if port.HostIP != "" {
+		if hp.HostIP, err = netip.ParseAddr(port.HostIP); err != nil {
+			return fmt.Errorf("hostIP: %w", err)
+		}
+	}
+	p.HostPorts = append(p.HostPorts, hp)
+	return nil
 }
 
 func namespace(key policy.Object, o *corev1.Namespace) (any, error) {

@@ -55,6 +55,22 @@ status: {phase: Running, podIP: 10.0.0.1, podIPs: [{ip: 10.0.0.1}, {ip: "fd00::1
 			Addresses: ips("10.0.0.1", "fd00::1"),
 			Ports:     []policy.NamedPort{{Name: "http", Protocol: 6, Port: 8080}, {Name: "dns", Protocol: 17, Port: 53}, {Name: "metrics", Protocol: 132, Port: 9000}},
 		}},
+		{"host ports", `
+apiVersion: v1
+kind: Pod
+metadata: {name: a}
+spec:
+  containers:
+  - {name: c, ports: [{containerPort: 8080, hostPort: 8088}, {name: dns, containerPort: 5353, hostPort: 53, hostIP: 192.0.2.1, protocol: UDP}]}
+  initContainers:
+  - {name: once, ports: [{containerPort: 1, hostPort: 1}]}
+  - {name: sidecar, restartPolicy: Always, ports: [{containerPort: 9000, hostPort: 9001, hostIP: "::", protocol: SCTP}]}
+`, &policy.Pod{Namespace: "default", Name: "a", ServiceAccount: "default",
+			Ports: []policy.NamedPort{{Name: "dns", Protocol: 17, Port: 5353}},
+			HostPorts: []policy.HostPort{{HostPort: 8088, Port: 8080, Protocol: 6}, {HostIP: netip.MustParseAddr("192.0.2.1"), HostPort: 53, Port: 5353, Protocol: 17},
+				{HostIP: netip.IPv6Unspecified(), HostPort: 9001, Port: 9000, Protocol: 132}}}},
+		{"host ports on the host network", "apiVersion: v1\nkind: Pod\nmetadata: {name: a}\nspec: {hostNetwork: true, containers: [{name: c, ports: [{containerPort: 80, hostPort: 80}]}]}\n",
+			&policy.Pod{Namespace: "default", Name: "a", ServiceAccount: "default", HostNetwork: true}},
 		{"least pod", "apiVersion: v1\nkind: Pod\nmetadata: {name: a}\n", &policy.Pod{Namespace: "default", Name: "a", ServiceAccount: "default"}},
 		{"pod that is being deleted", "apiVersion: v1\nkind: Pod\nmetadata: {name: a, deletionTimestamp: '2026-01-02T03:04:05Z'}\n",
 			&policy.Pod{Namespace: "default", Name: "a", ServiceAccount: "default", Deleting: true}},

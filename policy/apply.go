@@ -42,6 +42,7 @@ type Engine struct {
 	resolvers *resolvers
 	frontends *frontends
 	fronts    *frontTable
+	hostPorts *hostPortTable
 	dnsBehind *dnsBehind
 	strangers *strangers
 	// host is this node as a subject, failsafe what its policies are not asked
@@ -107,7 +108,7 @@ func NewEngine(o Options) (*Engine, error) {
 		policies: map[Object]*policyObject{}, scoped: map[string][]*policyObject{}, groups: map[string]*cidrGroup{}, nodeKeys: map[string]int{},
 		claims: newClaims(), blocks: newBlockTable(), prefixes: newPrefixTable(), endpoints: map[netip.Addr]*Endpoint{},
 		peers: newPeerTable(ids), selectors: newSelectorTable(), ruleSets: newRuleSetTable(newNumbering(1, o.Seeds.RuleSets)),
-		subjects: map[identity.Digest]*subject{}, names: newNameTable(), pairs: map[pairKey]*pair{}, resolvers: newResolvers(o), frontends: newFrontends(), fronts: newFrontTable(), dnsBehind: newDNSBehind(), strangers: newStrangers(),
+		subjects: map[identity.Digest]*subject{}, names: newNameTable(), pairs: map[pairKey]*pair{}, resolvers: newResolvers(o), frontends: newFrontends(), fronts: newFrontTable(), hostPorts: newHostPortTable(), dnsBehind: newDNSBehind(), strangers: newStrangers(),
 		policyNumbers: newNumbering(1, o.Seeds.Policies), rules: newRuleTable(newNumbering(1, o.Seeds.Rules)),
 		dirty: newDirty(), askedOf: map[identity.Digest]*subject{},
 	}, nil
@@ -187,10 +188,12 @@ func (e *Engine) settle() error {
 	e.settleHost()
 	e.settleBlocks()
 	e.settleNodeAddresses()
+	e.settleHostPorts()
 	changed, err := e.settlePrefixes()
 	note(err)
 	e.servicesBehind(changed)
 	e.servicesOfPods(changed)
+	e.touchBehind(changed)
 	note(e.settleFronts())
 	for s := range e.dirty.services {
 		s.peer = e.peers.held(newServicePeer(s.object))
@@ -203,6 +206,11 @@ func (e *Engine) settle() error {
 			delete(e.services, s.object)
 		}
 	}
+	for f := range e.hostPorts.touched {
+		e.tellFrontend(f)
+		e.dirty.dns = e.dirty.dns || onePort(f.Protocol, f.Port).isDNS()
+	}
+	clear(e.hostPorts.touched)
 	e.settleDNSBehind()
 	e.settleResolvers()
 	added, removed := e.peers.sweep()
@@ -211,7 +219,7 @@ func (e *Engine) settle() error {
 	for _, s := range slices.SortedFunc(maps.Values(e.subjects), bySubject) {
 		change, changed := e.dirty.subjects[s]
 		if !changed {
-			if s.nothingToDo() && len(removed)+len(e.dirty.services) == 0 {
+			if s.nothingToDo() && len(removed)+len(e.dirty.services) == 0 && !e.dirty.dns {
 				continue
 			}
 			change = &policyChange{}

@@ -7,9 +7,9 @@ import (
 	"github.com/weirnet/weir/identity"
 )
 
-// dnsBehind is where backends of services answer that are asked at port 53, where
-// that is another port of theirs: pods' questions come there, since services are
-// translated before there is a packet.
+// dnsBehind is where backends of services, and pods with host ports, answer that are
+// asked at port 53, where that is another port of theirs: pods' questions come there,
+// since services are translated before there is a packet.
 type dnsBehind struct {
 	at map[identity.Digest][]ports // by peer, ordered
 	// peers are those of this engine's tables; left those that were, until now.
@@ -27,19 +27,24 @@ func (e *Engine) settleDNSBehind() {
 	}
 	was := d.peers
 	d.at, d.peers, d.left = map[identity.Digest][]ports{}, map[*peer]struct{}{}, map[*peer]struct{}{}
+	see := func(p *peer, at ports) {
+		if at.isDNS() || !p.isFew() {
+			return
+		}
+		d.peers[p] = struct{}{}
+		if list := d.at[p.digest]; !slices.Contains(list, at) {
+			d.at[p.digest] = sortPorts(append(list, at))
+		}
+	}
+	e.seeHostPorts(see)
 	for _, s := range e.services {
 		if !s.dns {
 			continue
 		}
 		for _, t := range s.targets {
 			for _, b := range t.backends {
-				at := onePort(t.proto, b.port)
-				if !t.isDNS() || at.isDNS() || !b.peer.isFew() {
-					continue
-				}
-				d.peers[b.peer] = struct{}{}
-				if list := d.at[b.peer.digest]; !slices.Contains(list, at) {
-					d.at[b.peer.digest] = sortPorts(append(list, at))
+				if t.isDNS() {
+					see(b.peer, onePort(t.proto, b.port))
 				}
 			}
 		}

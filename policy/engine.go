@@ -23,6 +23,7 @@ type (
 		HostNetwork     bool
 		Addresses       []netip.Addr
 		Ports           []NamedPort
+		HostPorts       []HostPort
 		// Created orders pods that claim one address: of those that are not Deleting
 		// the newest owns it, else the newest of the others.
 		Created  int64 // seconds since the epoch
@@ -173,12 +174,12 @@ type Delta struct {
 	// this batch, cluster IPs and backends, ordered: what they say is believed,
 	// and counts for all policies.
 	Resolvers []Server
-	// Services tells where pods' connections to services go; nil: the frontend is
-	// gone.
+	// Services tells where pods' connections to services and host ports go; nil: the
+	// frontend is gone.
 	Services map[Frontend]*Backends
 	// Fronts are what policy makes of the addresses and ports of services beside
-	// their cluster IPs; nil: gone. The unspecified address stands for all that are
-	// Peer.Node. A new one is told after the policy entries and prefixes are
+	// their cluster IPs, and of host ports; nil: gone. The unspecified address stands
+	// for all that are Peer.Node. A new one is told after the policy entries and prefixes are
 	// written; one that goes, before they are deleted.
 	Fronts map[Frontend]*Front
 	// NodeAddresses serve node ports (true), or don't any more.

@@ -47,7 +47,7 @@ func (e *Engine) Explain(q Question) Answer {
 	}
 	x := &explanation{engine: e, q: &q, from: from, to: to, proto: proto, port: port}
 	a := Answer{ID: q.ID}
-	if f, ok := e.frontOf(to, proto, port); ok && from.pod != nil {
+	if f, ok := e.frontOf(from, to, proto, port); ok {
 		a.Egress, a.Ingress, err = x.front(f)
 	} else if to.service != nil {
 		a.Egress, a.Ingress, err = x.service()

@@ -10,11 +10,18 @@ import (
 	"github.com/weirnet/weir/identity"
 )
 
-// front judges a flow to an address and port in front of a service.
+// front judges a flow to an address and port in front of a service or a pod.
 func (x *explanation) front(f Frontend) (egress, ingress *Side, err error) {
-	claims := x.engine.fronts.claims[f]
-	if x.engine.fronts.told[f].Identity == 0 || x.to.pod != nil && x.to.node == x.from.node {
-		return x.anyonesFront(claims)
+	e := x.engine
+	claims, pods := e.fronts.claims[f], e.hostPorts.claims[f]
+	if e.fronts.told[f].Identity == 0 || x.to.pod != nil && x.to.node == x.from.node {
+		if len(pods) > 0 {
+			claims = slices.Concat(claims, e.fronts.claims[f.nodePort()])
+		}
+		return x.anyonesFront(claims, pods)
+	}
+	if len(pods) > 0 {
+		return x.hostPort(newest(pods))
 	}
 	at := x.to.name
 	x.to = end{name: "service " + claims[0].service.name(), service: claims[0].service, six: x.to.six, four: x.to.four}
@@ -25,11 +32,33 @@ func (x *explanation) front(f Frontend) (egress, ingress *Side, err error) {
 	return egress, ingress, err
 }
 
+// hostPort judges a flow to a host port as one to the pod.
+func (x *explanation) hostPort(c hostPortClaim) (egress, ingress *Side, err error) {
+	at := x.to.name
+	to := x.engine.endOf(c.pod)
+	to.six, to.four, to.addrs = x.to.six, x.to.four, []netip.Addr{c.to.Addr()}
+	settleAddresses(&x.from, &to, x.proto)
+	if egress, err = x.egress(to, c.to.Port()); err != nil {
+		return nil, nil, err
+	}
+	if ingress, err = x.ingress(to, c.to.Port()); err != nil {
+		return nil, nil, err
+	}
+	egress.Reason += fmt.Sprintf("; %s at that port is port %d of %s, a host port of its", at, c.to.Port(), to.name)
+	if ingress.Verdict == Denied {
+		ingress.Reason += "; what is not translated by Weir may come with the node's address, and counts as the node's"
+	}
+	return egress, ingress, nil
+}
+
 // anyonesFront is one of which nobody can tell where it leads to.
-func (x *explanation) anyonesFront(claims []frontClaim) (egress, ingress *Side, err error) {
+func (x *explanation) anyonesFront(claims []frontClaim, pods []hostPortClaim) (egress, ingress *Side, err error) {
 	var names []string
 	for _, c := range claims {
 		names = append(names, "service "+c.service.name())
+	}
+	for _, c := range pods {
+		names = append(names, "pod "+c.pod.src.Namespace+"/"+c.pod.src.Name)
 	}
 	if x.to.pod != nil {
 		names = append(names, x.to.name)

@@ -8,9 +8,13 @@ import (
 	"time"
 )
 
-// Frontend is where pods reach a service; in Delta.Services TCP and UDP only.
+// Frontend is where pods reach a service, or a pod by a host port; in
+// Delta.Services TCP and UDP only.
 type Frontend struct {
-	Addr     netip.Addr // unspecified: every address of that family of a node: in Delta.NodeAddresses, or for Delta.Fronts of a Peer.Node
+	// Addr, if unspecified, is every address of that family of a node: in
+	// Delta.NodeAddresses, or for Delta.Fronts of a Peer.Node. In Delta.Fronts fe80::
+	// is every address on a pod's own link, before the unspecified one.
+	Addr     netip.Addr
 	Port     uint16
 	Protocol uint8
 }
@@ -23,9 +27,9 @@ func (f Frontend) Compare(o Frontend) int {
 // BackendsKey names the backends of one port of a service: frontends with the
 // same key have the same ones.
 type BackendsKey struct {
-	Service  Object
+	Service  Object // or the pod that has a host port
 	Port     string // its name
-	Number   uint16 // of the service's port
+	Number   uint16 // of the service's port; of a host port the pod's
 	Protocol uint8
 	Six      bool
 	// Internal: as seen by the cluster IPs; internalTrafficPolicy counts.
@@ -121,23 +125,31 @@ func (e *Engine) settleFrontends(s *service) {
 	}
 	s.frontends = want
 	for _, f := range touched {
-		var now *Backends
-		if by := t.claims[f]; len(by) > 0 {
-			now = by[0].frontends[f]
-		}
-		if now.equal(t.told[f]) {
-			continue
-		}
-		if now == nil {
-			delete(t.told, f)
-		} else {
-			t.told[f] = now
-		}
-		if e.delta.Services == nil {
-			e.delta.Services = map[Frontend]*Backends{}
-		}
-		e.delta.Services[f] = now
+		e.tellFrontend(f)
 	}
+}
+
+// tellFrontend tells where a frontend leads, if that is new.
+func (e *Engine) tellFrontend(f Frontend) {
+	t := e.frontends
+	var now *Backends
+	if by := t.claims[f]; len(by) > 0 {
+		now = by[0].frontends[f]
+	} else {
+		now = e.hostPortBackends(f)
+	}
+	if now.equal(t.told[f]) {
+		return
+	}
+	if now == nil {
+		delete(t.told, f)
+	} else {
+		t.told[f] = now
+	}
+	if e.delta.Services == nil {
+		e.delta.Services = map[Frontend]*Backends{}
+	}
+	e.delta.Services[f] = now
 }
 
 // frontendsOf computes the frontends of a service. kube-proxy leaves services

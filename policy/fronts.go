@@ -1,7 +1,9 @@
 package policy
 
 import (
+	"cmp"
 	"fmt"
+	"maps"
 	"net/netip"
 	"slices"
 
@@ -9,15 +11,16 @@ import (
 )
 
 // Front is what policy makes of an address and port in front of a service that is
-// no cluster IP of it: an external or load-balancer address, or a node port.
-// Whoever sends there comes to the service's backends, by kube-proxy, so it is
-// judged as its cluster IP is, and neither as the node nor as the world that the
-// address is else.
+// no cluster IP of it: an external or load-balancer address, or a node port; or in
+// front of a pod: a host port. Whoever sends there comes to the service's backends,
+// by kube-proxy, or to the pod, so it is judged as the cluster IP or the pod is, and
+// neither as the node nor as the world that the address is else.
 type Front struct {
-	// Identity is the service's; 0: it can't be told whose backends it leads to,
-	// and what pods whose egress policy is enforced send there is denied.
+	// Identity is the service's or the pod's; 0: it can't be told whose it is, and
+	// what pods whose egress policy is enforced send there is denied.
 	Identity identity.ID
-	// Port is the service's own, which the entries of that identity are about.
+	// Port is the service's or the pod's own, which the entries of that identity are
+	// about.
 	Port uint16
 }
 
@@ -77,8 +80,8 @@ func wildcard(six bool) netip.Addr {
 	return netip.IPv4Unspecified()
 }
 
-// settleFronts brings what is told of fronts up to date with the services that
-// changed, and holds the identities that it names.
+// settleFronts brings what is told of fronts up to date with the services
+// and host ports that changed, and holds the identities of services that it names.
 func (e *Engine) settleFronts() error {
 	var failed error
 	touched := map[Frontend]struct{}{}
@@ -113,7 +116,14 @@ func (e *Engine) settleFronts() error {
 		}
 	}
 	for f := range touched {
-		now, is := t.front(f)
+		e.hostPorts.touchClaimed(f)
+	}
+	maps.Copy(touched, e.hostPorts.touched)
+	for f := range touched {
+		now, is := e.hostPortFront(f)
+		if !is {
+			now, is = t.front(f)
+		}
 		was, had := t.told[f]
 		if is == had && now == was {
 			continue
@@ -144,19 +154,22 @@ func (t *frontTable) front(f Frontend) (_ Front, ok bool) {
 	return Front{}, true
 }
 
-// frontOf finds the front that a flow to this end comes to, as the kernel does:
-// by the address itself, then, if that is a node's or on the pod's own link, among
-// the node ports.
-func (e *Engine) frontOf(to end, proto uint8, port uint16) (f Frontend, ok bool) {
-	if to.addr.IsValid() {
-		f = Frontend{to.addr, port, proto}
-		if _, ok := e.fronts.told[f]; ok {
+// frontOf finds the front that a flow from a pod to this end comes to, as the kernel
+// does: by the address itself, then, if that is a node's or on the pod's own link,
+// among the node ports.
+func (e *Engine) frontOf(from, to end, proto uint8, port uint16) (f Frontend, ok bool) {
+	if from.pod == nil {
+		return f, false
+	}
+	near := to.addr.IsValid() && linkLocal6.Contains(to.addr)
+	for _, a := range e.frontAddresses(from, to) {
+		f = Frontend{a, port, proto}
+		if _, ok := e.fronts.told[f]; ok && (len(e.hostPorts.claims[f]) == 0 || e.knows(from, to)) {
 			return f, true
 		}
 	}
 	switch {
-	case to.isNode, to.other != nil && (to.other.kind == nodePeer || to.other.kind == hostPeer):
-	case to.addr.IsValid() && linkLocal6.Contains(to.addr):
+	case to.isNode, to.other != nil && (to.other.kind == nodePeer || to.other.kind == hostPeer), near:
 	default:
 		return f, false
 	}
@@ -167,4 +180,24 @@ func (e *Engine) frontOf(to end, proto uint8, port uint16) (f Frontend, ok bool)
 		}
 	}
 	return f, false
+}
+
+// frontAddresses are the addresses, in order, at which fronts may be that a flow from
+// a pod to this end comes to.
+func (e *Engine) frontAddresses(from, to end) []netip.Addr {
+	switch {
+	case !to.addr.IsValid() && to.isNode:
+		return slices.SortedFunc(maps.Keys(e.hostPorts.addrs[cmp.Or(to.node, from.node)]), netip.Addr.Compare)
+	case !to.addr.IsValid():
+		return nil
+	case linkLocal6.Contains(to.addr) && from.node == e.nodeName:
+		return []netip.Addr{to.addr, linkLocal6.Addr()}
+	}
+	return []netip.Addr{to.addr}
+}
+
+// knows tells whether the pod's own node knows that the address is a node's: what
+// only the interfaces of a node tell, others don't know.
+func (e *Engine) knows(from, to end) bool {
+	return to.isNode || to.pod != nil || from.node == e.nodeName || len(e.claims.nodes[to.addr]) > 0
 }

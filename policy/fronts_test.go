@@ -25,7 +25,7 @@ func frontsText(e *Engine, fronts map[Frontend]*Front) string {
 	return strings.Join(lines, "\n")
 }
 
-// naiveFronts finds them from nothing but the services.
+// naiveFronts finds them from nothing but the objects.
 func naiveFronts(e *Engine) string {
 	type claim struct {
 		text     string
@@ -63,6 +63,22 @@ func naiveFronts(e *Engine) string {
 		}
 	}
 	var lines []string
+	for f, pods := range naiveHostPorts(e) {
+		text := ""
+		for _, c := range pods {
+			who, _ := e.prefixes.lookup(c.to.Addr())
+			now := fmt.Sprintf("%s:%d", strings.Join(e.IdentityLabels(who.id), ","), c.to.Port())
+			if text != "" && text != now {
+				now = "nobody's"
+			}
+			text = now
+		}
+		if len(claims[f])+len(claims[f.nodePort()]) > 0 {
+			text = "nobody's"
+		}
+		delete(claims, f)
+		lines = append(lines, fmt.Sprintf("%v/%d %s", netip.AddrPortFrom(f.Addr, f.Port), f.Protocol, text))
+	}
 	for f, by := range claims {
 		all := slices.Collect(maps.Values(by))
 		if !slices.ContainsFunc(all, func(c claim) bool { return c.external }) {

@@ -363,6 +363,9 @@ func compareFlows(t *testing.T, e *Engine, tb *tables) (flows int) {
 	if got, want := frontsText(e, tb.fronts), naiveFronts(e); got != want {
 		t.Errorf("fronts:\n%s\nwant\n%s", got, want)
 	}
+	if got, want := hostPortsText(tb), naiveHostPortsText(e); got != want {
+		t.Errorf("host ports:\n%s\nwant\n%s", got, want)
+	}
 	return flows + compareServices(t, e, tb) + compareUnions(t, e, tb)
 }
 

@@ -50,6 +50,13 @@ func (r random) pod(i int) Change {
 	if r.some(20) {
 		p.Ports = append(p.Ports, NamedPort{"dns", protoUDP, 53})
 	}
+	for r.some(40) && len(p.HostPorts) < 3 {
+		hp := HostPort{HostPort: pick[uint16](r, 80, 53, 30080), Port: pick[uint16](r, 80, 5353), Protocol: pick[uint8](r, protoTCP, protoUDP, protoSCTP)}
+		if r.some(50) {
+			hp.HostIP = netip.MustParseAddr(pick(r, "0.0.0.0", "192.168.0.1", "192.168.0.2", "1.2.3.4", "::", "fd00::10", "127.0.0.1", "9.9.9.9"))
+		}
+		p.HostPorts = append(p.HostPorts, hp)
+	}
 	return Change{Object{KindPod, p.Namespace, p.Name}, p}
 }
 
