@@ -105,20 +105,26 @@ func podsOutside(cgroup string, pods []EndpointStatus) (with int, outside []stri
 		}
 		names[l.Attrs().NetNsID] = p.Namespace + "/" + p.Pod
 	}
-	spaces, err := networkNamespaces()
+	kernel, err := netlink.NewHandle(unix.NETLINK_ROUTE)
 	if err != nil {
-		return 0, nil, err
+		return 0, nil, fmt.Errorf("open netlink: %w", err)
+	}
+	defer kernel.Close()
+	entries, err := os.ReadDir("/proc")
+	if err != nil {
+		return 0, nil, fmt.Errorf("list processes: %w", err)
 	}
 	seen := map[string]bool{} // whether a process of it is outside
-	for _, pids := range spaces {
-		id := -1
-		for _, pid := range pids {
-			if id, err = netlink.GetNetNsIdByPid(pid); err == nil {
-				break // else it has ended
-			}
+	for _, e := range entries {
+		pid, err := strconv.Atoi(e.Name())
+		if err != nil {
+			continue
 		}
-		if name := names[id]; name != "" && id >= 0 {
-			seen[name] = seen[name] || slices.ContainsFunc(pids, func(pid int) bool { return !inside[pid] && alive(pid) })
+		// Asked of the kernel by its number: links in /proc to namespaces of others'
+		// processes can't be read without capabilities that the agent has not.
+		id, err := kernel.GetNetNsIdByPid(pid)
+		if name := names[id]; err == nil && id >= 0 && name != "" {
+			seen[name] = seen[name] || !inside[pid] && alive(pid)
 		}
 	}
 	for name, out := range seen {
@@ -157,30 +163,6 @@ func processesBelow(cgroup string) (map[int]bool, error) {
 	})
 	if err != nil {
 		return nil, fmt.Errorf("list the processes of cgroup %s: %w", cgroup, err)
-	}
-	return out, nil
-}
-
-// networkNamespaces lists the processes in each network namespace but our own.
-func networkNamespaces() (map[string][]int, error) {
-	own, err := os.Readlink("/proc/thread-self/ns/net")
-	if err != nil {
-		return nil, fmt.Errorf("look for network namespaces: %w", err)
-	}
-	entries, err := os.ReadDir("/proc")
-	if err != nil {
-		return nil, fmt.Errorf("look for network namespaces: %w", err)
-	}
-	out := map[string][]int{}
-	for _, e := range entries {
-		pid, err := strconv.Atoi(e.Name())
-		if err != nil {
-			continue
-		}
-		ns, err := os.Readlink(filepath.Join("/proc", e.Name(), "ns/net"))
-		if err == nil && ns != own {
-			out[ns] = append(out[ns], pid)
-		}
 	}
 	return out, nil
 }

@@ -4,7 +4,9 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
+	"maps"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -23,7 +25,7 @@ import (
 // service, which does not serve any more: nothing else would tell them, and they
 // would go on sending there (DNS above all). TCP learns it from its peer, and
 // unconnected sockets are sent elsewhere with their next datagram. Pods' network
-// namespaces are found by their processes, and among those that have a name.
+// namespaces are found among those that have a name, and by their processes.
 type destroyer struct {
 	kernel *bpf.Services
 
@@ -105,10 +107,7 @@ func (d *destroyer) destroy(gone map[bpf.Member]bool) (n uint64, err error) {
 		return 0, err
 	}
 	files, err := openNamespaces()
-	if err != nil {
-		return 0, err
-	}
-	var failed []error
+	failed := []error{err}
 	for _, f := range files {
 		found, err := destroyIn(f, cookies)
 		n += found
@@ -118,43 +117,69 @@ func (d *destroyer) destroy(gone map[bpf.Member]bool) (n uint64, err error) {
 	return n, errors.Join(failed...)
 }
 
-// openNamespaces opens all network namespaces but our own.
-func openNamespaces() ([]*os.File, error) {
-	var own, st unix.Stat_t
+// namedNamespaces is where runtimes keep pods' network namespaces. Those of
+// processes are behind links in /proc that only CAP_SYS_PTRACE follows.
+const namedNamespaces = "/run/netns"
+
+// openNamespaces opens the network namespaces that there are but our own, each
+// once. An error tells of those that can't be opened; the others are open all the
+// same.
+func openNamespaces() (out []*os.File, err error) {
+	kernel, err := netlink.NewHandle(unix.NETLINK_ROUTE)
+	if err != nil {
+		return nil, fmt.Errorf("open netlink: %w", err)
+	}
+	defer kernel.Close()
+	var own unix.Stat_t
 	if err := unix.Stat("/proc/thread-self/ns/net", &own); err != nil {
 		return nil, fmt.Errorf("look for network namespaces: %w", err)
 	}
-	spaces, err := networkNamespaces()
-	if err != nil {
-		return nil, err
-	}
 	seen := map[uint64]bool{own.Ino: true}
-	var out []*os.File
-	open := func(path string) bool {
+	opened, refused := map[int]bool{}, map[int]bool{} // by the numbers that veths have them by
+	if id, err := kernel.GetNetNsIdByPid(os.Getpid()); err == nil && id >= 0 {
+		opened[id] = true
+	}
+	open := func(path string) error {
 		f, err := os.Open(path)
 		if err != nil {
-			return false // it has just gone
+			return err
 		}
-		var fs unix.Statfs_t
-		if unix.Fstatfs(int(f.Fd()), &fs) != nil || fs.Type != unix.NSFS_MAGIC || unix.Fstat(int(f.Fd()), &st) != nil || seen[st.Ino] {
-			f.Close()
-			return true
+		var st unix.Stat_t
+		var in unix.Statfs_t
+		if unix.Fstatfs(int(f.Fd()), &in) != nil || in.Type != unix.NSFS_MAGIC || unix.Fstat(int(f.Fd()), &st) != nil || seen[st.Ino] {
+			return f.Close()
 		}
 		seen[st.Ino] = true
+		if id, err := kernel.GetNetNsIdByFd(int(f.Fd())); err == nil && id >= 0 {
+			opened[id] = true
+		}
 		out = append(out, f)
-		return true
+		return nil
 	}
-	for _, pids := range spaces {
-		for _, pid := range pids {
-			if open(filepath.Join("/proc", strconv.Itoa(pid), "ns/net")) {
-				break
-			}
+	named, _ := filepath.Glob(filepath.Join(namedNamespaces, "*")) // the pattern is right
+	for _, path := range named {
+		_ = open(path) // it has just gone, or is nothing of the kind
+	}
+	entries, err := os.ReadDir("/proc")
+	if err != nil {
+		return out, fmt.Errorf("list processes: %w", err)
+	}
+	for _, e := range entries {
+		pid, err := strconv.Atoi(e.Name())
+		if err != nil {
+			continue
+		}
+		id, err := kernel.GetNetNsIdByPid(pid)
+		if err != nil || opened[id] {
+			continue // it has just gone, or is known
+		}
+		if err := open(filepath.Join("/proc", e.Name(), "ns/net")); errors.Is(err, fs.ErrPermission) && id >= 0 {
+			refused[id] = true
 		}
 	}
-	// Where runtimes keep them: a pod's sandbox may have no process.
-	named, _ := filepath.Glob("/run/netns/*") // the pattern is right
-	for _, path := range named {
-		open(path)
+	maps.DeleteFunc(refused, func(id int, _ bool) bool { return opened[id] })
+	if len(refused) > 0 {
+		return out, fmt.Errorf("%d network namespaces are not in %s, and without CAP_SYS_PTRACE can't be entered by their processes", len(refused), namedNamespaces)
 	}
 	return out, nil
 }
