@@ -48,45 +48,73 @@ func NewReferences() *References {
 	}
 }
 
-// Note takes changes, as Engine.Update does. It tells whether anything may be found
+// Note takes changes, as Engine.Apply does. It tells whether anything may be found
 // now that was not, or the other way round. Values of other types are passed over.
 func (r *References) Note(changes []Change) (news bool) {
+	t := touched{pods: map[string]bool{}}
 	for _, c := range changes {
 		switch c.Object.Kind {
 		case KindPod:
 			p, _ := c.Value.(*Pod)
-			news = r.notePod(c.Object, p) || news
+			r.notePod(c.Object, p, &t)
 		case KindNamespace:
 			var labels map[string]string
 			if ns, ok := c.Value.(*Namespace); ok {
 				labels = ns.Labels
 			}
 			if !maps.Equal(labels, r.namespaces[c.Object.Name]) {
-				news = r.podsChanged(c.Object.Name, true) || news
+				t.pods[c.Object.Name] = true
 			}
 			keep(r.namespaces, c.Object.Name, labels, labels != nil)
 		case KindService:
 			s, ok := c.Value.(*Service)
 			keep(r.services, c.Object, s, ok)
-			news = r.objectsChanged(func(p *policyObject) bool { return p.usesServices }) || news
+			t.services = true
 		case KindEndpointSlice:
 			s, ok := c.Value.(*EndpointSlice)
 			keep(r.slices, c.Object, s, ok)
-			news = r.objectsChanged(func(p *policyObject) bool { return p.usesServices }) || news
+			t.services = true
 		case api.KindCiliumCIDRGroup:
 			if g, ok := c.Value.(*api.CIDRGroup); ok {
 				r.groups[c.Object.Name] = newCIDRGroup(g)
 			} else {
 				delete(r.groups, c.Object.Name)
 			}
-			news = r.objectsChanged(func(p *policyObject) bool { return p.usesGroups }) || news
+			t.groups = true
 		case api.KindNetworkPolicy, api.KindCiliumPolicy, api.KindClusterwide:
 			p, ok := c.Value.(*api.Policy)
 			keep(r.policies, c.Object, r.referrer(c.Object, p), ok)
 			news = true
 		}
 	}
+	for _, ref := range r.policies {
+		news = ref.policy != nil && ref.ask(&t) || news
+	}
 	return news
+}
+
+// touched is what changes may make another of what was found.
+type touched struct {
+	groups, services bool
+	// pods of these namespaces may be selected by others; true: some of them are, or
+	// were, on the host network.
+	pods map[string]bool
+}
+
+// ask notes what is to be looked at again. Most policies have no ports by name and
+// select nobody on the host network, so pods that are not there either don't matter
+// to them.
+func (ref *referrer) ask(t *touched) bool {
+	ref.askObjects = ref.askObjects || t.groups && ref.policy.usesGroups || t.services && ref.policy.usesServices
+	for namespace, onHost := range t.pods {
+		if ref.askPods {
+			break
+		}
+		if ref.elsewhere || namespace == ref.policy.object.Namespace {
+			ref.askPods = ref.named || ref.onHost || onHost
+		}
+	}
+	return ref.askObjects || ref.askPods
 }
 
 func keep[K comparable, V any](m map[K]V, key K, value V, there bool) {
@@ -116,11 +144,11 @@ func (r *References) referrer(o Object, src *api.Policy) *referrer {
 	return ref
 }
 
-func (r *References) notePod(o Object, p *Pod) (news bool) {
+func (r *References) notePod(o Object, p *Pod, t *touched) {
 	in := r.pods[o.Namespace]
 	old := in[o]
 	if p == nil && old == nil {
-		return false
+		return
 	}
 	if in == nil {
 		in = map[Object]*Pod{}
@@ -130,37 +158,13 @@ func (r *References) notePod(o Object, p *Pod) (news bool) {
 		delete(r.pods, o.Namespace)
 	}
 	if old == nil || p == nil || !slices.Equal(old.Addresses, p.Addresses) {
-		r.addresses = nil
-		news = r.objectsChanged(func(p *policyObject) bool { return p.usesServices })
+		r.addresses, t.services = nil, true
 	}
 	if old != nil && p != nil && old.HostNetwork == p.HostNetwork && old.ServiceAccount == p.ServiceAccount &&
 		maps.Equal(old.Labels, p.Labels) && slices.Equal(old.Ports, p.Ports) {
-		return news
+		return
 	}
-	return r.podsChanged(o.Namespace, old != nil && old.HostNetwork || p != nil && p.HostNetwork) || news
-}
-
-// podsChanged notes that pods of a namespace may be selected by others. Most
-// policies have no ports by name and select nobody on the host network, so pods
-// that are not there either don't matter to them.
-func (r *References) podsChanged(namespace string, onHost bool) (news bool) {
-	for _, ref := range r.policies {
-		if ref.policy == nil || ref.askPods || !ref.elsewhere && ref.policy.object.Namespace != namespace {
-			continue
-		}
-		ref.askPods = ref.named || ref.onHost || onHost
-		news = news || ref.askPods
-	}
-	return news
-}
-
-func (r *References) objectsChanged(uses func(*policyObject) bool) (news bool) {
-	for _, ref := range r.policies {
-		if ref.policy != nil && uses(ref.policy) {
-			ref.askObjects, news = true, true
-		}
-	}
-	return news
+	t.pods[o.Namespace] = t.pods[o.Namespace] || old != nil && old.HostNetwork || p != nil && p.HostNetwork
 }
 
 // Dangling says of each policy that has any what its rules refer to and is not
@@ -196,7 +200,7 @@ func (r *References) missingPods(ref *referrer) []*api.Error {
 	for _, rule := range ref.policy.rules {
 		if !rule.nodes && !seen[rule.subjectPath()] {
 			seen[rule.subjectPath()] = true
-			if n, example := r.onHostAlone(ref, rule); n > 0 {
+			if example := r.onHostAlone(ref, rule); example != "" {
 				out = append(out, found(ref.policy, rule.subjectPath(),
 					"selects only pods on the host network (%s): those are the node to policies, and no policy for pods holds for them", example))
 			}
@@ -225,31 +229,30 @@ func (r *rule) subjectPath() string {
 	return path + ".endpointSelector"
 }
 
-// onHostAlone counts the pods on the host network that a rule is meant for, if it
-// is for no others, and names one of them.
-func (r *References) onHostAlone(ref *referrer, rule *rule) (n int, example string) {
+// onHostAlone names a pod on the host network that a rule is meant for, if it is
+// for no others; else "".
+func (r *References) onHostAlone(ref *referrer, rule *rule) (example string) {
+	some := func(onHost bool) (found bool) {
+		r.each(rule.namespace, func(p *Pod) bool {
+			found = p.HostNetwork == onHost && rule.selects(r.peer(p))
+			return !found
+		})
+		return found
+	}
+	if !some(true) {
+		return ""
+	}
+	ref.onHost = true
+	if some(false) {
+		return ""
+	}
 	r.each(rule.namespace, func(p *Pod) bool {
-		if p.HostNetwork && rule.selects(r.peer(p)) {
-			n++
-			if name := p.Namespace + "/" + p.Name; example == "" || name < example {
-				example = name
-			}
+		if name := p.Namespace + "/" + p.Name; rule.selects(r.peer(p)) && (example == "" || name < example) {
+			example = name
 		}
 		return true
 	})
-	if n == 0 {
-		return 0, ""
-	}
-	ref.onHost = true
-	alone := true
-	r.each(rule.namespace, func(p *Pod) bool {
-		alone = p.HostNetwork || !rule.selects(r.peer(p))
-		return alone
-	})
-	if !alone {
-		return 0, ""
-	}
-	return n, example
+	return example
 }
 
 // withoutPort counts the pods that a port by name is about, if none of them has it.
