@@ -49,6 +49,7 @@ func stories() []story {
 		{"http", (*deployed).http},
 		{"names", (*deployed).names},
 		{"across nodes", (*deployed).across},
+		{"services", (*deployed).services},
 		{"conditions", (*deployed).conditions},
 		{"shown inside the pod", (*deployed).shown},
 		{"agent killed", (*deployed).agentKilled},
@@ -171,7 +172,7 @@ func bringUp(t *testing.T, config cluster.Config) *deployed {
 func pods(here, there string) string {
 	return namespaceYAML("tenant-a", "tenant: a") + namespaceYAML("tenant-b", "tenant: b") + namespaceYAML("stranger", "") +
 		namespaceYAML("ingress", "role: ingress") + namespaceYAML("monitoring", "role: monitoring") +
-		namespaceYAML("http", "") + namespaceYAML("names", "") + namespaceYAML("across", "") +
+		namespaceYAML("http", "") + namespaceYAML("names", "") + namespaceYAML("across", "") + namespaceYAML("services", "") +
 		podYAML(here, "tenant-a", "web") + podYAML(there, "tenant-a", "client") + podYAML(here, "tenant-b", "web") +
 		podYAML(here, "ingress", "controller") + podYAML(there, "monitoring", "prometheus") + podYAML(there, "stranger", "client") +
 		podYAML(here, "http", "web") + podYAML(here, "http", "echo") + podYAML(here, "http", "client") + podYAML(there, "http", "other") +
