@@ -50,7 +50,7 @@
 //   - Tagged frames pass: they are judged at the VLAN's interface. Multicast is to
 //     no address of the node.
 //   - A port of the node that something else than a service translates (hostPort)
-//     is judged as the node's.
+//     is judged as the node's, where the node's own policy is asked.
 //
 // # Services
 //
@@ -64,7 +64,8 @@
 //
 // What was not translated there comes to from_pod with an address of the service,
 // where policy is asked for the service by it: cluster IPs are in ipcache, the others
-// in fronts (find_front).
+// in fronts (find_front). Host ports of pods are like services with one backend, and in
+// fronts with the pod's identity.
 //
 // What is easily got wrong:
 //

@@ -45,6 +45,10 @@
 // may be its own are told as Strangers; where they may be one of several pods',
 // union.go makes of the pods' policies one that is as strict as all of them.
 //
+// A service's addresses beside its cluster IPs, and the host ports of pods, lead past
+// what the address itself is: frontends tell sockets where (frontends.go,
+// host_ports.go), fronts what a packet is judged as that goes there (fronts.go).
+//
 // The node itself is a subject as well where policies select it (node.go). What
 // passes at it all the same, fail-safe traffic and node ports, is a second policy
 // (always.go), asked where the first denies.
