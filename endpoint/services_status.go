@@ -16,7 +16,7 @@ type ServicesStatus struct {
 	Why string `json:"why,omitempty"`
 	// Cgroup whose processes' sockets are seen.
 	Cgroup    string `json:"cgroup,omitempty"`
-	Services  int    `json:"services"`
+	Services  int    `json:"services"`  // and pods with host ports
 	Frontends int    `json:"frontends"` // addresses and ports that lead to them
 	Backends  int    `json:"backends"`
 	// Pods of this node that have processes, and those of them that have some
