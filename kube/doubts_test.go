@@ -4,6 +4,7 @@ import (
 	"context"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -17,8 +18,13 @@ import (
 func TestDoubts(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		d := NewDoubts()
+		var mu sync.Mutex // a timer brings Run about, which orders nothing
 		var changed []string
-		d.changed = func(o policy.Object) { changed = append(changed, o.Name) }
+		d.changed = func(o policy.Object) {
+			mu.Lock()
+			defer mu.Unlock()
+			changed = append(changed, o.Name)
+		}
 		ctx, cancel := context.WithCancel(t.Context())
 		done := make(chan error, 1)
 		go func() { done <- d.Run(ctx) }()
@@ -65,6 +71,8 @@ func TestDoubts(t *testing.T) {
 		}
 		told := func(want ...string) {
 			t.Helper()
+			mu.Lock()
+			defer mu.Unlock()
 			if !slices.Equal(changed, want) {
 				t.Errorf("changed: %q, want %q", changed, want)
 			}
