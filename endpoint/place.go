@@ -101,6 +101,25 @@ func (r *realiser) attachAll() (written int, err error) {
 	return written, errors.Join(errs...)
 }
 
+// closeNew puts the programs on veths that have just come, before the proxy is
+// waited for: their pods are about to send. Until the policy is there they let
+// nothing pass.
+func (r *realiser) closeNew() (written int, err error) {
+	var fresh []uint32
+	for index := range r.devices.want {
+		_, there := r.devices.have[index]
+		if s := r.strangers[int(index)]; !there && s != nil && s.isNew {
+			fresh = append(fresh, index)
+		}
+	}
+	if len(fresh) == 0 {
+		return 0, nil
+	}
+	devices, err := r.devices.updateOnly(fresh, nil)
+	rows, attachErr := r.attachAll()
+	return devices + rows, errors.Join(err, attachErr)
+}
+
 // readAttached asks the kernel which interfaces have the programs.
 func (r *realiser) readAttached() (map[int]bool, error) {
 	list, err := r.k.attached()

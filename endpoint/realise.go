@@ -227,6 +227,7 @@ func (r *realiser) realise(ctx context.Context, mayDelete bool) error {
 		}
 	}
 	_, numbersErr := r.numbers.update(nil)
+	count(r.closeNew())
 	rulesErr := r.ruleSets.update(ctx, r.unrecorded)
 	count(r.policies.update())
 	if len(r.policies.stuck) > 0 && mayDelete {

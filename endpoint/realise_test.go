@@ -195,6 +195,44 @@ func TestRealiseAttachFirst(t *testing.T) {
 	}
 }
 
+// TestRealiseClosesNewVeths: a pod that starts is not open while the proxy is
+// waited for, one that was there before is not cut off.
+func TestRealiseClosesNewVeths(t *testing.T) {
+	for _, isNew := range []bool{true, false} {
+		f := newFakeKernel()
+		h := &waitedFor{fakeKernel: f}
+		r := newRealiser(f.kernel(), h)
+		d := delta("10.0.0.1", "1", 5, resolved(true, ruled80))
+		d.RuleSets = map[uint32]*policy.RuleSet{7: {ID: 7}}
+		r.fold(d)
+		r.veths = testVeths(testVeth(3, "10.0.0.1"))
+		r.strangers[3] = &stranger{isNew: isNew}
+		r.place()
+		pass(t, r)
+		if h.attached != isNew || h.policies != 0 {
+			t.Errorf("new %v: when the proxy was asked it was attached: %v, with %d policies", isNew, h.attached, h.policies)
+		}
+		if !f.programs[3] || len(f.policies.m) != 1 || len(f.endpoints.m) != 1 {
+			t.Errorf("new %v: after the pass: %v, %v, %v", isNew, f.programs, f.policies.m, f.endpoints.m)
+		}
+	}
+}
+
+// waitedFor notes what there is when the proxy is first asked.
+type waitedFor struct {
+	*fakeKernel
+	asked, attached bool
+	policies        int
+}
+
+// SetRuleSets implements RuleSets.
+func (w *waitedFor) SetRuleSets(ctx context.Context, upsert []*policy.RuleSet, remove []uint32) error {
+	if !w.asked {
+		w.asked, w.attached, w.policies = true, w.programs[3], len(w.fakeKernel.policies.m)
+	}
+	return w.fakeKernel.SetRuleSets(ctx, upsert, remove)
+}
+
 // Whatever fails, the next passes converge.
 func TestRealiseConverges(t *testing.T) {
 	rng := rand.New(rand.NewPCG(3, 4))
