@@ -209,12 +209,16 @@ func (d *deployed) weir(args ...string) string {
 }
 
 // weirOn runs weir in the agent's container on a node. During an update that is
-// one of the two.
+// one of the two, but none that ends.
 func (d *deployed) weirOn(node string, args ...string) string {
 	d.t.Helper()
-	pod := d.kubectl("", "-n", "weir-system", "get", "pods", "-l", "app.kubernetes.io/name=weir",
-		"--field-selector=status.phase=Running,spec.nodeName="+node, "--output=jsonpath={.items[0].metadata.name}")
-	return d.kubectl("", append([]string{"-n", "weir-system", "exec", pod, "-c", "agent", "--", "/weir"}, args...)...)
+	pods := strings.Fields(d.kubectl("", "-n", "weir-system", "get", "pods", "-l", "app.kubernetes.io/name=weir",
+		"--field-selector=status.phase=Running,spec.nodeName="+node,
+		"--output=go-template={{range .items}}{{if not .metadata.deletionTimestamp}}{{.metadata.name}} {{end}}{{end}}"))
+	if len(pods) == 0 {
+		d.t.Fatalf("no pod of Weir runs on %s", node)
+	}
+	return d.kubectl("", append([]string{"-n", "weir-system", "exec", pods[0], "-c", "agent", "--", "/weir"}, args...)...)
 }
 
 // enforced returns once all objects that are there are enforced, on all nodes.
