@@ -1,7 +1,6 @@
 package policy
 
 import (
-	"cmp"
 	"slices"
 
 	"github.com/weirnet/weir/identity"
@@ -112,6 +111,4 @@ func (f *enforcement) seeBehind(p *peer, at []ports, t template) (template, erro
 	return t, nil
 }
 
-func (e entryFor) compare(o entryFor) int {
-	return cmp.Or(cmp.Compare(e.ports.proto, o.ports.proto), cmp.Compare(e.ports.port, o.ports.port), cmp.Compare(e.ports.bits, o.ports.bits))
-}
+func (e entryFor) compare(o entryFor) int { return e.ports.compare(o.ports) }

@@ -284,16 +284,3 @@ func (e *Engine) seeHostPorts(see func(*peer, ports)) {
 		}
 	}
 }
-
-func addTo[K, V comparable](m map[K]map[V]struct{}, k K, v V) {
-	if m[k] == nil {
-		m[k] = map[V]struct{}{}
-	}
-	m[k][v] = struct{}{}
-}
-
-func takeFrom[K, V comparable](m map[K]map[V]struct{}, k K, v V) {
-	if delete(m[k], v); len(m[k]) == 0 {
-		delete(m, k)
-	}
-}

@@ -197,10 +197,7 @@ func (t *peerTable) acquire(want *peer) (*peer, error) {
 	t.byID[want.id] = want
 	switch want.kind {
 	case podPeer:
-		if t.pods[want.namespace] == nil {
-			t.pods[want.namespace] = map[*peer]struct{}{}
-		}
-		t.pods[want.namespace][want] = struct{}{}
+		addTo(t.pods, want.namespace, want)
 	case namesPeer:
 		t.names[want] = struct{}{}
 	default:
@@ -240,10 +237,7 @@ func (t *peerTable) sweep() (added, removed []*peer) {
 			delete(t.byID, p.id)
 		}
 		if p.kind == podPeer {
-			delete(t.pods[p.namespace], p)
-			if len(t.pods[p.namespace]) == 0 {
-				delete(t.pods, p.namespace)
-			}
+			takeFrom(t.pods, p.namespace, p)
 		} else {
 			delete(t.others, p)
 			delete(t.names, p)

@@ -1,6 +1,7 @@
 package policy
 
 import (
+	"cmp"
 	"math/bits"
 	"slices"
 )
@@ -62,14 +63,10 @@ func appendRange(out []ports, proto uint8, first, last uint16) []ports {
 
 // sortPorts orders and removes repetition.
 func sortPorts(ps []ports) []ports {
-	slices.SortFunc(ps, func(a, b ports) int {
-		if a.proto != b.proto {
-			return int(a.proto) - int(b.proto)
-		}
-		if a.port != b.port {
-			return int(a.port) - int(b.port)
-		}
-		return int(a.bits) - int(b.bits)
-	})
+	slices.SortFunc(ps, ports.compare)
 	return slices.Compact(ps)
+}
+
+func (p ports) compare(o ports) int {
+	return cmp.Or(cmp.Compare(p.proto, o.proto), cmp.Compare(p.port, o.port), cmp.Compare(p.bits, o.bits))
 }

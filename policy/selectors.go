@@ -238,10 +238,7 @@ func (t *selectorTable) acquire(want *selector, peers *peerTable) *selector {
 	switch {
 	case sel.scope == podScope && sel.namespaces != nil:
 		for _, ns := range sel.namespaces {
-			if t.byNamespace[ns] == nil {
-				t.byNamespace[ns] = map[*selector]struct{}{}
-			}
-			t.byNamespace[ns][sel] = struct{}{}
+			addTo(t.byNamespace, ns, sel)
 			consider(peers.pods[ns])
 		}
 		return sel
@@ -269,10 +266,7 @@ func (t *selectorTable) release(s *selector) {
 	delete(t.pods, s)
 	delete(t.others, s)
 	for _, ns := range s.namespaces {
-		delete(t.byNamespace[ns], s)
-		if len(t.byNamespace[ns]) == 0 {
-			delete(t.byNamespace, ns)
-		}
+		takeFrom(t.byNamespace, ns, s)
 	}
 }
 

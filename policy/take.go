@@ -77,10 +77,7 @@ func (e *Engine) takePod(o Object, src *Pod) {
 		}
 		p = &pod{object: o}
 		e.pods[o] = p
-		if e.byNS[o.Namespace] == nil {
-			e.byNS[o.Namespace] = map[*pod]struct{}{}
-		}
-		e.byNS[o.Namespace][p] = struct{}{}
+		addTo(e.byNS, o.Namespace, p)
 	}
 	e.claimAddresses(p, false)
 	p.src = src
@@ -88,10 +85,7 @@ func (e *Engine) takePod(o Object, src *Pod) {
 	p.gone = src == nil
 	if p.gone {
 		delete(e.pods, o)
-		delete(e.byNS[o.Namespace], p)
-		if len(e.byNS[o.Namespace]) == 0 {
-			delete(e.byNS, o.Namespace)
-		}
+		takeFrom(e.byNS, o.Namespace, p)
 	}
 	e.dirty.pods[p] = struct{}{}
 }
@@ -241,10 +235,7 @@ func (e *Engine) claimBackends(s *service, sl *EndpointSlice, add bool) {
 			e.claims.apiServer(a, add)
 		}
 		if add {
-			if e.claims.backends[a] == nil {
-				e.claims.backends[a] = map[*service]struct{}{}
-			}
-			e.claims.backends[a][s] = struct{}{}
+			addTo(e.claims.backends, a, s)
 			continue
 		}
 		still := false
@@ -252,10 +243,7 @@ func (e *Engine) claimBackends(s *service, sl *EndpointSlice, add bool) {
 			still = still || slices.Contains(other.Addresses, a)
 		}
 		if !still {
-			delete(e.claims.backends[a], s)
-			if len(e.claims.backends[a]) == 0 {
-				delete(e.claims.backends, a)
-			}
+			takeFrom(e.claims.backends, a, s)
 		}
 	}
 }
