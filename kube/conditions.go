@@ -144,18 +144,19 @@ func (c *Conditions) again(key policy.Object) {
 }
 
 // After returns a sink that notes what next has taken.
-func (c *Conditions) After(next Sink) Sink { return notingSink{next, c} }
+func (c *Conditions) After(next Sink) Sink { return notingSink{next, c.Note} }
 
+// notingSink has somebody note what the next sink has taken.
 type notingSink struct {
 	next Sink
-	c    *Conditions
+	note func([]policy.Change)
 }
 
 func (s notingSink) Submit(ctx context.Context, changes []policy.Change) error {
 	if err := s.next.Submit(ctx, changes); err != nil {
 		return err
 	}
-	s.c.Note(changes)
+	s.note(changes)
 	return nil
 }
 

@@ -41,25 +41,16 @@ func NewDoubts() *Doubts {
 }
 
 // After returns a sink that notes what next has taken.
-func (d *Doubts) After(next Sink) Sink { return doubtingSink{next, d} }
+func (d *Doubts) After(next Sink) Sink { return notingSink{next, d.note} }
 
-type doubtingSink struct {
-	next Sink
-	d    *Doubts
-}
-
-func (s doubtingSink) Submit(ctx context.Context, changes []policy.Change) error {
-	if err := s.next.Submit(ctx, changes); err != nil {
-		return err
-	}
-	s.d.mu.Lock()
-	s.d.pending = append(s.d.pending, changes...)
-	s.d.mu.Unlock()
+func (d *Doubts) note(changes []policy.Change) {
+	d.mu.Lock()
+	d.pending = append(d.pending, changes...)
+	d.mu.Unlock()
 	select {
-	case s.d.wake <- struct{}{}:
+	case d.wake <- struct{}{}:
 	default:
 	}
-	return nil
 }
 
 // Run looks, until ctx is done. It runs once.
