@@ -110,22 +110,14 @@ func podsOutside(cgroup string, pods []EndpointStatus) (with int, outside []stri
 		return 0, nil, fmt.Errorf("open netlink: %w", err)
 	}
 	defer kernel.Close()
-	entries, err := os.ReadDir("/proc")
-	if err != nil {
-		return 0, nil, fmt.Errorf("list processes: %w", err)
-	}
 	seen := map[string]bool{} // whether a process of it is outside
-	for _, e := range entries {
-		pid, err := strconv.Atoi(e.Name())
-		if err != nil {
-			continue
-		}
-		// Asked of the kernel by its number: links in /proc to namespaces of others'
-		// processes can't be read without capabilities that the agent has not.
-		id, err := kernel.GetNetNsIdByPid(pid)
-		if name := names[id]; err == nil && id >= 0 && name != "" {
+	err = eachProcess(kernel, func(pid, space int) {
+		if name := names[space]; space >= 0 && name != "" {
 			seen[name] = seen[name] || !inside[pid] && alive(pid)
 		}
+	})
+	if err != nil {
+		return 0, nil, err
 	}
 	for name, out := range seen {
 		if out {
@@ -134,6 +126,27 @@ func podsOutside(cgroup string, pods []EndpointStatus) (with int, outside []stri
 	}
 	slices.Sort(outside)
 	return len(seen), outside, nil
+}
+
+// eachProcess tells of all processes, and of the number that veths have their network
+// namespaces by; -1: none leads there. It asks the kernel by the process's number:
+// links in /proc to namespaces of others' processes can't be read without
+// capabilities that the agent has not.
+func eachProcess(kernel *netlink.Handle, do func(pid, space int)) error {
+	entries, err := os.ReadDir("/proc")
+	if err != nil {
+		return fmt.Errorf("list processes: %w", err)
+	}
+	for _, e := range entries {
+		pid, err := strconv.Atoi(e.Name())
+		if err != nil {
+			continue
+		}
+		if space, err := kernel.GetNetNsIdByPid(pid); err == nil { // else it has just gone
+			do(pid, space)
+		}
+	}
+	return nil
 }
 
 // processesBelow lists the processes of a cgroup and those below it, as far as

@@ -160,22 +160,17 @@ func openNamespaces() (out []*os.File, err error) {
 	for _, path := range named {
 		_ = open(path) // it has just gone, or is nothing of the kind
 	}
-	entries, err := os.ReadDir("/proc")
+	err = eachProcess(kernel, func(pid, space int) {
+		if opened[space] {
+			return
+		}
+		path := filepath.Join("/proc", strconv.Itoa(pid), "ns/net")
+		if err := open(path); errors.Is(err, fs.ErrPermission) && space >= 0 {
+			refused[space] = true
+		}
+	})
 	if err != nil {
-		return out, fmt.Errorf("list processes: %w", err)
-	}
-	for _, e := range entries {
-		pid, err := strconv.Atoi(e.Name())
-		if err != nil {
-			continue
-		}
-		id, err := kernel.GetNetNsIdByPid(pid)
-		if err != nil || opened[id] {
-			continue // it has just gone, or is known
-		}
-		if err := open(filepath.Join("/proc", e.Name(), "ns/net")); errors.Is(err, fs.ErrPermission) && id >= 0 {
-			refused[id] = true
-		}
+		return out, err
 	}
 	maps.DeleteFunc(refused, func(id int, _ bool) bool { return opened[id] })
 	if len(refused) > 0 {
