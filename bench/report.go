@@ -1,30 +1,22 @@
 package main
 
 import (
-	"bufio"
 	"context"
-	"encoding/json"
 	"fmt"
 	"io"
 	"math"
-	"os"
 	"os/exec"
-	"path/filepath"
 	"slices"
 	"strings"
 	"text/tabwriter"
 	"time"
 
-	"golang.org/x/sys/unix"
+	"github.com/weirnet/weir/bench/record"
 )
 
 // report is all that one run found.
 type report struct {
-	Date     time.Time         `json:"date"`
-	Commit   string            `json:"commit"`
-	Kernel   string            `json:"kernel"`
-	CPU      string            `json:"cpu"`
-	CPUs     int               `json:"cpus"`
+	record.Run
 	Versions map[string]string `json:"versions"`
 	Workers  int               `json:"workers"`
 	Rounds   int               `json:"rounds"`
@@ -45,14 +37,10 @@ type figure struct {
 }
 
 func newReport(ctx context.Context, o options) *report {
-	var uts unix.Utsname
-	_ = unix.Uname(&uts) // only fails for a bad pointer
 	r := &report{
-		Date: time.Now().UTC().Truncate(time.Second), Kernel: unix.ByteSliceToString(uts.Release[:]),
+		Run:     record.Here(firstLine(ctx, "git", "describe", "--always", "--dirty")),
 		Workers: o.workers, Rounds: o.effort.rounds, Seconds: o.effort.duration.Seconds(), Versions: map[string]string{},
 	}
-	r.CPU, r.CPUs = cpuModel()
-	r.Commit = firstLine(ctx, "git", "describe", "--always", "--dirty")
 	r.Versions["go"] = firstLine(ctx, "go", "version")
 	r.Versions["wrk"] = firstLine(ctx, "wrk", "-v")
 	r.Versions["nginx"] = firstLine(ctx, "nginx", "-v")
@@ -70,25 +58,6 @@ func firstLine(ctx context.Context, name string, args ...string) string {
 	out, _ := exec.CommandContext(ctx, name, args...).CombinedOutput() // some exit with 1 after their version
 	line, _, _ := strings.Cut(strings.TrimSpace(string(out)), "\n")
 	return strings.TrimSpace(line)
-}
-
-func cpuModel() (string, int) {
-	f, err := os.Open("/proc/cpuinfo")
-	if err != nil {
-		return "unknown", 0
-	}
-	defer f.Close()
-	model, n := "unknown", 0
-	for sc := bufio.NewScanner(f); sc.Scan(); {
-		key, value, _ := strings.Cut(sc.Text(), ":")
-		switch strings.TrimSpace(key) {
-		case "model name":
-			model = strings.TrimSpace(value)
-		case "processor":
-			n++
-		}
-	}
-	return model, n
 }
 
 // cell returns a measured cell by name.
@@ -167,28 +136,5 @@ func number(v float64) string {
 
 // write keeps the run under outDir and prints it.
 func (r *report) write(o options) error {
-	if err := os.MkdirAll(o.outDir, 0o755); err != nil {
-		return err
-	}
-	j, err := json.MarshalIndent(r, "", "  ")
-	if err != nil {
-		return err
-	}
-	var text strings.Builder
-	if err := r.print(&text); err != nil {
-		return err
-	}
-	name := filepath.Join(o.outDir, r.Date.Format("20060102T150405Z"))
-	if err := os.WriteFile(name+".json", append(j, '\n'), 0o644); err != nil {
-		return err
-	}
-	if err := os.WriteFile(name+".md", []byte(text.String()), 0o644); err != nil {
-		return err
-	}
-	if o.json {
-		fmt.Println(string(j))
-		return nil
-	}
-	fmt.Print(text.String())
-	return nil
+	return r.Keep(o.outDir, "", r, r.print, o.json)
 }

@@ -1,31 +1,23 @@
 package main
 
 import (
-	"bufio"
 	"context"
-	"encoding/json"
 	"fmt"
 	"io"
 	"math"
 	"os"
 	"os/exec"
-	"path/filepath"
 	"strings"
 	"text/tabwriter"
 	"time"
 
-	"golang.org/x/sys/unix"
-
+	"github.com/weirnet/weir/bench/record"
 	"github.com/weirnet/weir/test/apiserver"
 )
 
 // report is all that one run found.
 type report struct {
-	Date     time.Time         `json:"date"`
-	Commit   string            `json:"commit"`
-	Kernel   string            `json:"kernel"`
-	CPU      string            `json:"cpu"`
-	CPUs     int               `json:"cpus"`
+	record.Run
 	Load     string            `json:"load"` // averages of the machine's load before the run
 	Versions map[string]string `json:"versions"`
 	Size     size              `json:"size"`
@@ -44,15 +36,11 @@ type figure struct {
 }
 
 func newReport(ctx context.Context, s size) *report {
-	var uts unix.Utsname
-	_ = unix.Uname(&uts) // only fails for a bad pointer
 	load, _ := os.ReadFile("/proc/loadavg")
 	r := &report{
-		Date: time.Now().UTC().Truncate(time.Second), Kernel: unix.ByteSliceToString(uts.Release[:]), Size: s,
-		Commit: firstLine(ctx, "git", "describe", "--always", "--dirty"),
-		Load:   strings.Join(strings.Fields(string(load))[:min(3, len(strings.Fields(string(load))))], " "),
+		Run: record.Here(firstLine(ctx, "git", "describe", "--always", "--dirty")), Size: s,
+		Load: strings.Join(strings.Fields(string(load))[:min(3, len(strings.Fields(string(load))))], " "),
 	}
-	r.CPU, r.CPUs = cpuModel()
 	r.Versions = map[string]string{"kubernetes": apiserver.Version, "go": firstLine(ctx, "go", "version")}
 	if etcd, err := apiserver.Binary("etcd"); err == nil {
 		r.Versions["etcd"] = strings.TrimPrefix(firstLine(ctx, etcd, "--version"), "etcd Version: ")
@@ -65,25 +53,6 @@ func firstLine(ctx context.Context, name string, args ...string) string {
 	out, _ := exec.CommandContext(ctx, name, args...).Output() // then there is none
 	line, _, _ := strings.Cut(strings.TrimSpace(string(out)), "\n")
 	return line
-}
-
-func cpuModel() (model string, n int) {
-	model = "unknown"
-	f, err := os.Open("/proc/cpuinfo")
-	if err != nil {
-		return model, 0
-	}
-	defer f.Close()
-	for sc := bufio.NewScanner(f); sc.Scan(); {
-		key, value, _ := strings.Cut(sc.Text(), ":")
-		switch strings.TrimSpace(key) {
-		case "model name":
-			model = strings.TrimSpace(value)
-		case "processor":
-			n++
-		}
-	}
-	return model, n
 }
 
 // add states a figure that nothing is demanded of.
@@ -137,28 +106,5 @@ func number(v float64) string {
 
 // write keeps the report below dir, and prints it.
 func (r *report) write(dir string, asJSON bool) error {
-	if err := os.MkdirAll(dir, 0o755); err != nil {
-		return err
-	}
-	j, err := json.MarshalIndent(r, "", "  ")
-	if err != nil {
-		return err
-	}
-	var text strings.Builder
-	if err := r.print(&text); err != nil {
-		return err
-	}
-	name := filepath.Join(dir, r.Date.Format("20060102T150405Z")+"-kube")
-	if err := os.WriteFile(name+".json", append(j, '\n'), 0o644); err != nil {
-		return err
-	}
-	if err := os.WriteFile(name+".md", []byte(text.String()), 0o644); err != nil {
-		return err
-	}
-	if asJSON {
-		fmt.Println(string(j))
-		return nil
-	}
-	fmt.Print(text.String())
-	return nil
+	return r.Keep(dir, "-kube", r, r.print, asJSON)
 }
